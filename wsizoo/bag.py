@@ -1,0 +1,291 @@
+"""Bag: one slide as a set of patches. BagBatch: several slides packed end to end."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsizoo.errors import BagError
+from wsizoo.fingerprint import Fingerprint
+
+CONCAT_GAP = 1024  # empty cells between the slides of a patient; beyond any local receptive field
+PATCH_MPP_TOLERANCE = 0.02  # relative difference of patch widths in microns that counts as another
+
+
+@dataclass(frozen=True, eq=False)
+class Bag:
+    """One slide.
+
+    Args:
+        features: (N, D) float, or (N, 3, H, W) uint8 for models that read pixels.
+        coords: (N, 2) int64, level-0 px, (x, y), top-left of each patch; or None.
+        spacing: level-0 px between neighbouring patches (float), or None.
+        footprint: edge of a patch in level-0 px (float), default `spacing`.
+        mpp: microns per level-0 px, or None.
+        encoder: what made the features, or None for a bag made by hand.
+        slide_id: name of the slide, used in messages and outputs.
+        target: training only: any of `label`; `time`, `event`; `instances` (N,); `value`.
+        parts: (M+1,) int64, where the slides of a patient begin and end, after `concat`.
+
+    Raises:
+        BagError: shapes, dtypes or lengths that do not fit together.
+    """
+
+    features: Tensor
+    coords: Tensor | None = None
+    spacing: float | None = None
+    footprint: float | None = None
+    mpp: float | None = None
+    encoder: Fingerprint | None = None
+    slide_id: str = "bag"
+    target: Mapping[str, Any] | None = None
+    parts: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        self._check_features()
+        self._check_coords()
+        for name in ("spacing", "footprint", "mpp"):
+            value = getattr(self, name)
+            if value is not None and not 0 < float(value) < float("inf"):
+                raise BagError(f"{self.slide_id}: {name} is {value}, expected a positive number")
+        if self.footprint is None:
+            object.__setattr__(self, "footprint", self.spacing)
+        if isinstance(self.encoder, str):
+            object.__setattr__(self, "encoder", Fingerprint(encoder=self.encoder, declared=True))
+
+    def _check_features(self) -> None:
+        f = self.features
+        if not isinstance(f, Tensor):
+            raise BagError(
+                f"{self.slide_id}: features are a {type(f).__name__}, expected a torch tensor "
+                "(torch.as_tensor(features))"
+            )
+        vectors = f.ndim == 2 and f.is_floating_point()
+        pixels = f.ndim == 4 and f.dtype == torch.uint8 and f.shape[1] == 3
+        if not (vectors or pixels):
+            raise BagError(
+                f"{self.slide_id}: features are {tuple(f.shape)} {f.dtype}, expected (N, D) float "
+                "or (N, 3, H, W) uint8"
+            )
+
+    def _check_coords(self) -> None:
+        c = self.coords
+        if c is None:
+            return
+        if not isinstance(c, Tensor) or c.dtype != torch.int64 or c.shape != (len(self), 2):
+            got = f"{tuple(c.shape)} {c.dtype}" if isinstance(c, Tensor) else type(c).__name__
+            raise BagError(
+                f"{self.slide_id}: coords are {got}, expected ({len(self)}, 2) int64 level-0 px "
+                "(x, y), one row a patch (coords.round().long())"
+            )
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features; for pixels the number of channels."""
+        return int(self.features.shape[1])
+
+    @property
+    def device(self) -> torch.device:
+        return self.features.device
+
+    def replace(self, **changes: Any) -> Bag:
+        return dataclasses.replace(self, **changes)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bag:
+        """Move tensors; `dtype` applies to float features only (pixels stay uint8)."""
+        f = self.features
+        f = f.to(device=device, dtype=dtype if f.is_floating_point() else None)
+        coords = None if self.coords is None else self.coords.to(device)
+        return self if f is self.features and coords is self.coords else self.replace(
+            features=f, coords=coords
+        )
+
+    def subset(self, index: Tensor) -> Bag:
+        """The patches at `index` (K,) int64, in that order; per-patch targets go along."""
+        target = self.target
+        if target is not None and "instances" in target:
+            target = {**target, "instances": target["instances"][index]}
+        coords = None if self.coords is None else self.coords[index]
+        return self.replace(
+            features=self.features[index], coords=coords, target=target, parts=None
+        )
+
+    def grid(self) -> Tensor:
+        """Integer cells (N, 2): round(coords / spacing) from level-0 (0, 0), the only definition.
+
+        Raises:
+            BagError: without coords or spacing.
+        """
+        if self.coords is None or self.spacing is None:
+            missing = "coords" if self.coords is None else "spacing"
+            raise BagError(
+                f"{self.slide_id} has no {missing}, so no grid. Make it with "
+                "Bag(features, coords=xy, spacing=level0_px_between_patches)"
+            )
+        return torch.round(self.coords.double() / self.spacing).long()  # (N, 2)
+
+    def require_unique_cells(self) -> Tensor:
+        """`grid()`, checked: no two patches share a cell.
+
+        Raises:
+            BagError: with the number of collisions and the first pair.
+        """
+        cells = self.grid()
+        if len(cells) < 2:
+            return cells
+        low = cells.min(0).values
+        width = cells[:, 1].max() - low[1] + 1
+        key = (cells[:, 0] - low[0]) * width + cells[:, 1] - low[1]  # (N,)
+        ordered, order = torch.sort(key, stable=True)
+        same = torch.nonzero(ordered[1:] == ordered[:-1])[:, 0]
+        if len(same):
+            first, second = int(order[same[0]]), int(order[same[0] + 1])
+            raise BagError(
+                f"{self.slide_id}: {len(same)} patches share a grid cell with another, first "
+                f"patches {first} and {second} in cell {tuple(cells[first].tolist())} (spacing "
+                f"{self.spacing}). The coordinates are not on one grid of this spacing; "
+                "extract the slide again: wsizoo extract SLIDE -e ENCODER"
+            )
+        return cells
+
+    @staticmethod
+    def concat(bags: Sequence[Bag], gap: int = CONCAT_GAP) -> Bag:
+        """Join the slides of a patient into one bag.
+
+        With coords, each slide's grid is moved beside the one before, `gap` empty cells apart (more
+        than any receptive field), and multiplied by the first spacing. `parts` splits back.
+
+        Raises:
+            BagError: no bags; widths, encoders or patch sizes in microns that differ; some with
+                coords and some without.
+        """
+        _check_concat(bags)
+        first = bags[0]
+        if len(bags) == 1:
+            return first.replace(parts=torch.tensor([0, len(first)]))
+        offsets = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
+        coords = None
+        if first.coords is not None and first.spacing is not None:
+            moved, start = [], 0
+            for bag in bags:
+                cells = bag.grid()
+                if len(cells):
+                    cells = cells - cells.min(0).values + torch.tensor([start, 0]).to(cells)
+                    start = int(cells[:, 0].max()) + 1 + gap
+                moved.append(cells)
+            coords = torch.round(torch.cat(moved).double() * first.spacing).long()
+        return Bag(
+            features=torch.cat([bag.features for bag in bags]),
+            coords=coords,
+            spacing=first.spacing,
+            footprint=first.footprint,
+            mpp=first.mpp,
+            encoder=first.encoder,
+            slide_id="+".join(bag.slide_id for bag in bags),
+            target=_joined_target(bags),
+            parts=offsets,
+        )
+
+
+def _check_concat(bags: Sequence[Bag]) -> None:
+    if not bags:
+        raise BagError("Bag.concat needs at least one bag")
+    first = bags[0]
+    for bag in bags[1:]:
+        if bag.features.shape[1:] != first.features.shape[1:]:
+            raise BagError(
+                f"{first.slide_id} and {bag.slide_id} have features of different shape, "
+                f"{tuple(first.features.shape[1:])} and {tuple(bag.features.shape[1:])}"
+            )
+        if (bag.coords is None) != (first.coords is None):
+            raise BagError(f"{first.slide_id} and {bag.slide_id}: only one of them has coords")
+        if first.encoder and bag.encoder:
+            first.encoder.check_accepts(bag.encoder, first.slide_id, bag.slide_id)
+        if first.mpp and bag.mpp and first.footprint and bag.footprint:
+            mine, theirs = first.footprint * first.mpp, bag.footprint * bag.mpp
+            if abs(mine - theirs) > PATCH_MPP_TOLERANCE * mine:
+                raise BagError(
+                    f"patches of {first.slide_id} are {mine:.1f} um wide, those of {bag.slide_id} "
+                    f"{theirs:.1f} um: extract both at one scale"
+                )
+
+
+def _joined_target(bags: Sequence[Bag]) -> Mapping[str, Any] | None:
+    """The first slide's target; per-patch targets are joined where every slide has them."""
+    targets = [bag.target for bag in bags]
+    if targets[0] is None:
+        return None
+    joined = {key: value for key, value in targets[0].items() if key != "instances"}
+    if all(target is not None and "instances" in target for target in targets):
+        joined["instances"] = torch.cat([t["instances"] for t in targets if t is not None])
+    return joined
+
+
+@dataclass(frozen=True, eq=False)
+class BagBatch:
+    """Several slides packed end to end.
+
+    Args:
+        features: (N_total, ...) of all slides.
+        offsets: (B+1,) int64; slide b owns rows offsets[b]:offsets[b+1].
+        coords: (N_total, 2) int64, each slide in its own frame, or None.
+        bags: the slides themselves; their tensors are views of the packed ones.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    coords: Tensor | None
+    bags: tuple[Bag, ...]
+
+    @staticmethod
+    def pack(bags: Sequence[Bag]) -> BagBatch:
+        """Pack slides of one feature width. Raises BagError when they do not fit together."""
+        if not bags:
+            raise BagError("BagBatch.pack needs at least one bag")
+        for bag in bags[1:]:
+            if bag.features.shape[1:] != bags[0].features.shape[1:]:
+                raise BagError(
+                    f"{bags[0].slide_id} and {bag.slide_id} have features of different shape, "
+                    f"{tuple(bags[0].features.shape[1:])} and {tuple(bag.features.shape[1:])}"
+                )
+        features = torch.cat([bag.features for bag in bags])
+        all_coords = [bag.coords for bag in bags if bag.coords is not None]
+        coords = torch.cat(all_coords) if len(all_coords) == len(bags) else None
+        ends = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
+        views = tuple(
+            bag.replace(features=features[a:b], coords=bag.coords if coords is None else coords[a:b])
+            for bag, a, b in zip(bags, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
+        )
+        return BagBatch(features, ends.to(features.device), coords, views)
+
+    def __len__(self) -> int:
+        return len(self.bags)
+
+    def __iter__(self) -> Iterator[Bag]:
+        return iter(self.bags)
+
+    def __getitem__(self, index: int) -> Bag:
+        return self.bags[index]
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, patches per slide."""
+        return self.offsets.diff()
+
+    @property
+    def segments(self) -> Tensor:
+        """(N_total,) int64, the slide that each row belongs to."""
+        ids = torch.arange(len(self), device=self.offsets.device)
+        return torch.repeat_interleave(ids, self.lengths)
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BagBatch:
+        """Move tensors; `dtype` applies to float features only."""
+        return BagBatch.pack([bag.to(device, dtype) for bag in self.bags])

@@ -1,0 +1,94 @@
+"""verify, pin, push: weights that can be trusted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from wsizoo.errors import WsizooError
+
+
+@click.command("verify")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON each.")
+def verify_command(names: tuple[str, ...], as_json: bool) -> None:
+    """Verify NAMES: models (name, hf:owner/name@COMMIT, folder) or feature files (.h5).
+
+    A model: digests, strict loading, and its golden bag replayed. A feature file: complete, and its
+    content equal to its digest. Exit code 1 if anything fails.
+
+    \b
+    Examples:
+      wsizoo verify abmil-demo
+      wsizoo verify features/*.h5
+    """
+    failed = False
+    for name in names:
+        try:
+            found = _verify_one(name)
+            line = {"name": name, "ok": True, **found}
+        except WsizooError as error:
+            failed = True
+            line = {"name": name, "ok": False, "reason": f"{type(error).__name__}: {error}"}
+        if as_json:
+            click.echo(json.dumps(line))
+        else:
+            rest = ", ".join(f"{k} {v}" for k, v in line.items() if k not in ("name", "ok"))
+            click.echo(f"{'ok     ' if line['ok'] else 'FAILED '} {name}  {rest}")
+    sys.exit(1 if failed else 0)
+
+
+def _verify_one(name: str) -> dict[str, object]:
+    if name.endswith(".h5"):
+        from wsizoo.slides.store import read_bag
+
+        bag = read_bag(name)
+        return {"patches": len(bag), "dim": bag.dim}
+    from wsizoo.publish import verify
+
+    outputs = verify(name).outputs
+    return {"replayed": " ".join(sorted(outputs)), "largest deviation": max(outputs.values())}
+
+
+@click.command("pin")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def pin_command(model: str, as_json: bool) -> None:
+    """Download MODEL's weights once; print commit and sha256 and keep both in your lock file.
+
+    \b
+    Example:
+      wsizoo pin abmil-feather-uni
+    """
+    from wsizoo.weights import pins_file
+    from wsizoo.zoo import pin
+
+    found = pin(model)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+        return
+    for key, value in found.items():
+        click.echo(f"{key:<9} {value}")
+    click.echo(f"Kept in {pins_file()}. Now: wsizoo.load('{model}')", err=True)
+
+
+@click.command("push")
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("repo")
+@click.option("--public", is_flag=True, help="Make the repository public [private].")
+@click.option("--message", default="Add model", show_default=True, help="Of the commit.")
+def push_command(folder: Path, repo: str, public: bool, message: str) -> None:
+    """Publish FOLDER (of wsizoo.save) as REPO (owner/name) on the Hugging Face Hub.
+
+    The model is verified first. Prints the pinned address that others load.
+
+    \b
+    Example:
+      wsizoo push ./my-model me/my-model
+    """
+    from wsizoo.publish import push
+
+    click.echo(push(folder, repo, private=not public, message=message))

@@ -1,0 +1,184 @@
+"""list, show, plugins: what is in the zoo. None of them imports torch."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from wsizoo.hookspecs import KINDS
+from wsizoo.plugins import Plugin
+from wsizoo.registry import Registry, default, list_models, show
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@click.option("--aggregator", help="Only models with this aggregator.")
+@click.option("--encoder", help="Only models that read this encoder's features.")
+@click.option("--weights", is_flag=True, help="Only models with released weights.")
+@click.option("--commercial", is_flag=True, help="Only where model and encoder allow commercial use.")
+@click.option("--encoders", is_flag=True, help="The catalogue of encoders instead of models.")
+@click.option("--parts", type=click.Choice(KINDS), help="Installed parts of one kind instead.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def list_command(
+    pattern: str,
+    aggregator: str | None,
+    encoder: str | None,
+    weights: bool,
+    commercial: bool,
+    encoders: bool,
+    parts: str | None,
+    as_json: bool,
+) -> None:
+    """List models whose name matches PATTERN (default all).
+
+    \b
+    Examples:
+      wsizoo list
+      wsizoo list "abmil*" --weights
+      wsizoo list --encoders
+    """
+    registry = default()
+    if parts:
+        rows = _part_rows(registry, parts)
+    elif encoders:
+        rows = _encoder_rows(registry, pattern)
+    else:
+        names = list_models(
+            pattern,
+            aggregator=aggregator,
+            encoder=encoder,
+            weights=True if weights else None,
+            commercial=True if commercial else None,
+        )
+        rows = [_model_row(registry, name) for name in names]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    print_table(rows)
+    if not rows:
+        click.echo(f"Nothing matches. Everything: wsizoo list ({len(registry.models)} models)", err=True)
+
+
+def _model_row(registry: Registry, name: str) -> dict[str, Any]:
+    entry = registry.models[name]
+    part = "aggregator" if entry.part("aggregator") else "model"
+    offered = {component.name for component in registry.plugins.components(part)}
+    here = entry.part(part) in offered
+    return {
+        "model": name,
+        "weights": "yes" if registry.has_weights(entry) else "-",
+        "encoder": entry.part("encoder") or "-",
+        part if part == "aggregator" else "aggregator": entry.part(part),
+        "installed": "yes" if here else f"pip install {entry.record.get('plugin')}",
+        "summary": entry.record.get("summary", ""),
+    }
+
+
+def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
+    import fnmatch
+
+    return [
+        {
+            "encoder": name,
+            "dim": entry.record.get("dim") or "-",
+            "mpp": entry.record.get("mpp"),
+            "patch": entry.record.get("patch_size"),
+            "runs here": "yes" if entry.record.get("component") else "reads its features",
+            "licence": entry.record.get("licence"),
+        }
+        for name, entry in sorted(registry.encoders.items())
+        if fnmatch.fnmatch(name, pattern)
+    ]
+
+
+def _part_rows(registry: Registry, kind: Any) -> list[dict[str, Any]]:
+    plugins = registry.plugins
+    return [
+        {kind: c.name, "from": plugins.owner(c).distribution, "summary": c.summary}
+        for c in plugins.components(kind)
+    ]
+
+
+@click.command("show")
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def show_command(model: str, as_json: bool) -> None:
+    """Show everything that is known of MODEL.
+
+    \b
+    Example:
+      wsizoo show abmil-uni
+    """
+    facts = show(model)
+    if as_json:
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{key:<{width}}  {_flat(value)}")
+    name = facts["name"]
+    click.echo("")
+    if not facts["installed"]:
+        click.echo(f"Not installed: pip install {facts['plugin']}")
+    if facts["weights_state"] == "released":
+        click.echo(f"Load it:   wsizoo.load('{name}')")
+    elif facts["weights_state"] == "not pinned":
+        click.echo(f"Pin it:    wsizoo pin {name}")
+    click.echo(f"Build it:  wsizoo.build('{name}') (random weights)")
+
+
+@click.command("plugins")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def plugins_command(as_json: bool) -> None:
+    """Installed plugins, and those in quarantine with the reason.
+
+    WSIZOO_PLUGINS=a,b lets only these in; empty means none.
+
+    \b
+    Example:
+      wsizoo plugins
+    """
+    found = default().plugins.all
+    rows = [_plugin_row(plugin) for plugin in found]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    print_table([{k: v for k, v in row.items() if k != "reason"} for row in rows])
+    for plugin in found:
+        if plugin.reason:
+            click.echo(f"\n{plugin.distribution} is in quarantine: {plugin.reason}")
+        if plugin.imports_torch:
+            click.echo(f"\n{plugin.distribution} imports torch in its hooks: listing is slow for it")
+
+
+def _plugin_row(plugin: Plugin) -> dict[str, Any]:
+    return {
+        "plugin": plugin.distribution,
+        "version": plugin.version,
+        "state": "works" if plugin.works else "quarantine",
+        "offers": ", ".join(c.name for c in plugin.components) or "-",
+        "reason": plugin.reason,
+    }
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k}={v}" for k, v in value.items() if v not in (None, [], {}))
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Columns as wide as they need; the last one is cut at the terminal's edge."""
+    import shutil
+
+    if not rows:
+        return
+    columns = list(rows[0])
+    widths = {c: max(len(c), *(len(str(row[c])) for row in rows)) for c in columns}
+    edge = shutil.get_terminal_size((120, 24)).columns
+    cut = click.get_text_stream("stdout").isatty()
+    for row in [{c: c for c in columns}, *rows]:
+        line = "  ".join(f"{row[c]!s:<{widths[c]}}" for c in columns).rstrip()
+        click.echo(line[: edge - 1] + "…" if cut and len(line) > edge else line)

@@ -1,0 +1,1 @@
+"""Procedural slides and the guided tour that `wsizoo demo` runs."""

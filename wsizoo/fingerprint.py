@@ -1,0 +1,108 @@
+"""The encoder fingerprint: what a feature vector is, so that two of them can be compared.
+
+The same encoder name gives different vectors in different tools (a projection on or off, another
+resize), and widths agree all the same. A fingerprint travels with every feature file and every set of
+weights; fields that both sides state must agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from wsizoo.errors import DataError, FingerprintError
+
+SCALE_TOLERANCE = 1e-3  # relative; an encoder's mpp is a nominal number, not a measurement
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What made a set of features. None means: not known, and is never compared.
+
+    Args:
+        encoder: name in the zoo, e.g. `"uni"`.
+        revision: commit of the encoder's weights on the Hub, or the version of built-in code.
+        weights: sha256 of the encoder's weights (or of its constants).
+        preprocessing: one line that changes whenever the pixels that reach the network change.
+        pooling: which output is the vector, e.g. `"cls"`, `"cls+mean"`.
+        mpp: microns per pixel at which patches were asked for.
+        patch_size: edge of a patch in pixels at that scale.
+        declared: the encoder was named by the user, not recorded by a tool that knew.
+    """
+
+    encoder: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+    preprocessing: str | None = None
+    pooling: str | None = None
+    mpp: float | None = None
+    patch_size: int | None = None
+    declared: bool = False
+
+    def stated(self) -> dict[str, Any]:
+        """The comparable fields that are known, by name."""
+        fields = dataclasses.asdict(self)
+        del fields["declared"]
+        return {name: value for name, value in fields.items() if value is not None}
+
+    def differences(self, other: Fingerprint) -> dict[str, tuple[Any, Any]]:
+        """Fields that both state and that disagree: name -> (mine, theirs)."""
+        mine, theirs = self.stated(), other.stated()
+        return {
+            name: (mine[name], theirs[name])
+            for name in mine
+            if name in theirs and not _agree(mine[name], theirs[name])
+        }
+
+    def unverified(self, other: Fingerprint) -> list[str]:
+        """Fields that I state and the other does not."""
+        return [name for name in self.stated() if name not in other.stated()]
+
+    def check_accepts(self, features: Fingerprint, model: str, bag: str) -> None:
+        """Raise unless features with this fingerprint may meet a model that requires me.
+
+        Raises:
+            FingerprintError: naming the first field that differs, and both values.
+        """
+        for field, (mine, theirs) in self.differences(features).items():
+            if field == "encoder":
+                what = f"{model} was made for {mine} features; {bag} was encoded with {theirs}."
+            else:
+                what = (
+                    f"{model} was made for {self.encoder or 'encoder'} features with "
+                    f"{field} {mine}; those of {bag} were made with {field} {theirs}."
+                )
+            raise FingerprintError(
+                f"{what} Widths may agree, the features do not. Extract again: "
+                f"wsizoo extract SLIDE -e {self.encoder or 'ENCODER'}, or choose another model: "
+                f"wsizoo list --encoder {features.encoder or 'ENCODER'}"
+            )
+
+    def digest(self) -> str:
+        """Short stable name of this fingerprint, for file names and reports."""
+        text = json.dumps(self.stated(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.stated(), **({"declared": True} if self.declared else {})}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Fingerprint:
+        """Read back `to_json`; fields this version does not know are an error, not dropped."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        extra = sorted(set(record) - known)
+        if extra:
+            raise DataError(
+                f"An encoder fingerprint states fields this wsizoo does not know: {extra}. "
+                "It was written by a newer version: pip install --upgrade wsizoo"
+            )
+        return cls(**record)
+
+
+def _agree(mine: Any, theirs: Any) -> bool:
+    if isinstance(mine, float) or isinstance(theirs, float):
+        return abs(float(mine) - float(theirs)) <= SCALE_TOLERANCE * abs(float(mine))
+    return bool(mine == theirs)

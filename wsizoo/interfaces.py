@@ -1,0 +1,274 @@
+"""The interfaces of a slide model's parts: Encoder, Selector, Aggregator, Head.
+
+Parts take a `Bag`, one slide, with no batch dimension. What a part returns never depends on a flag:
+optional fields are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo.bag import Bag, BagBatch
+from wsizoo.fingerprint import Fingerprint
+
+Reads = Literal["features", "pixels"]
+Task = Literal["classification", "survival", "segmentation", "regression"]
+
+
+class _OnFirstAccess:
+    """A dataclass field whose value may be a zero-argument function, called on first access only."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.slot = "_" + name
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return None  # the field's default
+        value = getattr(instance, self.slot)
+        if callable(value):
+            value = value()
+            setattr(instance, self.slot, value)
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        setattr(instance, self.slot, value)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A further prediction of a method, to which the trainer applies the task's own loss.
+
+    Args:
+        logits: (C,) for the slide's own target, or (n, C) for n targets.
+        target: None (the slide's own), or (n,) labels that the method chose.
+        weight: factor of its loss.
+        slide: which slide of a packed batch it belongs to.
+    """
+
+    logits: Tensor
+    target: Tensor | None = None
+    weight: float = 1.0
+    slide: int = 0
+
+
+@dataclass
+class Selected:
+    """What a selector hands on.
+
+    Args:
+        bag: eval: the kept patches, in ascending order. Training: may be all N with modified
+            features, so that gradients reach the scorer.
+        index: (K,) int64, rows of the bag that was passed in; None: all of them.
+        scores: (N,) how much each patch of the bag that was passed in is wanted, or None.
+        losses: auxiliary terms by name (training only).
+    """
+
+    bag: Bag
+    index: Tensor | None = None
+    scores: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Aggregated:
+    """What an aggregator returns; unused fields stay None.
+
+    Args:
+        slide: (E,) slide embedding; packed: (B, E).
+        scores: (N,) importance of each patch, larger is more, any scale; or a zero-argument
+            function that computes it when somebody asks.
+        instances: (N, E) one vector a patch, for per-patch heads.
+        logits: (C,) of a method that owns its classifier (`owns_classifier = True`).
+        losses: the method's own auxiliary terms by name, not the task's loss (training only).
+        predictions: further predictions by name; the trainer applies the task's loss to them.
+    """
+
+    slide: Tensor | None = None
+    scores: Tensor | Callable[[], Tensor] | None = _OnFirstAccess()  # type: ignore[assignment]
+    instances: Tensor | None = None
+    logits: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+
+
+@dataclass
+class SlideOutput:
+    """What a slide model returns; unused fields are None. Packed: a leading B, see `offsets`.
+
+    Args:
+        logits: (C,) of the slide; never per-patch values.
+        instance_logits: (N, C) per patch.
+        hazards: (T,) conditional probability of the event in each time bin.
+        risk: () larger is worse.
+        value: () regression.
+        embedding: (E,).
+        scores: (N,) importance of each patch of the bag that was passed in; dropped ones 0.
+        kept: (K,) int64, which patches a selector kept, ascending; None: no selector.
+        offsets: (B+1,) of per-instance fields, packed outputs only.
+        losses, predictions: see `Aggregated` (training only).
+    """
+
+    logits: Tensor | None = None
+    instance_logits: Tensor | None = None
+    hazards: Tensor | None = None
+    risk: Tensor | None = None
+    value: Tensor | None = None
+    embedding: Tensor | None = None
+    scores: Tensor | Callable[[], Tensor] | None = _OnFirstAccess()  # type: ignore[assignment]
+    kept: Tensor | None = None
+    offsets: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    predictions: Mapping[str, Prediction] = field(default_factory=dict)
+
+
+class Part(nn.Module):
+    """What every part may tell the trainer; the defaults suit a method without special training.
+
+    What must survive a resume is a buffer or a parameter.
+    """
+
+    def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups: `{"params": [...], "lr": ...}`; default one group at `base_lr`."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": base_lr}]
+
+    def start_training(self, total_steps: int) -> None:
+        """Called once before the first optimiser step (not on resume)."""
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Called after each optimiser step, `step` counting from 1: EMA teachers, schedules."""
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """Tensors that are published; a method leaves its teacher out by overriding this."""
+        return self.state_dict()
+
+
+class Encoder(Part):
+    """Patches -> features.
+
+    Class or instance attributes:
+        name: as in the catalogue. dim: width D of a vector; None for `pixels`.
+        mpp: microns per pixel of its input; patch_size: nominal edge in pixels at that scale.
+        preprocessing: one line that changes whenever the pixels that reach the network change.
+        pooling: which output is the vector. revision, weights: commit or version, and digest.
+    """
+
+    name: str
+    dim: int | None
+    mpp: float
+    patch_size: int
+    preprocessing: str = "none"
+    pooling: str | None = None
+    revision: str | None = None
+    weights: str | None = None
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 at `mpp` -> (B, D) float32. Deterministic, no gradient needed."""
+        raise NotImplementedError
+
+    def fingerprint(self, mpp: float | None = None, patch_size: int | None = None) -> Fingerprint:
+        """What features made by this encoder are, at the scale and size that were asked for."""
+        return Fingerprint(
+            encoder=self.name,
+            revision=self.revision,
+            weights=self.weights,
+            preprocessing=self.preprocessing,
+            pooling=self.pooling,
+            mpp=mpp or self.mpp,
+            patch_size=patch_size or self.patch_size,
+        )
+
+
+class Selector(Part):
+    """Bag -> fewer patches. `out_dim` is the width it hands on (the width it got)."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = in_dim
+
+    def forward(self, bag: Bag) -> Selected:
+        raise NotImplementedError
+
+
+class Aggregator(Part):
+    """Bag -> one slide vector (and more). The contract is one Bag.
+
+    A subclass may add `forward_packed(batch: BagBatch) -> Aggregated` for speed; its result must
+    equal the one-by-one results: `slide` (B, E), per-instance fields concatenated.
+
+    Class attributes declare behaviour; conformance checks hold the class to them:
+        order_matters: the result depends on the order of the rows.
+        uses_coords: bags without coords and spacing are refused.
+        absolute_coords: moving the slide on its grid changes the result.
+        reads: "features" (N, D) float, or "pixels" (N, 3, H, W) uint8.
+        owns_classifier: fills `logits` itself; its constructor takes `n_outputs`.
+        gives_instances: fills `instances`, so that per-patch heads fit.
+    """
+
+    order_matters: ClassVar[bool] = False
+    uses_coords: ClassVar[bool] = False
+    absolute_coords: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "features"
+    owns_classifier: ClassVar[bool] = False
+    gives_instances: ClassVar[bool] = False
+
+    forward_packed: Callable[[BagBatch], Aggregated] | None = None
+
+    def __init__(self, in_dim: int, out_dim: int) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+
+    def forward(self, bag: Bag) -> Aggregated:
+        raise NotImplementedError
+
+
+class Head(Part):
+    """Aggregated -> the task's numbers: `project` to raw outputs, then `outputs` gives them names.
+
+    Args:
+        in_dim: width of what it reads; None: the aggregator owns the classifier.
+        n_outputs: number of raw outputs (classes, time bins, values).
+    """
+
+    task: ClassVar[Task]
+    reads: ClassVar[Literal["slide", "instances"]] = "slide"
+
+    def __init__(self, in_dim: int | None, n_outputs: int) -> None:
+        super().__init__()
+        self.n_outputs = n_outputs
+        self.linear = None if in_dim is None else nn.Linear(in_dim, n_outputs)
+
+    def project(self, aggregated: Aggregated) -> Tensor:
+        """Raw outputs, (..., n_outputs): the aggregator's own logits, or a linear map."""
+        if self.linear is None:
+            assert aggregated.logits is not None
+            return aggregated.logits
+        source = aggregated.slide if self.reads == "slide" else aggregated.instances
+        assert source is not None
+        result: Tensor = self.linear(source)
+        return result
+
+    def outputs(self, raw: Tensor) -> dict[str, Tensor]:
+        """Fields of `SlideOutput` by name, from raw outputs with any leading dimensions.
+
+        The raw outputs themselves are among them, as `logits` or (per patch) `instance_logits`.
+        """
+        raise NotImplementedError
+
+    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
+        """The task's loss () of raw outputs (n_outputs,) or (n, n_outputs) against a target."""
+        raise NotImplementedError
+
+    def forward(self, aggregated: Aggregated) -> dict[str, Tensor]:
+        return self.outputs(self.project(aggregated))
+
+
+def as_tensor(value: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A target value as a tensor on the device of `like`."""
+    return torch.as_tensor(value, dtype=dtype, device=like.device)

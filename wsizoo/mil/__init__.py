@@ -1,0 +1,1 @@
+"""Aggregators and heads small enough for the core."""

@@ -1,0 +1,67 @@
+"""Attention-based multiple instance learning (ABMIL), gated and plain."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo.bag import Bag, BagBatch
+from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.ops import segment_softmax, segment_sum
+
+
+class ABMIL(Aggregator):
+    """Each patch is embedded, weighted by a small attention network, and summed.
+
+    a = softmax_i(w . (tanh(V h_i) * sigmoid(U h_i))) (gated) or softmax_i(w . tanh(V h_i)).
+
+    Args:
+        in_dim: width D of the features.
+        dim: width E of the embedding (Linear + ReLU).
+        attention: width of the attention network.
+        gated: with the sigmoid gate (Eq. 9) or without (Eq. 8).
+        dropout: after the embedding, training only.
+
+    Returns (forward): `slide` (E,), `scores` (N,) the attention weights (they sum to 1),
+    `instances` (N, E).
+
+    Cost: N (D E + (1 + gated) E A + A + E) multiply-adds.
+    Source: Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018,
+    Eq. 7-9, https://arxiv.org/abs/1802.04712
+    Differs: the paper embeds with a convolutional network; here patches are features already.
+    """
+
+    gives_instances = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int = 512,
+        attention: int = 256,
+        gated: bool = True,
+        dropout: float = 0.25,
+    ) -> None:
+        super().__init__(in_dim, dim)
+        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(dropout))
+        self.value = nn.Linear(dim, attention)
+        self.gate = nn.Linear(dim, attention) if gated else None
+        self.score = nn.Linear(attention, 1)
+
+    def forward(self, bag: Bag) -> Aggregated:
+        instances, logits = self._attend(bag.features)
+        weights = torch.softmax(logits, 0)  # (N,)
+        return Aggregated(weights @ instances, weights, instances)
+
+    def forward_packed(self, batch: BagBatch) -> Aggregated:
+        instances, logits = self._attend(batch.features)
+        weights = segment_softmax(logits, batch.offsets)  # (N_total,)
+        slide = segment_sum(weights[:, None] * instances, batch.offsets)  # (B, E)
+        return Aggregated(slide, weights, instances)
+
+    def _attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded patches (N, E) and their attention logits (N,)."""
+        instances = self.embed(features)  # (N, E)
+        hidden = torch.tanh(self.value(instances))  # (N, A)
+        if self.gate is not None:
+            hidden = hidden * torch.sigmoid(self.gate(instances))
+        return instances, self.score(hidden)[:, 0]

@@ -1,0 +1,75 @@
+"""Mean and max pooling of patches after a linear embedding: the simplest aggregators."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo.bag import Bag, BagBatch
+from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.ops import segment_max, segment_mean
+
+
+class _Pooling(Aggregator):
+    """Embed each patch, then pool.
+
+    Args:
+        in_dim: width D of the features.
+        dim: width E of the embedding; None: no embedding, the features themselves (E = D).
+        dropout: on the embedded patches, training only.
+    """
+
+    gives_instances = True
+
+    def __init__(self, in_dim: int, dim: int | None = 512, dropout: float = 0.0) -> None:
+        super().__init__(in_dim, dim or in_dim)
+        self.embed = (
+            nn.Identity()
+            if dim is None
+            else nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(dropout))
+        )
+
+    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
+        """(N,) how much each patch of one slide gave to its vector."""
+        raise NotImplementedError
+
+    def forward(self, bag: Bag) -> Aggregated:
+        instances = self.embed(bag.features)  # (N, E)
+        offsets = torch.tensor([0, len(bag)], device=instances.device)
+        slide = self.pool(instances, offsets)[0]  # (E,)
+        return Aggregated(slide, lambda: self.scores(instances, slide), instances)
+
+    def forward_packed(self, batch: BagBatch) -> Aggregated:
+        instances = self.embed(batch.features)  # (N_total, E)
+        slide = self.pool(instances, batch.offsets)  # (B, E)
+
+        def scores() -> Tensor:
+            cuts = batch.offsets.tolist()
+            pairs = zip(cuts[:-1], cuts[1:], strict=True)
+            return torch.cat([self.scores(instances[a:b], slide[i]) for i, (a, b) in enumerate(pairs)])
+
+        return Aggregated(slide, scores, instances)
+
+
+class MeanPooling(_Pooling):
+    """The mean of the embedded patches. `scores`: projection of a patch on the slide vector."""
+
+    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+        return segment_mean(instances, offsets)
+
+    def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
+        return instances @ slide / (slide.norm() + 1e-12)
+
+
+class MaxPooling(_Pooling):
+    """The maximum of each channel. `scores`: share of channels in which a patch holds the maximum."""
+
+    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+        return segment_max(instances, offsets)
+
+    def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
+        winners = instances == slide  # (N, E)
+        return (winners / winners.sum(0).clamp(min=1)).mean(1)

@@ -1,0 +1,14 @@
+"""Ops that several methods share: a plain torch reference each, and faster backends as data."""
+
+from wsizoo.ops._dispatch import Op, ops, use_backend
+from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
+
+__all__ = [
+    "Op",
+    "ops",
+    "segment_max",
+    "segment_mean",
+    "segment_softmax",
+    "segment_sum",
+    "use_backend",
+]

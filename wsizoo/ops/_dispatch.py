@@ -1,0 +1,115 @@
+"""How an op finds the backend that runs it.
+
+The reference is the definition; a backend is data (`hookspecs.OpBackend`) and comes from a plugin.
+Precedence: `op.on(name)`, `with use_backend(name)`, the variable `WSIZOO_BACKEND`, auto.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from wsizoo.errors import BackendError
+from wsizoo.hookspecs import OpBackend
+from wsizoo.plugins import installed, load_target, suggest
+
+REFERENCE = "reference"
+VARIABLE = "WSIZOO_BACKEND"
+_chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("wsizoo_backend", default=None)
+_ops: dict[str, Op] = {}
+
+
+class Op:
+    """One op: call it, or `op.on("name")(...)` to insist on a backend.
+
+    Args:
+        reference: plain torch, any device, differentiable; its name is the op's.
+        backends: instead of those of the installed plugins (tests).
+    """
+
+    def __init__(
+        self, reference: Callable[..., Any], backends: list[OpBackend] | None = None
+    ) -> None:
+        functools.update_wrapper(self, reference)
+        self.name = reference.__name__
+        self.reference = reference
+        self._given = backends
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        wish = _chosen.get() or os.environ.get(VARIABLE) or "auto"
+        return self._run(wish, False, args, kwargs)
+
+    def on(self, backend: str) -> Callable[..., Any]:
+        """This op on one backend; calling it raises BackendError where that cannot run."""
+        return lambda *args, **kwargs: self._run(backend, True, args, kwargs)
+
+    def backends(self) -> list[OpBackend]:
+        """Backends of this op, best first; the reference is not among them."""
+        found = installed().backends() if self._given is None else self._given
+        return sorted((b for b in found if b.op == self.name), key=lambda b: -b.priority)
+
+    def why_not(self, backend: OpBackend, *args: Any, **kwargs: Any) -> str | None:
+        """Why this backend cannot run these arguments; without arguments: this machine."""
+        whose = f"backend '{backend.name}' of {self.name}"
+        reason: str | None = load_target(backend.why_not, whose)(*args, **kwargs)
+        return reason
+
+    def _run(self, wish: str, insist: bool, args: Any, kwargs: Any) -> Any:
+        if wish == REFERENCE or torch.compiler.is_compiling():
+            return self.reference(*args, **kwargs)
+        backends = self.backends()
+        if wish != "auto":
+            backends = [backend for backend in backends if backend.name == wish]
+            if not backends and insist:
+                known = [REFERENCE, *(b.name for b in self.backends())]
+                raise BackendError(
+                    f"{self.name} has no backend '{wish}'. {suggest(wish, known, 'Known: ')}"
+                )
+        for backend in backends:
+            reason = self.why_not(backend, *args, **kwargs)
+            if reason is None:
+                run = load_target(backend.target, f"backend '{backend.name}' of {self.name}")
+                return run(*args, **kwargs)
+            if wish != "auto":
+                raise BackendError(
+                    f"{self.name} cannot run on '{wish}': {reason}. Leave the choice to wsizoo "
+                    f"({VARIABLE}=auto), or see: wsizoo doctor"
+                )
+        return self.reference(*args, **kwargs)
+
+
+def op(reference: Callable[..., Any]) -> Op:
+    """Decorator: this function is the reference of an op of the same name."""
+    made = Op(reference)
+    _ops[made.name] = made
+    return made
+
+
+def ops() -> dict[str, Op]:
+    """Every op of the core by name."""
+    return dict(_ops)
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block every op that has a backend of this name runs on it; others choose freely.
+
+    `"reference"` and `"auto"` always work.
+
+    Raises:
+        BackendError: no op has such a backend.
+    """
+    known = {REFERENCE, "auto", *(b.name for o in _ops.values() for b in o.backends())}
+    if name not in known:
+        raise BackendError(f"No op has a backend '{name}'. {suggest(name, known, 'Known: ')}")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)

@@ -1,0 +1,25 @@
+"""The encoder that comes with the core, as a component."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from wsizoo.interfaces import Encoder
+from wsizoo.slides.handcrafted import FEATURE_NAMES, VERSION, encode, table_digest
+
+
+class HandcraftedHE(Encoder):
+    """208 statistics of stain, texture and nuclei; see `wsizoo.slides.handcrafted`."""
+
+    name = "handcrafted-he"
+    dim = len(FEATURE_NAMES)
+    mpp = 0.5
+    patch_size = 224
+    preprocessing = "uint8 RGB at 0.5 um/px; pad to a multiple of 32; optical density, white 255"
+    pooling = "statistics"
+    revision = f"v{VERSION}"
+    weights = table_digest()
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 at 0.5 um/px -> (B, 208) float32."""
+        return encode(patches)

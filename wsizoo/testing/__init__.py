@@ -1,0 +1,1 @@
+"""Tools for authors of plugins: conformance, parity, op equality, a Hub double."""

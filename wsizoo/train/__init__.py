@@ -1,0 +1,1 @@
+"""Training and its measures: a short plain loop, ROC, splits."""

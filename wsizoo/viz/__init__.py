@@ -1,0 +1,1 @@
+"""Heatmaps, GeoJSON and the HTML report."""
