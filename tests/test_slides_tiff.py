@@ -62,7 +62,7 @@ def test_every_level_holds_the_box_means_of_the_image(tmp_path: Path) -> None:
 def test_odd_sizes_and_odd_factors_are_read_back(
     tmp_path: Path, width: int, height: int, factor: int
 ) -> None:
-    image = smooth_image(width, height)
+    image = smooth_image(90, 90)[:height, :width]
     path = write_pyramid(tmp_path / "odd.svs", image, 0.5, (1, factor), tile=32, quality=95)
     with openslide.OpenSlide(path) as slide:
         assert slide.level_dimensions == (
@@ -107,7 +107,7 @@ def test_big_tiff_is_read_like_classic_tiff(tmp_path: Path) -> None:
         assert np.array_equal(read_level(big, level), read_level(classic, level))
 
 
-def test_the_offset_of_big_tiff_is_needed_from_4_gb_on_only(tmp_path: Path) -> None:
+def test_a_small_file_is_classic_tiff(tmp_path: Path) -> None:
     path = write_pyramid(tmp_path / "a.svs", smooth_image(64, 64), 0.5, (1,))
     assert path.read_bytes()[:4] == b"II*\0"
 

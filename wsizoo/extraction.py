@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, fields
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from wsizoo.errors import DataError, WsizooError
 from wsizoo.files import write_csv
 from wsizoo.interfaces import Encoder
-from wsizoo.registry import Registry
 from wsizoo.slides.extract import Progress, Request, extract_slide
 from wsizoo.zoo import load_encoder
 
@@ -46,16 +49,17 @@ def extract(
     request: Request | None = None,
     progress: Progress | None = None,
     after_slide: Callable[[Extracted], None] | None = None,
-    registry: Registry | None = None,
+    workers: int = 1,
 ) -> list[Extracted]:
-    """Extract features of slides into `out/<slide>.h5`, one after the other.
+    """Extract features of slides into `out/<slide>.h5`.
 
     A slide that fails is reported and the others go on. Files that are there, complete and made in
     the same way, are verified and kept. `out/extract.csv` tells what became of each.
 
     Args:
         slides: files, or folders that hold slides. encoder: a name, or an Encoder.
-        progress: called as (slide_id, patches done, patches in all).
+        progress: called as (slide_id, patches done, patches in all); with one worker only.
+        workers: processes of one torch thread each; 1 works in this process.
 
     Raises:
         DataError: no slides, two of one name, or `out` cannot be written.
@@ -65,22 +69,73 @@ def extract(
     check_one_name_each(files)
     out = Path(out)
     check_writable(out)
-    network = load_encoder(encoder, registry) if isinstance(encoder, str) else encoder
+    network = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    job = _Job(network, out, request or Request())
     results = []
-    for slide in files:
-        file = out / f"{slide.stem}.h5"
+    for result in _run(job, files, workers, progress):
+        results.append(result)
+        if after_slide:
+            after_slide(result)
+    results.sort(key=lambda r: r.slide_id)
+    _write_report(out / REPORT, results)
+    return results
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a worker process needs for any slide."""
+
+    encoder: Encoder
+    out: Path
+    request: Request
+
+    def run(self, slide: Path, progress: Progress | None = None) -> Extracted:
+        file = self.out / f"{slide.stem}.h5"
         start = time.monotonic()
         try:
-            n, present = extract_slide(slide, network, file, request or Request(), progress)
-            result = Extracted(slide.stem, slide, file, "present" if present else "done", n)
+            n, present = extract_slide(slide, self.encoder, file, self.request, progress)
+            state, reason = "present" if present else "done", ""
         except WsizooError as error:
-            result = Extracted(slide.stem, slide, file, "failed", reason=str(error))
+            n, state, reason = 0, "failed", str(error)
         seconds = round(time.monotonic() - start, 2)
-        results.append(Extracted(**{**vars(result), "seconds": seconds}))
-        if after_slide:
-            after_slide(results[-1])
-    write_csv(out / REPORT, [vars(r) for r in results], list(Extracted.__dataclass_fields__))
-    return results
+        return Extracted(slide.stem, slide, file, state, n, seconds, reason)
+
+
+def _run(
+    job: _Job, files: Sequence[Path], workers: int, progress: Progress | None
+) -> Iterator[Extracted]:
+    """Each slide as soon as it is finished, in any order."""
+    if workers <= 1 or len(files) == 1:
+        for slide in files:
+            yield job.run(slide, progress)
+        return
+    import torch
+
+    pool = ProcessPoolExecutor(
+        min(workers, len(files)),
+        mp_context=get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    with pool:
+        futures = [pool.submit(job.run, slide) for slide in files]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _write_report(path: Path, results: Sequence[Extracted]) -> None:
+    """What became of each slide; rows of earlier calls into this folder are kept."""
+    columns = [field.name for field in fields(Extracted)]
+    rows: dict[str, Mapping[str, Any]] = {}
+    if path.exists():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = {row["slide_id"]: row for row in csv.DictReader(file) if set(row) == set(columns)}
+    rows |= {result.slide_id: vars(result) for result in results}
+    write_csv(path, [rows[name] for name in sorted(rows)], columns)
 
 
 def list_files(inputs: Iterable[Path | str], suffixes: Iterable[str]) -> list[Path]:

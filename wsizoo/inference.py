@@ -23,9 +23,10 @@ from wsizoo.interfaces import Encoder, SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.slides.extract import Progress, Request, extract_slide
 from wsizoo.slides.reader import Pixels
-from wsizoo.slides.store import read_bag, read_thumbnail
+from wsizoo.slides.store import read_bag, read_header, read_thumbnail
+from wsizoo.viz.colour import normalise
 from wsizoo.viz.geojson import patches_geojson, write_geojson
-from wsizoo.viz.heatmap import overlay
+from wsizoo.viz.heatmap import overlay, with_legend
 from wsizoo.zoo import load, load_encoder
 
 FEATURES = ".h5"
@@ -186,22 +187,29 @@ def _draw(
 ) -> dict[str, Path]:
     assert bag.coords is not None and bag.footprint is not None
     coords = bag.coords.numpy()
-    image, downsample = read_thumbnail(file) or _blank(coords, bag.footprint)
+    ranks = normalise(scores)
     kept = None if output.kept is None else output.kept.cpu().numpy()
-    picture = overlay(image, downsample, coords, bag.footprint, scores, outline=kept)
+    image, downsample = _canvas(file, coords, bag.footprint)
+    picture = overlay(image, downsample, coords, bag.footprint, ranks, outline=kept)
     heatmap = out / "heatmaps" / f"{name}.png"
-    _write_png(heatmap, picture)
+    _write_png(heatmap, with_legend(picture, "least", "most", "importance to the model (rank)"))
     geojson = out / "geojson" / f"{name}.geojson"
-    write_geojson(geojson, patches_geojson(coords, bag.footprint, scores))
+    write_geojson(geojson, patches_geojson(coords, bag.footprint, scores, kept=kept))
     return {"heatmap": heatmap, "geojson": geojson}
 
 
-def _blank(coords: np.ndarray, footprint: float, edge: int = 1024) -> tuple[Pixels, float]:
-    """A white canvas that holds all patches, for files without a thumbnail."""
+def _canvas(
+    file: Path, coords: np.ndarray, footprint: float, edge: int = 1024
+) -> tuple[Pixels, tuple[float, float]]:
+    """The slide's thumbnail and its downsample in x and y; white where the file has none."""
+    stored, facts = read_thumbnail(file), read_header(file).facts
+    if stored is not None and facts.width and facts.height:
+        image = stored[0]
+        return image, (facts.width / image.shape[1], facts.height / image.shape[0])
     far = coords.max(0) + footprint
     downsample = max(1.0, float(far.max()) / edge)
     width, height = np.ceil(far / downsample).astype(int)
-    return np.full((height, width, 3), 255, np.uint8), downsample
+    return np.full((height, width, 3), 255, np.uint8), (downsample, downsample)
 
 
 def _write_png(path: Path, image: Pixels) -> None:

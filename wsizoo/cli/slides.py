@@ -37,9 +37,12 @@ def patch_options(command: Command) -> Command:
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-e", "--encoder", default="handcrafted-he", show_default=True, help="See: wsizoo list --encoders")
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @patch_options
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
-def extract_command(slides: tuple[Path, ...], encoder: str, out: Path, as_json: bool, **cut: Any) -> None:
+def extract_command(
+    slides: tuple[Path, ...], encoder: str, out: Path, workers: int, as_json: bool, **cut: Any
+) -> None:
     """Cut SLIDES (files or folders) into patches and write their features to OUT/<slide>.h5.
 
     A slide that fails is reported and the others go on (exit code 1). Run the same command again
@@ -47,7 +50,7 @@ def extract_command(slides: tuple[Path, ...], encoder: str, out: Path, as_json: 
 
     \b
     Examples:
-      wsizoo extract slides/ -o features
+      wsizoo extract slides/ -o features --workers 4
       wsizoo extract a.svs b.ndpi -e handcrafted-he -o features
       wsizoo extract scan.tiff --mpp 0.25 -o features
     """
@@ -65,7 +68,13 @@ def extract_command(slides: tuple[Path, ...], encoder: str, out: Path, as_json: 
                 say(f"{word}  {result.file}  {result.patches} patches  {result.seconds:.1f} s")
 
         results = extract(
-            list(slides), encoder, out, request=_request(cut), progress=progress, after_slide=report
+            list(slides),
+            encoder,
+            out,
+            request=_request(cut),
+            progress=progress,
+            after_slide=report,
+            workers=workers,
         )
     _finish([r.reason for r in results], as_json, f"{out}/extract.csv")
 

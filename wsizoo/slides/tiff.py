@@ -277,15 +277,14 @@ def _pack_directory(tags: Sequence[_Tag], offset: int, big: bool, last: bool) ->
     table_bytes = struct.calcsize(f"<{count_format}{word}") + entry_bytes * len(tags)
     entries, values = b"", b""
     for tag in sorted(tags, key=lambda tag: tag.code):
-        if tag.kind == _LONG8 and not big:
-            tag = _Tag(tag.code, _LONG, tag.values)
-        count, payload = tag.payload()
+        kind = _LONG if tag.kind == _LONG8 and not big else tag.kind
+        count, payload = _Tag(tag.code, kind, tag.values).payload()
         if len(payload) > room:
             payload += bytes(-len(payload) % 8)
             where = offset + table_bytes + len(values)
             values += payload
             payload = struct.pack(f"<{word}", where)
-        entries += struct.pack(f"<HH{word}", tag.code, tag.kind, count) + payload.ljust(room, b"\0")
+        entries += struct.pack(f"<HH{word}", tag.code, kind, count) + payload.ljust(room, b"\0")
     following = 0 if last else offset + table_bytes + len(values)
     table = (
         struct.pack(f"<{count_format}", len(tags)) + entries + struct.pack(f"<{word}", following)

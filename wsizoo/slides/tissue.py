@@ -1,9 +1,9 @@
 """Where on a slide there is tissue: a mask at about 8 um/px, and the share of it in any box.
 
 A pixel counts by its optical density plus the spread of density over the channels, so that grey
-dust and shadow lose to stain. Otsu's threshold of that score is confined to a narrow band: the lower
-end keeps blank slides empty, the upper end keeps slides full of tissue whole. Pen is recognised by
-colour and size.
+dust and shadow lose to stain. Otsu's threshold of that score is confined to a narrow band: the
+lower end keeps blank slides empty, the upper end keeps slides full of tissue whole. Pen is
+recognised by colour and size.
 """
 
 from __future__ import annotations
@@ -108,8 +108,8 @@ def segment(rgb: NDArray[np.uint8], remove_pen: bool = True, mpp: float = MASK_M
 
     Args:
         rgb: (h, w, 3) uint8, box-averaged to about 8 um/px.
-        remove_pen: leave out red, green, blue and black pen. Off for stains other than H&E: brown and
-            blue counterstains look like ink.
+        remove_pen: leave out red, green, blue and black pen. Off for stains other than H&E: brown
+            and blue counterstains look like ink.
         mpp: microns per pixel of `rgb`, recorded in the result; sizes in the method stay in pixels.
 
     Returns:

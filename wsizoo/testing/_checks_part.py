@@ -233,7 +233,7 @@ def check_resumes(subject: Subject) -> None:
 
 def check_exceptions_exist(subject: Subject) -> None:
     """A declared exception names a check, and says why."""
-    from wsizoo.testing.conformance import checks
+    from wsizoo.testing.conformance_suite import checks
 
     known = {check.name for check in checks(subject.kind)}
     for name, reason in getattr(subject.cls, "conformance_exceptions", {}).items():

@@ -11,6 +11,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
+from wsizoo.errors import DataError
+
 ServerName = Literal["hub", "cdn"]
 
 
@@ -54,7 +56,7 @@ class Reply:
         return cls(status, {"Content-Type": "application/json", **headers}, body)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """Raised inside a route to answer with an error the client understands."""
 
     def __init__(
@@ -84,6 +86,14 @@ class Fault:
     mutate: Callable[[bytes], bytes] | None
     delay: float
     headers: Mapping[str, str | None]
+
+    def __post_init__(self) -> None:
+        changes = (self.status, self.cut_at, self.short, self.mutate)
+        if all(c is None for c in changes) and not self.delay and not self.headers:
+            raise DataError(
+                f"The fault for '{self.pattern.pattern}' changes nothing: give status, cut_at, "
+                "short, mutate, delay or headers."
+            )
 
     def meets(self, request: Request) -> bool:
         """Whether this request is one to spoil."""
@@ -176,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.shutdown(socket.SHUT_RDWR)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _serve
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = _serve  # noqa: N815
 
 
 def ranged(request: Request, data: bytes, headers: Mapping[str, str], honour: bool) -> Reply:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, unquote
 
-from wsizoo.testing._hub_http import Refused, Reply, Request, ranged
+from wsizoo.testing._hub_http import RefusedError, Reply, Request, ranged
 from wsizoo.testing._hub_store import Account, Entry, Repo, Tree
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def account(hub: "HubDouble", request: Request) -> Account | None:
         return None
     known = hub.accounts.get(request.token or "")
     if known is None:
-        raise Refused(401, None, "Invalid credentials in Authorization header")
+        raise RefusedError(401, None, "Invalid credentials in Authorization header")
     return known
 
 
@@ -39,7 +39,7 @@ def visible(hub: "HubDouble", repo_id: str, who: Account | None) -> Repo:
     """The repository, unless it is missing or hidden: the Hub does not tell which."""
     repo = hub.repos.get(repo_id)
     if repo is None or (repo.private and not repo.admits(who)):
-        raise Refused(404 if who else 401, "RepoNotFound", "Repository not found")
+        raise RefusedError(404 if who else 401, "RepoNotFound", "Repository not found")
     return repo
 
 
@@ -52,17 +52,17 @@ def check_gate(hub: "HubDouble", repo: Repo, who: Account | None) -> None:
         message = (
             f"{start}. You must have access to it and be authenticated to access it. Please log in."
         )
-        raise Refused(401, "GatedRepo", message)
+        raise RefusedError(401, "GatedRepo", message)
     where = f"{hub.url}/{repo.id}"
     message = f"{start} and you are not in the authorized list. Visit {where} to ask for access."
-    raise Refused(403, "GatedRepo", message)
+    raise RefusedError(403, "GatedRepo", message)
 
 
 def find(repo: Repo, revision: str) -> str:
     """The commit that `revision` names, or the Hub's 404."""
     sha = repo.find(revision)
     if sha is None:
-        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     return sha
 
 
@@ -73,7 +73,7 @@ def resolve(hub: "HubDouble", request: Request, who: Account | None, at: dict[st
     sha = find(repo, at["revision"])
     entry = repo.commits[sha].get(at["file"])
     if entry is None:
-        raise Refused(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": sha})
+        raise RefusedError(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": sha})
     headers = {
         "X-Repo-Commit": sha,
         "X-Linked-Size": str(len(entry.data)),
@@ -89,7 +89,7 @@ def stored(hub: "HubDouble", request: Request, who: Account | None, at: dict[str
     """The CDN's GET: bytes by digest, no account needed, as with a signed link."""
     data = hub.lfs.get(at["oid"])
     if data is None:
-        raise Refused(404, None, "No such object")
+        raise RefusedError(404, None, "No such object")
     return ranged(request, data, {"ETag": f'"{at["oid"]}"'}, hub.honour_ranges)
 
 
@@ -164,7 +164,7 @@ def auth_check(
 def whoami(hub: "HubDouble", request: Request, who: Account | None, at: dict[str, str]) -> Reply:
     """The account behind a token."""
     if who is None:
-        raise Refused(401, None, "Invalid username or password.")
+        raise RefusedError(401, None, "Invalid username or password.")
     access = {"type": "access_token", "accessToken": {"displayName": "test", "role": who.role}}
     orgs = [{"name": name} for name in who.orgs]
     return Reply.json({"type": "user", "name": who.user, "orgs": orgs, "auth": access})
@@ -190,7 +190,7 @@ def dispatch(hub: "HubDouble", routes: tuple[Route, ...], request: Request) -> R
             try:
                 who = account(hub, request) if request.server == "hub" else None
                 return action(hub, request, who, quoted)
-            except Refused as refused:
+            except RefusedError as refused:
                 return refused.reply
     return None
 

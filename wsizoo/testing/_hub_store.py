@@ -41,7 +41,7 @@ class Entry:
     def blob_id(self) -> str:
         """Git's digest of what git holds (for LFS: the pointer), 40 hex."""
         held = self.pointer if self.lfs else self.data
-        return hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
+        return hashlib.sha1(b"blob %d\0" % len(held) + held, usedforsecurity=False).hexdigest()
 
     @property
     def etag(self) -> str:
@@ -59,7 +59,7 @@ class Account:
 
     def owns(self, repo_id: str) -> bool:
         """Whether the namespace of `repo_id` is the user's own or one of their organisations."""
-        return repo_id.split("/")[0] in (self.user, *self.orgs)
+        return repo_id.partition("/")[0] in (self.user, *self.orgs)
 
 
 @dataclass
@@ -96,7 +96,9 @@ def is_lfs(name: str, size: int, tree: Mapping[str, Entry]) -> bool:
     text = tree[".gitattributes"].data.decode() if ".gitattributes" in tree else ""
     patterns = [line.split()[0] for line in text.splitlines() if "filter=lfs" in line]
     base = name.rsplit("/", 1)[-1]
-    return size > LFS_ABOVE or any(fnmatch.fnmatchcase(base, p) for p in patterns)
+    return size > LFS_ABOVE or any(
+        fnmatch.fnmatchcase(name if "/" in pattern else base, pattern) for pattern in patterns
+    )
 
 
 class Store:
@@ -153,12 +155,15 @@ class Store:
         """Commit `files` on top of `branch` (made from main when new), without `delete`.
 
         Returns: the new commit, 40 hex, different from every other even when nothing changed.
-        Raises: NotFoundError when there is no such repository.
+        Raises: NotFoundError when there is no such repository, or no such file to delete.
         """
         with self.lock:
             repo = self.repo(repo_id)
             base = repo.commits[repo.branches.get(branch) or repo.branches["main"]]
-            tree = {name: entry for name, entry in base.items() if name not in set(delete)}
+            tree = dict(base)
+            for name in delete:
+                if tree.pop(name, None) is None:
+                    raise NotFoundError(f"'{branch}' of '{repo_id}' has no file '{name}'.")
             for name, data in files.items():
                 tree[name] = self.entry(name, data, base)
             return self.write(repo, tree, branch)
@@ -236,7 +241,7 @@ class Store:
         self._commits_made += 1
         listing: Any = sorted((name, entry.blob_id) for name, entry in tree.items())
         text = f"{repo.id} {branch} {self._commits_made} {listing}"
-        sha = hashlib.sha1(text.encode()).hexdigest()
+        sha = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
         repo.commits[sha] = dict(sorted(tree.items()))
         repo.branches[branch] = sha
         return sha

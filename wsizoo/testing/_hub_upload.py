@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from wsizoo.testing._hub_http import Refused, Reply, Request
+from wsizoo.testing._hub_http import RefusedError, Reply, Request
 from wsizoo.testing._hub_routes import (
     API,
     REPO,
@@ -30,9 +30,9 @@ LFS = r"\.git/info/lfs/objects"
 def logged_in(who: Account | None) -> Account:
     """The account, with a token that may write."""
     if who is None:
-        raise Refused(401, None, "Invalid username or password.")
+        raise RefusedError(401, None, "Invalid username or password.")
     if who.role != "write":
-        raise Refused(403, None, "This token has read access only; a write token is needed.")
+        raise RefusedError(403, None, "This token has read access only; a write token is needed.")
     return who
 
 
@@ -40,7 +40,7 @@ def owned(who: Account | None, repo_id: str) -> Account:
     """The account, with the right to write to the namespace of `repo_id`."""
     writer = logged_in(who)
     if not writer.owns(repo_id):
-        raise Refused(403, None, f"'{writer.user}' has no right to write to '{repo_id}'.")
+        raise RefusedError(403, None, f"'{writer.user}' has no right to write to '{repo_id}'.")
     return writer
 
 
@@ -61,7 +61,7 @@ def body_repo(request: Request, who: Account | None) -> str:
     """The repository id that a create or delete request names, `namespace/name`."""
     asked = request.json()
     if asked.get("type") not in (None, "model"):
-        raise Refused(400, None, f"The double holds models only, not '{asked['type']}'.")
+        raise RefusedError(400, None, f"The double holds models only, not '{asked['type']}'.")
     repo_id = f"{asked.get('organization') or logged_in(who).user}/{asked['name']}"
     owned(who, repo_id)
     return repo_id
@@ -131,6 +131,11 @@ def batch(hub: "HubDouble", request: Request, who: Account | None, at: dict[str,
     return Reply.json({"transfer": "multipart" if parted else "basic", "objects": objects})
 
 
+def part_tag(data: bytes) -> str:
+    """The `ETag` of what was PUT."""
+    return f'"{hashlib.md5(data, usedforsecurity=False).hexdigest()}"'
+
+
 def put(hub: "HubDouble", request: Request, who: Account | None, at: dict[str, str]) -> Reply:
     """Take an object, or one part of it; checked later, as storage behind a signed link is."""
     if "part" in request.query:
@@ -138,16 +143,16 @@ def put(hub: "HubDouble", request: Request, who: Account | None, at: dict[str, s
         parts[int(request.query["part"][0])] = request.body
     else:
         hub.received[at["oid"]] = request.body
-    return Reply(200, {"ETag": f'"{hashlib.md5(request.body).hexdigest()}"'})
+    return Reply(200, {"ETag": part_tag(request.body)})
 
 
 def complete(hub: "HubDouble", request: Request, who: Account | None, at: dict[str, str]) -> Reply:
     """Join the parts, in order, if they are the ones that came."""
     parts = hub.parts.get(at["oid"], {})
-    tags = {n: f'"{hashlib.md5(data).hexdigest()}"' for n, data in parts.items()}
+    tags = {n: part_tag(data) for n, data in parts.items()}
     named = {int(part["partNumber"]): part["etag"] for part in request.json()["parts"]}
     if not parts or named != tags or sorted(parts) != list(range(1, len(parts) + 1)):
-        raise Refused(400, None, f"The parts of {at['oid']} are not those that were uploaded.")
+        raise RefusedError(400, None, f"The parts of {at['oid']} are not those that were uploaded.")
     hub.received[at["oid"]] = b"".join(parts[n] for n in sorted(parts))
     del hub.parts[at["oid"]]
     return Reply.json({"success": True})
@@ -159,7 +164,7 @@ def verify(hub: "HubDouble", request: Request, who: Account | None, at: dict[str
     asked = request.json()
     data = hub.received.pop(asked["oid"], b"")
     if len(data) != asked["size"] or hashlib.sha256(data).hexdigest() != asked["oid"]:
-        raise Refused(422, None, f"The bytes received for {asked['oid']} have another digest.")
+        raise RefusedError(422, None, f"The bytes received for {asked['oid']} have another digest.")
     hub.lfs[asked["oid"]] = data
     return Reply.json({})
 
@@ -168,7 +173,9 @@ def lfs_entry(hub: "HubDouble", value: Mapping[str, Any]) -> Entry:
     """The stored object that a commit points at."""
     data = hub.lfs.get(value["oid"])
     if data is None or len(data) != value.get("size", len(data)):
-        raise Refused(400, None, f"LFS object {value['oid']} of '{value['path']}' is not stored.")
+        raise RefusedError(
+            400, None, f"LFS object {value['oid']} of '{value['path']}' is not stored."
+        )
     return Entry(data, lfs=True)
 
 
@@ -188,7 +195,7 @@ def apply(hub: "HubDouble", lines: list[dict[str, Any]], tree: Tree) -> Tree:
             folder = path.rstrip("/") + "/"
             changed = {k: v for k, v in changed.items() if not k.startswith(folder)}
         else:
-            raise Refused(400, None, f"The double cannot apply '{key}' to '{path}'.")
+            raise RefusedError(400, None, f"The double cannot apply '{key}' to '{path}'.")
     return changed
 
 
@@ -196,15 +203,17 @@ def commit(hub: "HubDouble", request: Request, who: Account | None, at: dict[str
     """One commit on a branch, or on a new pull request."""
     repo, branch = writable(hub, request, who, at), at["revision"]
     if branch not in repo.branches:
-        raise Refused(404, "RevisionNotFound", f"Invalid rev id: {branch}")
+        raise RefusedError(404, "RevisionNotFound", f"Invalid rev id: {branch}")
     head = repo.branches[branch]
     try:
         header, *operations = [json.loads(line) for line in request.body.splitlines() if line]
         if header["value"].get("parentCommit", head) != head:
-            raise Refused(412, None, "A commit has happened since. Please refresh and try again.")
+            raise RefusedError(
+                412, None, "A commit has happened since. Please refresh and try again."
+            )
         tree = apply(hub, operations, repo.commits[head])
     except (ValueError, KeyError, binascii.Error) as error:
-        raise Refused(400, None, f"This commit cannot be read: {error!r}") from error
+        raise RefusedError(400, None, f"This commit cannot be read: {error!r}") from error
     answer = {}
     if "create_pr" in request.query:
         repo.pull_requests += 1
@@ -221,7 +230,7 @@ def add_tag(hub: "HubDouble", request: Request, who: Account | None, at: dict[st
     repo = writable(hub, request, who, at)
     sha, name = find(repo, at["revision"]), request.json()["tag"]
     if name in repo.tags:
-        raise Refused(409, None, f"Tag '{name}' exists already.")
+        raise RefusedError(409, None, f"Tag '{name}' exists already.")
     repo.tags[name] = sha
     return Reply.json({})
 

@@ -24,7 +24,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from wsizoo.errors import DataError
 from wsizoo.testing._hub_http import Fault, LoopbackServer, Reply, Request, ServerName
 from wsizoo.testing._hub_routes import CDN_READ_ROUTES, READ_ROUTES, dispatch
 from wsizoo.testing._hub_store import Store
@@ -106,8 +105,9 @@ class HubDouble(Store):
             regex: searched in the raw (quoted) path with its query.
             times: how many requests; None for all from now on.
             server: only the Hub or only the CDN; None for both.
-            status: answer with this status and an empty body instead of asking the route.
-            cut_at: announce the whole body, send this many bytes of it, and drop the connection.
+            status: answer this, with an empty body, without asking the route. The client reads its
+                error class from a header: `headers={"X-Error-Code": "GatedRepo"}`.
+            cut_at: announce the whole body, send this many bytes of it, drop the connection.
             short: send `body[:short]`, and announce that length.
             mutate: body -> body; with `status` it starts from an empty one.
             delay: seconds before the answer; ends early when the double closes.
@@ -115,27 +115,9 @@ class HubDouble(Store):
 
         Raises: DataError when nothing is planned.
         """
-        changes = (status, cut_at, short, mutate, headers, delay or None)
-        if all(change is None for change in changes):
-            raise DataError(
-                f"The fault for '{regex}' changes nothing: give status, cut_at, short, "
-                "mutate, delay or headers."
-            )
+        how = (status, cut_at, short, mutate, delay, headers or {})
         with self.lock:
-            self._faults.append(
-                Fault(
-                    method,
-                    re.compile(regex),
-                    times,
-                    server,
-                    status,
-                    cut_at,
-                    short,
-                    mutate,
-                    delay,
-                    headers or {},
-                )
-            )
+            self._faults.append(Fault(method, re.compile(regex), times, server, *how))
 
     def paths(self, method: str | None = None, server: ServerName | None = None) -> list[str]:
         """Raw paths of the requests so far, without query, of one method or server or of all."""

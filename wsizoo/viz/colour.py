@@ -1,4 +1,4 @@
-"""One sequential colour map, dark blue to yellow, with equal steps to the eye; no hue of H&E in it."""
+"""One sequential colour map, dark blue to yellow, in steps equal to the eye, without H&E's hues."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ def oklab_to_srgb(lab: Floats) -> Floats:
     """(..., 3) OKLab to (..., 3) sRGB in [0, 1], clipped where the screen has no such colour."""
     linear = ((lab @ _LAB_TO_LMS.T) ** 3) @ _LMS_TO_RGB.T
     linear = np.clip(linear, 0, 1)
-    srgb: Floats = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    srgb: Floats = np.where(
+        linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055
+    )
     return srgb
 
 

@@ -21,6 +21,7 @@ def patches_geojson(
     coords: ArrayLike,
     footprint: float,
     scores: ArrayLike,
+    *,
     kept: ArrayLike | None = None,
     probabilities: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
@@ -101,10 +102,8 @@ def _flags(kept: ArrayLike, n: int) -> list[float]:
     index = np.asarray(kept)
     if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= n):
         raise DataError(f"kept is {index!r:.80}, expected (K,) indices of the {n} patches")
-    flags = np.zeros(n, dtype=np.int64)
-    flags[index.astype(np.intp)] = 1
-    ones: list[float] = flags.tolist()
-    return ones
+    named = set(index.astype(np.intp).tolist())
+    return [int(i in named) for i in range(n)]
 
 
 def _classified(

@@ -31,6 +31,13 @@ class Boxes:
     height: int
     width: int
 
+    def only(self, chosen: NDArray[np.intp]) -> Boxes:
+        """The rectangles at these indices."""
+        left, top, right, bottom = (
+            edge[chosen] for edge in (self.left, self.top, self.right, self.bottom)
+        )
+        return Boxes(left, top, right, bottom, self.height, self.width)
+
     def shrunk(self, by: float) -> Boxes:
         """The same rectangles, every edge `by` px further in; never inside out."""
         by_x = np.minimum(by, (self.right - self.left) / 2)
@@ -63,10 +70,11 @@ class Boxes:
         shape = (self.height + 2, self.width + 2)
         cells = y[:, None] * shape[1] + x[None]  # (4, 4, N)
         change = y_step[:, None] * x_step[None]  # (4, 4, N)
-        grid = np.bincount(cells.ravel(), change.ravel(), shape[0] * shape[1]).reshape(shape)
-        grid = np.cumsum(np.cumsum(grid, axis=0), axis=1)
-        inside: Floats = grid[: self.height, : self.width]
-        return inside
+        sums = np.bincount(cells.ravel(), change.ravel(), shape[0] * shape[1])
+        grid: Floats = sums.reshape(shape).astype(np.float64, copy=False)
+        np.cumsum(grid, axis=0, out=grid)
+        np.cumsum(grid, axis=1, out=grid)
+        return grid[: self.height, : self.width]
 
 
 def overlay(
@@ -75,6 +83,7 @@ def overlay(
     coords: ArrayLike,
     footprint: float,
     scores: ArrayLike,
+    *,
     alpha: float = 0.5,
     smooth: bool = False,
     outline: ArrayLike | None = None,
@@ -114,22 +123,20 @@ def overlay(
     weight = boxes.total()
     weighted = boxes.total(values)
     covered = weight > EMPTY
-    if smooth and len(values):
+    image = thumbnail.copy()
+    if not covered.any():
+        return image
+    share = np.minimum(weight[covered], 1)  # (P,)
+    if smooth:
         radius = (boxes.right[0] - boxes.left[0]) / 2, (boxes.bottom[0] - boxes.top[0]) / 2
         weight, weighted = _blurred(weight, radius), _blurred(weighted, radius)
-        share = np.clip(boxes.total()[covered], 0, 1)
-    else:
-        share = np.clip(weight[covered], 0, 1)
-    low, high = (values.min(), values.max()) if len(values) else (0.0, 0.0)
-    mean = np.clip(weighted[covered] / weight[covered], low, high)  # (P,)
-    image = thumbnail.copy()
+    # The clip removes what rounding adds where hardly anything of a pixel is covered.
+    mean = np.clip(weighted[covered] / weight[covered], values.min(), values.max())  # (P,)
     image[covered] = _blend(image[covered], colours(mean), alpha * share)
     return _outlined(image, boxes, chosen) if len(chosen) else image
 
 
-def place(
-    thumbnail: Pixels, downsample: Downsample, coords: ArrayLike, footprint: float
-) -> Boxes:
+def place(thumbnail: Pixels, downsample: Downsample, coords: ArrayLike, footprint: float) -> Boxes:
     """The patches as rectangles in thumbnail px; arguments as in `overlay`."""
     if thumbnail.ndim != 3 or thumbnail.shape[2] != 3 or thumbnail.dtype != np.uint8:
         raise DataError(
@@ -169,7 +176,7 @@ def with_legend(image: Pixels, low: float | str, high: float | str, label: str) 
         (h + strip, w, 3) uint8; the first h rows are `image`.
     """
     width = image.shape[1]
-    size = int(np.clip(width / 55, 11, 40))
+    size = int(np.clip(width / 42, 11, 40))
     margin = size
     font = ImageFont.load_default(size)
     strip = Image.new("RGB", (width, size * 6), PAPER)
@@ -201,8 +208,11 @@ def _steps(low: Floats, high: Floats, size: int) -> tuple[NDArray[np.intp], Floa
 
 def _blend(under: Pixels, over: Pixels, opacity: Floats) -> Pixels:
     """(P, 3) uint8 colours over (P, 3) ones; opacity (P,)."""
-    mixed = under + opacity[:, None] * (over.astype(np.float64) - under)
-    return np.rint(mixed).astype(np.uint8)
+    mixed = over.astype(np.float32)
+    mixed -= under
+    mixed *= opacity.astype(np.float32)[:, None]
+    mixed += under
+    return np.rint(mixed, out=mixed).astype(np.uint8)
 
 
 def _chosen(outline: ArrayLike | None, n: int) -> NDArray[np.intp]:
@@ -217,8 +227,7 @@ def _chosen(outline: ArrayLike | None, n: int) -> NDArray[np.intp]:
 
 def _outlined(image: Pixels, boxes: Boxes, chosen: NDArray[np.intp]) -> Pixels:
     """A dark line just inside each chosen patch's edge, and a light one inside that."""
-    edges = (boxes.left, boxes.top, boxes.right, boxes.bottom)
-    outer = Boxes(*(edge[chosen] for edge in edges), boxes.height, boxes.width)
+    outer = boxes.only(chosen)
     line = float(np.clip((outer.right - outer.left).max() / 16, 1.0, 3.0))
     for colour in (INK, PAPER):
         inner = outer.shrunk(line)
@@ -246,9 +255,7 @@ def _blurred(field: Floats, radius: tuple[float, float]) -> Floats:
     return field
 
 
-def _cut(
-    text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float
-) -> str:
+def _cut(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     """The text, shortened with an ellipsis until it fits."""
     if font.getlength(text) <= width:
         return text

@@ -1,0 +1,241 @@
+"""The tissue mask on drawn and on real images, and exact shares of boxes."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from wsizoo.errors import DataError
+from wsizoo.slides.tissue import TissueMask, segment
+
+ROIS = (
+    Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
+    / "he_rois"
+)
+GLASS, PINK, PURPLE = (243, 243, 244), (226, 160, 198), (120, 70, 140)
+RED_PEN, GREEN_PEN, BLUE_PEN, BLACK_PEN = (214, 30, 38), (40, 140, 70), (40, 60, 170), (35, 36, 38)
+
+
+def glass(height: int = 200, width: int = 240, seed: int = 0) -> NDArray[np.uint8]:
+    """(h, w, 3) uint8: an empty slide with a little noise."""
+    noise = np.random.default_rng(seed).normal(0, 2, (height, width, 3))
+    return np.asarray(np.clip(noise + np.array(GLASS), 0, 255), np.uint8)
+
+
+def disc(image: NDArray[Any], x: int, y: int, radius: float) -> NDArray[np.bool_]:
+    rows, columns = np.ogrid[: image.shape[0], : image.shape[1]]
+    return np.asarray((columns - x) ** 2 + (rows - y) ** 2 <= radius**2)
+
+
+def paint(image: NDArray[np.uint8], where: NDArray[np.bool_], colour: tuple[int, ...]) -> None:
+    noise = np.random.default_rng(1).normal(0, 6, image.shape)
+    image[where] = np.clip(noise + np.array(colour), 0, 255).astype(np.uint8)[where]
+
+
+def overlap(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Intersection over union."""
+    return float((a & b).sum() / (a | b).sum())
+
+
+def mask_of(pixels: NDArray[np.bool_]) -> TissueMask:
+    return TissueMask(pixels, 8.0, 0.1, np.zeros_like(pixels), brightfield=True)
+
+
+@pytest.mark.parametrize("value", [255, 240])
+def test_a_blank_slide_has_no_tissue(value: int) -> None:
+    found = segment(np.full((120, 150, 3), value, np.uint8))
+    assert found.fraction == 0
+    assert found.threshold == 0.05
+    assert found.brightfield
+
+
+def test_noise_and_faint_shadow_on_glass_are_no_tissue() -> None:
+    image = glass()
+    paint(image, disc(image, 60, 60, 15), (228, 228, 229))
+    assert segment(image).fraction == 0
+
+
+def test_grey_dust_beside_tissue_is_no_tissue() -> None:
+    image = glass()
+    dust = disc(image, 200, 40, 20)
+    paint(image, disc(image, 90, 100, 45), PINK)
+    paint(image, dust, (200, 200, 201))
+    found = segment(image)
+    assert found.mask[100, 90]
+    assert not (found.mask & dust).any()
+
+
+@pytest.mark.parametrize("value", [0, 30])
+def test_a_dark_image_is_not_brightfield(value: int, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        found = segment(np.full((50, 60, 3), value, np.uint8))
+    assert not found.brightfield
+    assert not found.mask.any()
+    assert np.isnan(found.threshold)
+    assert "not brightfield" in caplog.text
+
+
+@pytest.mark.parametrize("colour", [PINK, PURPLE])
+def test_a_piece_of_tissue_is_found_where_it_is(colour: tuple[int, ...]) -> None:
+    image = glass()
+    truth = disc(image, 90, 100, 45) | disc(image, 180, 60, 20)
+    paint(image, truth, colour)
+    found = segment(image)
+    assert overlap(found.mask, truth) > 0.93
+    assert found.fraction == pytest.approx(truth.mean(), rel=0.07)
+    assert not found.pen.any()
+
+
+def test_an_image_full_of_tissue_stays_whole() -> None:
+    image = glass()
+    paint(image, np.ones(image.shape[:2], bool), PINK)
+    paint(image, disc(image, 100, 100, 50), PURPLE)
+    assert segment(image).fraction > 0.99
+
+
+@pytest.mark.parametrize("ink", [RED_PEN, GREEN_PEN, BLUE_PEN, BLACK_PEN])
+def test_pen_is_left_out_and_kept_on_request(ink: tuple[int, ...]) -> None:
+    image = glass()
+    tissue, line = disc(image, 70, 100, 40), np.zeros(image.shape[:2], bool)
+    line[20:180, 170:182] = True
+    paint(image, tissue, PINK)
+    paint(image, line, ink)
+    found = segment(image)
+    assert overlap(found.mask, tissue) > 0.93
+    assert not (found.mask & line).any()
+    assert overlap(found.pen, line) > 0.6
+    whole = segment(image, remove_pen=False)
+    assert (whole.mask & line).sum() > 0.95 * line.sum()
+    assert not whole.pen.any()
+
+
+def test_a_small_red_spot_is_blood_not_pen() -> None:
+    image = glass()
+    paint(image, disc(image, 100, 100, 50), PINK)
+    paint(image, disc(image, 100, 100, 4), RED_PEN)
+    found = segment(image)
+    assert not found.pen.any()
+    assert found.mask[100, 100]
+
+
+def test_small_holes_are_filled_and_large_ones_kept() -> None:
+    image = glass()
+    paint(image, disc(image, 100, 100, 70), PINK)
+    paint(image, disc(image, 80, 100, 4), GLASS)
+    paint(image, disc(image, 125, 100, 14), GLASS)
+    found = segment(image)
+    assert found.mask[100, 80]
+    assert not found.mask[100, 125]
+
+
+def test_specks_are_dropped() -> None:
+    image = glass()
+    paint(image, disc(image, 60, 60, 2), PURPLE)
+    assert segment(image).fraction == 0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (5, 5)])
+def test_tiny_images_are_accepted(size: tuple[int, int]) -> None:
+    assert segment(np.full((*size, 3), 250, np.uint8)).fraction == 0
+    assert segment(np.full((*size, 3), 180, np.uint8)).mask.shape == size
+
+
+def test_the_scale_of_the_image_is_recorded() -> None:
+    assert segment(glass(), mpp=7.6).mpp == 7.6
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3)), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_an_image_that_is_not_uint8_rgb_is_refused(image: NDArray[Any]) -> None:
+    with pytest.raises(DataError, match=r"it reads \(h, w, 3\) uint8 RGB"):
+        segment(image)
+
+
+def test_a_mask_is_the_same_each_time_and_leaves_its_input_alone() -> None:
+    image = glass()
+    paint(image, disc(image, 90, 100, 45), PINK)
+    copy = image.copy()
+    assert np.array_equal(segment(image).mask, segment(image).mask)
+    assert np.array_equal(image, copy)
+
+
+def share_by_hand(mask: NDArray[np.bool_], box: tuple[float, float, float, float]) -> float:
+    """Sum of the overlaps of the box with each tissue pixel."""
+    x0, y0, x1, y1 = box
+    columns, rows = np.arange(mask.shape[1]), np.arange(mask.shape[0])
+    wide = np.clip(np.minimum(columns + 1, x1) - np.maximum(columns, x0), 0, None)
+    high = np.clip(np.minimum(rows + 1, y1) - np.maximum(rows, y0), 0, None)
+    return float((mask * high[:, None] * wide[None, :]).sum() / ((x1 - x0) * (y1 - y0)))
+
+
+EDGE = st.floats(-5, 20, allow_nan=False, width=32)
+SIDE = st.floats(0.0625, 15, allow_nan=False, width=32)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 12),
+    st.integers(1, 12),
+    st.integers(0, 2**31),
+    st.lists(st.tuples(EDGE, EDGE, SIDE, SIDE), min_size=1, max_size=5),
+    st.sampled_from([1.0, 16.0, 31.7]),
+)
+def test_shares_are_exact_areas(
+    height: int,
+    width: int,
+    seed: int,
+    boxes: list[tuple[float, float, float, float]],
+    downsample: float,
+) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    corners = [(x, y, x + w, y + h) for x, y, w, h in boxes]
+    x0, y0, x1, y1 = np.array(corners).T * downsample
+    found = mask_of(mask).share(x0, y0, x1, y1, downsample)
+    expected = [share_by_hand(mask, corner) for corner in corners]
+    assert np.allclose(found, expected, atol=1e-6)
+
+
+def test_shares_outside_the_mask_are_zero_and_of_no_boxes_are_none() -> None:
+    mask = mask_of(np.ones((4, 4), bool))
+    assert mask.share([-64.0], [0.0], [-32.0], [32.0], 16.0).tolist() == [0.0]
+    assert mask.share([-16.0], [0.0], [16.0], [16.0], 16.0).tolist() == [0.5]
+    assert mask.share([], [], [], [], 16.0).shape == (0,)
+
+
+def test_boxes_without_area_and_impossible_downsamples_are_refused() -> None:
+    mask = mask_of(np.ones((4, 4), bool))
+    with pytest.raises(DataError, match="A box has no area"):
+        mask.share([0.0, 5.0], [0.0, 0.0], [1.0, 5.0], [1.0, 1.0], 16.0)
+    with pytest.raises(DataError, match="downsample is 0"):
+        mask.share([0.0], [0.0], [1.0], [1.0], 0)
+
+
+REAL = {  # name: tissue, pen, as published with the method
+    "histolab_thumb_red_pen.png": (0.580, 0.229),
+    "histolab_thumb_diagnostic.png": (0.572, 0.156),
+    "histolab_almost-white-2.png": (0.023, 0.0),
+    "histolab_low-nuclei-score-level0.png": (0.097, 0.0),
+    "gigapath_01581x_25583y.png": (0.663, 0.024),
+    "pyslide_lung_tile.png": (0.452, 0.0),
+    "stardist_histo.jpg": (1.0, 0.0),
+    "torchstain_target.png": (0.432, 0.0),
+}
+
+
+@pytest.mark.skipif(not ROIS.exists(), reason="the H&E regions are not here (set WSIZOO_DATA)")
+@pytest.mark.parametrize("name", sorted(REAL))
+def test_real_images_have_the_published_shares_of_tissue_and_pen(name: str) -> None:
+    image = pytest.importorskip("PIL.Image")
+    found = segment(np.asarray(image.open(ROIS / name).convert("RGB")))
+    tissue, pen = REAL[name]
+    assert found.fraction == pytest.approx(tissue, abs=0.05)
+    assert found.pen.mean() == pytest.approx(pen, abs=0.03)

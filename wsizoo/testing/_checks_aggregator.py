@@ -1,0 +1,154 @@
+"""Conformance checks of aggregators alone, and of whole models."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from wsizoo.bag import BagBatch
+from wsizoo.interfaces import Aggregated
+from wsizoo.mil.heads import ClassificationHead, SegmentationHead
+from wsizoo.model import SlideModel
+from wsizoo.spec import ModelSpec
+from wsizoo.testing._checks_bag import both_modes
+from wsizoo.testing._subject import (
+    CLASSES,
+    N_OUTPUTS,
+    PER_ROW,
+    Subject,
+    check_finite,
+    check_same,
+    evaluate,
+    fields,
+    require,
+)
+
+PACKED = (1, 6, 37)  # patches of the slides packed together
+
+
+def check_slide_shape(subject: Subject) -> None:
+    """The head is built to `out_dim`, and reads `slide` (or `instances`, or `logits`)."""
+    width = subject.make().out_dim
+    for mode, output in both_modes(subject):
+        values = fields(output, 37)
+        given = {"slide", "instances", "logits"} & set(values)
+        require(bool(given), f"in {mode} it fills none of slide, instances and logits")
+        if output.slide is not None:
+            shape = tuple(output.slide.shape)
+            require(shape == (width,), f"in {mode}, slide is {shape}, expected ({width},) = (out_dim,)")
+
+
+def check_instances_as_declared(subject: Subject) -> None:
+    """Per-patch heads fit exactly the aggregators that say `gives_instances`."""
+    width, declared = subject.make().out_dim, getattr(subject.cls, "gives_instances", False)
+    for mode, output in both_modes(subject):
+        given = output.instances is not None
+        if not declared:
+            require(not given, "it fills instances: declare gives_instances = True")
+            continue
+        require(given, f"gives_instances = True, but in {mode} instances are None")
+        shape, expected = tuple(output.instances.shape), (37, width)
+        require(shape == expected, f"in {mode}, instances are {shape}, expected {expected}")
+
+
+def check_logits_as_declared(subject: Subject) -> None:
+    """Only an aggregator that owns its classifier decides the slide's logits."""
+    declared = getattr(subject.cls, "owns_classifier", False)
+    for mode, output in both_modes(subject):
+        logits = output.logits
+        if not declared:
+            require(logits is None, "it fills logits, which are ignored: owns_classifier = True")
+            continue
+        require(logits is not None, f"owns_classifier = True, but in {mode} logits are None")
+        shapes = ((N_OUTPUTS,), (37, N_OUTPUTS))
+        require(
+            tuple(logits.shape) in shapes,
+            f"in {mode}, logits are {tuple(logits.shape)}, expected {shapes[0]} (n_outputs,)",
+        )
+
+
+def check_classifier_tensors(subject: Subject) -> None:
+    """`adapt` keeps every tensor but the classifier's, so that must be named."""
+    if not getattr(subject.cls, "owns_classifier", False):
+        return
+    three = subject.make().inference_state()
+    four = subject.make(n_outputs=N_OUTPUTS + 1).inference_state()
+    resized = {name for name in three if name not in four or four[name].shape != three[name].shape}
+    named = set(getattr(subject.make(), "classifier_tensors", ()))
+    require(bool(resized), "n_outputs changes the shape of no tensor")
+    missing, unknown = sorted(resized - named), sorted(named - set(three))
+    require(not missing, f"the shapes of {missing} follow n_outputs: name them in classifier_tensors")
+    require(not unknown, f"classifier_tensors names {unknown}, which inference_state() does not hold")
+
+
+def check_packed_equals_single(subject: Subject) -> None:
+    """`forward_packed` is for speed only: the same numbers as one slide after the other."""
+    module = subject.awake()
+    if module.forward_packed is None:
+        return
+    bags = [subject.bag(n, seed=n) for n in PACKED]
+    with torch.no_grad():
+        output = module.forward_packed(BagBatch.pack(bags))
+    require(isinstance(output, Aggregated), f"forward_packed returns {type(output).__name__}")
+    singles = [evaluate(subject, module, bag) for bag in bags]
+    expected: dict[str, Tensor] = {}
+    for name in singles[0]:
+        join = torch.cat if name in PER_ROW else torch.stack
+        expected[name] = join([values[name] for values in singles])
+    check_same(fields(output, sum(PACKED)), expected, "forward_packed beside one by one")
+    require(not output.losses and not output.predictions, "in eval, forward_packed returns losses")
+    trained = module.train().forward_packed(BagBatch.pack(bags))
+    slides = {p.slide for p in trained.predictions.values()}
+    require(slides <= {0, 1, 2}, f"forward_packed makes predictions for slides {slides} of 3")
+
+
+def check_trains_in_a_model(subject: Subject) -> None:
+    """With a head it makes a slide model whose loss can be minimised, one slide or several."""
+    model = _model(subject).train()
+    for bags in (subject.bag(), BagBatch.pack([subject.bag(n, seed=n) for n in PACKED])):
+        output = model.forward_packed(bags) if isinstance(bags, BagBatch) else model(bags)
+        terms = model.losses(output, bags)
+        check_finite(terms, "losses in a slide model")
+        total = torch.stack(list(terms.values())).sum()
+        require(total.requires_grad, "the loss of a slide model depends on no parameter")
+        total.backward()  # type: ignore[no-untyped-call]
+    check_finite({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, "gradients")
+
+
+def _model(subject: Subject) -> SlideModel:
+    aggregator = subject.awake()
+    values = evaluate(subject, aggregator)
+    per_patch = values["logits"].ndim == 2 if "logits" in values else "slide" not in values
+    maker = SegmentationHead if per_patch else ClassificationHead
+    owned = getattr(subject.cls, "owns_classifier", False)
+    head = maker(None if owned else aggregator.out_dim, CLASSES)
+    spec = ModelSpec(summary="", licence="", source="")
+    return SlideModel("conformance", spec, subject.width, aggregator=aggregator, head=head)
+
+
+def check_output_shapes(subject: Subject) -> None:
+    """A whole model fills the same fields, in the same shapes, as a composed one."""
+    for mode, output in both_modes(subject):
+        values = fields(output, 37)
+        require(bool(values), f"in {mode} every field is None")
+        for name, dimensions in (("logits", 1), ("hazards", 1), ("risk", 0), ("value", 0)):
+            if name in values:
+                shape = tuple(values[name].shape)
+                require(len(shape) == dimensions, f"in {mode}, {name} is {shape}: {dimensions} dimensions")
+        if "embedding" in values:
+            shape = tuple(values["embedding"].shape)
+            require(len(shape) == 1, f"in {mode}, embedding is {shape}, expected (E,)")
+        if "instance_logits" in values:
+            shape = tuple(values["instance_logits"].shape)
+            require(len(shape) == 2 and shape[0] == 37, f"in {mode}, instance_logits are {shape}")
+
+
+AGGREGATOR = (
+    check_slide_shape,
+    check_instances_as_declared,
+    check_logits_as_declared,
+    check_classifier_tensors,
+    check_packed_equals_single,
+    check_trains_in_a_model,
+)
+MODEL = (check_output_shapes,)

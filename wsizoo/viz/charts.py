@@ -1,0 +1,176 @@
+"""The charts of the report, each a function from numbers to inline SVG."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+from wsizoo.errors import DataError
+from wsizoo.viz.svg import (
+    CHARACTER,
+    FONT,
+    Drawing,
+    Plot,
+    Scale,
+    nice_ticks,
+    shared_decimals,
+    tick_labels,
+)
+
+Curve = tuple[str, Sequence[float], Sequence[float], float]
+Bar = tuple[str, float, float | None, float | None]
+
+BAR_ROW = 42.0  # drawing units: a line of text and a bar
+
+
+def roc_chart(curves: Sequence[Curve]) -> str:
+    """Receiver operating characteristics.
+
+    Args:
+        curves: (name, false positive rates (P,), true positive rates (P,), area) each; rates
+            in [0, 1] in the order they are drawn.
+
+    Raises:
+        DataError: no curve, or rates that are missing, unequal in number or outside [0, 1].
+    """
+    if not curves:
+        raise DataError("no ROC curve to draw, expected at least one (name, fpr, tpr, auc)")
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    names = [f"AUC {auc:.3f}, {name}" for name, _, _, auc in curves]
+    plot = Plot(
+        "ROC: " + "; ".join(names),
+        ticks,
+        ticks,
+        x_label="False positive rate (1 - specificity)",
+        y_label="True positive rate (sensitivity)",
+        inner=370,
+    )
+    plot.line(plot.at(0, 0), plot.at(1, 1), "guide")
+    for index, (name, fpr, tpr, _) in enumerate(curves):
+        false, true = [float(v) for v in fpr], [float(v) for v in tpr]
+        if len(false) != len(true) or len(false) < 2:
+            raise DataError(
+                f"ROC of {name!r}: {len(false)} false and {len(true)} true positive rates, "
+                "expected as many of both, two or more"
+            )
+        if not all(0 <= rate <= 1 for rate in false + true):
+            raise DataError(f"ROC of {name!r} holds a rate outside [0, 1]")
+        plot.series(false, true, index)
+    plot.key(names)
+    return plot.svg()
+
+
+def bar_chart(rows: Sequence[Bar], label: str) -> str:
+    """Horizontal bars from zero, with intervals.
+
+    Args:
+        rows: (name, value, low, high) each; low and high, the ends of an interval, or None.
+        label: what the bars measure, with the unit.
+
+    Raises:
+        DataError: no row, a number that is not finite, or an interval without its value.
+    """
+    if not rows:
+        raise DataError("no bar to draw, expected at least one (name, value, low, high)")
+    for row in rows:
+        _check_bar(row)
+    numbers = [float(v) for _, *values in rows for v in values if v is not None]
+    ticks = _bar_ticks(min(numbers), max(numbers))
+    height = BAR_ROW * len(rows)
+    decimals = shared_decimals(numbers, 3)
+    readings = [_reading(row, decimals) for row in rows]
+    spoken = "; ".join(f"{row[0]} {text}" for row, text in zip(rows, readings, strict=True))
+    chart = Drawing(f"{label}: {spoken}", height + 46)
+    scale = Scale(ticks[0], ticks[-1], 14, chart.width - 18)
+    for index, (row, reading) in enumerate(zip(rows, readings, strict=True)):
+        _draw_bar(chart, scale, row, reading, index * BAR_ROW + 4)
+    chart.line((scale.start, height), (scale.end, height), "axis")
+    for tick, text in zip(ticks, tick_labels(ticks), strict=True):
+        chart.line((scale(tick), height), (scale(tick), height + 4), "axis")
+        chart.text((scale(tick), height + 18), text, "middle", soft=True)
+    middle = (scale.start + scale.end) / 2
+    chart.text((middle, height + 38), label, "middle", room=scale.end - scale.start)
+    return chart.svg()
+
+
+def curve_chart(
+    name: str,
+    xs: Sequence[float],
+    series: Mapping[str, Sequence[float | None]],
+    x_label: str = "Epoch",
+) -> str:
+    """Lines over one x axis: learning curves and the like.
+
+    Args:
+        name: what is measured, the y axis' label. xs: (P,) ascending.
+        series: name -> (P,) values; None or NaN leaves a gap.
+
+    Raises:
+        DataError: lengths that differ, or nothing finite to draw.
+    """
+    lines = {key: [math.nan if v is None else float(v) for v in ys] for key, ys in series.items()}
+    at = [float(x) for x in xs]
+    for key, ys in lines.items():
+        if len(ys) != len(at):
+            raise DataError(f"{name}: series {key!r} has {len(ys)} values for {len(at)} points")
+    y_low, y_high = _finite_range(name, (y for ys in lines.values() for y in ys))
+    x_low, x_high = _finite_range(f"{name}, x axis", at)
+    plot = Plot(
+        f"{name}: {', '.join(lines)}",
+        nice_ticks(x_low, x_high),
+        nice_ticks(y_low, y_high),
+        x_label=x_label,
+        y_label=name,
+    )
+    for index, ys in enumerate(lines.values()):
+        plot.series(at, ys, index)
+    plot.key(list(lines))
+    return plot.svg()
+
+
+def _check_bar(row: Bar) -> None:
+    name, value, low, high = row
+    if not math.isfinite(value):
+        raise DataError(f"bar {name!r} is {value}, expected a finite number")
+    if (low is None) != (high is None):
+        raise DataError(f"bar {name!r} has one end of an interval only, expected both or None")
+    if low is not None and high is not None and not low <= value <= high:
+        raise DataError(f"bar {name!r} is {value:g}, outside its interval {low:g} to {high:g}")
+
+
+def _bar_ticks(low: float, high: float) -> list[float]:
+    """From zero; shares of one get the whole of [0, 1]."""
+    if low >= 0 and 0.5 < high <= 1:
+        return [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    return nice_ticks(min(0.0, low), max(0.0, high))
+
+
+def _reading(row: Bar, decimals: int) -> str:
+    _, value, low, high = row
+    if low is None or high is None:
+        return f"{value:.{decimals}f}"
+    return f"{value:.{decimals}f} ({low:.{decimals}f} to {high:.{decimals}f})"
+
+
+def _draw_bar(chart: Drawing, scale: Scale, row: Bar, reading: str, top: float) -> None:
+    name, value, low, high = row
+    room = scale.end - scale.start
+    chart.text((scale.start, top + FONT), name, room=room - (len(reading) + 2) * CHARACTER)
+    chart.text((scale.end, top + FONT), reading, "end", soft=True)
+    y, thickness = top + FONT + 6, 12.0
+    chart.rectangle((scale.start, y), room, thickness, "track")
+    ends = sorted((scale(0), scale(value)))
+    chart.rectangle((ends[0], y), ends[1] - ends[0], thickness, "bar")
+    chart.line((scale(0), y - 2), (scale(0), y + thickness + 2), "axis")
+    if low is not None and high is not None:
+        middle = y + thickness / 2
+        chart.line((scale(low), middle), (scale(high), middle), "whisker")
+        for end in (low, high):
+            chart.line((scale(end), middle - 4), (scale(end), middle + 4), "whisker")
+
+
+def _finite_range(what: str, values: Iterable[float]) -> tuple[float, float]:
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        raise DataError(f"{what}: no finite number to draw")
+    return min(finite), max(finite)
