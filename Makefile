@@ -23,16 +23,21 @@ check: dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: dev
-	$(BIN)/python -m pytest -n 2
+# The fast tests, then what was built, installed in fresh environments as a user would.
+test: dev dist
+	$(BIN)/python -m pytest -n 2 -q
+	$(BIN)/python -m pytest -q -m packaging
 
-test-all: dev
-	$(BIN)/python -m pytest -n 2 -m "not gpu and not network"
+test-all: dev dist
+	$(BIN)/python -m pytest -n 2 -q -m "not gpu and not network and not packaging"
+	$(BIN)/python -m pytest -q -m packaging
 
 dist: dev
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
-	for plugin in $(PLUGINS); do $(BIN)/python -m build --outdir dist $$plugin || exit 1; done
+	for package in . $(PLUGINS); do \
+		$(BIN)/python -m build --no-isolation --outdir dist $$package >dist.log 2>&1 || { cat dist.log; exit 1; }; \
+	done
+	rm -f dist.log; ls dist
 
 record: dev
 	$(BIN)/python -m wsizoo.demo.record

@@ -1,7 +1,7 @@
 """wsizoo: a zoo of whole-slide pathology models.
 
-Every model is a named composition encoder -> selector -> aggregator -> head. Public names resolve on
-first use: importing wsizoo imports neither torch nor any plugin.
+Every model is a named composition encoder -> selector -> aggregator -> head. Public names resolve
+on first use: importing wsizoo imports neither torch nor any plugin.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _PUBLIC = {
     "build": "wsizoo.zoo",
     "extract": "wsizoo.extraction",
     "hookimpl": "wsizoo.hookspecs",
-    "list_models": "wsizoo.registry",
+    "list_models": "wsizoo.catalogue",
     "load": "wsizoo.zoo",
     "load_encoder": "wsizoo.zoo",
     "open_slide": "wsizoo.slides.reader",
-    "pin": "wsizoo.zoo",
+    "pin": "wsizoo.pins",
     "predict": "wsizoo.inference",
     "push": "wsizoo.publish",
     "read_bag": "wsizoo.slides.store",
     "save": "wsizoo.publish",
-    "show": "wsizoo.registry",
+    "show": "wsizoo.catalogue",
     "use_backend": "wsizoo.ops",
     "verify": "wsizoo.publish",
     "write_bag": "wsizoo.slides.store",
@@ -48,7 +48,9 @@ _PUBLIC = {
 
 if TYPE_CHECKING:
     from wsizoo.bag import Bag, BagBatch
+    from wsizoo.catalogue import list_models, show
     from wsizoo.errors import WsizooError
+    from wsizoo.extraction import extract
     from wsizoo.fingerprint import Fingerprint
     from wsizoo.hookspecs import Component, OpBackend, hookimpl
     from wsizoo.inference import predict
@@ -64,12 +66,11 @@ if TYPE_CHECKING:
     )
     from wsizoo.model import SlideModel
     from wsizoo.ops import use_backend
+    from wsizoo.pins import pin
     from wsizoo.publish import push, save, verify
-    from wsizoo.registry import list_models, show
-    from wsizoo.extraction import extract
     from wsizoo.slides.reader import open_slide
     from wsizoo.slides.store import read_bag, write_bag
-    from wsizoo.zoo import adapt, build, load, load_encoder, pin
+    from wsizoo.zoo import adapt, build, load, load_encoder
 
 
 def __getattr__(name: str) -> Any:

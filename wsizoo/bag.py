@@ -104,8 +104,10 @@ class Bag:
         f = self.features
         f = f.to(device=device, dtype=dtype if f.is_floating_point() else None)
         coords = None if self.coords is None else self.coords.to(device)
-        return self if f is self.features and coords is self.coords else self.replace(
-            features=f, coords=coords
+        return (
+            self
+            if f is self.features and coords is self.coords
+            else self.replace(features=f, coords=coords)
         )
 
     def subset(self, index: Tensor) -> Bag:
@@ -114,9 +116,7 @@ class Bag:
         if target is not None and "instances" in target:
             target = {**target, "instances": target["instances"][index]}
         coords = None if self.coords is None else self.coords[index]
-        return self.replace(
-            features=self.features[index], coords=coords, target=target, parts=None
-        )
+        return self.replace(features=self.features[index], coords=coords, target=target, parts=None)
 
     def grid(self) -> Tensor:
         """Integer cells (N, 2): round(coords / spacing) from level-0 (0, 0), the only definition.
@@ -261,7 +261,9 @@ class BagBatch:
         coords = torch.cat(all_coords) if len(all_coords) == len(bags) else None
         ends = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
         views = tuple(
-            bag.replace(features=features[a:b], coords=bag.coords if coords is None else coords[a:b])
+            bag.replace(
+                features=features[a:b], coords=bag.coords if coords is None else coords[a:b]
+            )
             for bag, a, b in zip(bags, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
         )
         return BagBatch(features, ends.to(features.device), coords, views)
@@ -286,6 +288,8 @@ class BagBatch:
         ids = torch.arange(len(self), device=self.offsets.device)
         return torch.repeat_interleave(ids, self.lengths)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> BagBatch:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> BagBatch:
         """Move tensors; `dtype` applies to float features only."""
         return BagBatch.pack([bag.to(device, dtype) for bag in self.bags])

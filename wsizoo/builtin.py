@@ -69,9 +69,11 @@ COMPONENTS = (
 
 @hookimpl
 def wsizoo_components() -> tuple[Component, ...]:
+    """Parts of the core."""
     return COMPONENTS
 
 
 @hookimpl
 def wsizoo_registry() -> Path:
+    """The root registry.yaml."""
     return core_folder()

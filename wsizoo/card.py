@@ -25,7 +25,8 @@ def model_card(config: dict[str, Any]) -> str:
         f"# {config['name']}",
         f"{spec['summary']}",
         "A slide model of [wsizoo](https://pypi.org/project/wsizoo): "
-        + " -> ".join(_composition(spec)) + ".",
+        + " -> ".join(_composition(spec))
+        + ".",
         "## Use",
         f"```python\nimport wsizoo\n\nmodel = wsizoo.load('hf:OWNER/{config['name']}@COMMIT')\n"
         "out = model(wsizoo.read_bag('slide.h5'))\n```",
@@ -36,7 +37,9 @@ def model_card(config: dict[str, Any]) -> str:
         str(training.get("limits") or "Research only. Not validated for diagnosis."),
         f"Source of the method: {spec['source']}",
     ]
-    return f"---\n{yaml.safe_dump(_metadata(spec), sort_keys=False)}---\n\n" + "\n\n".join(body) + "\n"
+    return (
+        f"---\n{yaml.safe_dump(_metadata(spec), sort_keys=False)}---\n\n" + "\n\n".join(body) + "\n"
+    )
 
 
 def _metadata(spec: dict[str, Any]) -> dict[str, Any]:

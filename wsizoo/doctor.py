@@ -13,7 +13,17 @@ from dataclasses import dataclass
 from wsizoo.errors import WsizooError
 from wsizoo.registry import Registry, default
 
-CORE = ("torch", "numpy", "scipy", "h5py", "openslide", "tifffile", "PIL", "safetensors", "huggingface_hub")
+CORE = (
+    "torch",
+    "numpy",
+    "scipy",
+    "h5py",
+    "openslide",
+    "tifffile",
+    "PIL",
+    "safetensors",
+    "huggingface_hub",
+)
 EXTRAS = {
     "encoders": ("timm", "transformers"),
     "tiff": ("imagecodecs",),
@@ -46,7 +56,12 @@ def diagnose(access: bool = False, registry: Registry | None = None) -> list[Fin
     """
     registry = registry or default()
     findings = [*_core(), *_devices(), *_extras(), *_encoders(registry), *_backends()]
-    return [*findings, *_plugins(registry), *_weights(registry), *(_access(registry) if access else ())]
+    return [
+        *findings,
+        *_plugins(registry),
+        *_weights(registry),
+        *(_access(registry) if access else ()),
+    ]
 
 
 def _core() -> Iterator[Finding]:
@@ -56,7 +71,12 @@ def _core() -> Iterator[Finding]:
             importlib.import_module(module)
         except Exception as error:
             yield Finding(
-                "Core", module, False, str(error), "pip install --force-reinstall wsizoo", needed=True
+                "Core",
+                module,
+                False,
+                str(error),
+                "pip install --force-reinstall wsizoo",
+                needed=True,
             )
         else:
             yield Finding("Core", module, True, _version(module), needed=True)
@@ -65,7 +85,9 @@ def _core() -> Iterator[Finding]:
 def _devices() -> Iterator[Finding]:
     import torch
 
-    yield Finding("Devices", "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads")
+    yield Finding(
+        "Devices", "cpu", True, f"{os.cpu_count()} cores, {torch.get_num_threads()} torch threads"
+    )
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             yield Finding("Devices", f"cuda:{index}", True, torch.cuda.get_device_name(index))
@@ -126,14 +148,20 @@ def _weights(registry: Registry) -> Iterator[Finding]:
     yield Finding("Hub", "cache", True, str(constants.HF_HUB_CACHE))
     token = get_token() is not None
     yield Finding(
-        "Hub", "token", token, "found" if token else "none", "" if token else "hf auth login (gated weights)"
+        "Hub",
+        "token",
+        token,
+        "found" if token else "none",
+        "" if token else "hf auth login (gated weights)",
     )
 
 
 def _access(registry: Registry) -> Iterator[Finding]:
-    from wsizoo.weights import hub_access
+    from wsizoo.hub import hub_access
 
-    gated = {e.record["repo"]: name for name, e in registry.encoders.items() if e.record.get("gated")}
+    gated = {
+        e.record["repo"]: name for name, e in registry.encoders.items() if e.record.get("gated")
+    }
     for repo, name in sorted(gated.items()):
         try:
             hub_access(repo)

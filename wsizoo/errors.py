@@ -1,6 +1,7 @@
 """Every error wsizoo raises on purpose, in one tree.
 
-A message says what is wrong (with the value, and whose it is), what was expected, and what to type next.
+A message says what is wrong (with the value, and whose it is), what was expected, and what to
+type next.
 """
 
 

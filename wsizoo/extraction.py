@@ -19,7 +19,20 @@ from wsizoo.slides.extract import Progress, Request, extract_slide
 from wsizoo.zoo import load_encoder
 
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .vms .vmu .scn .mrxs .svslide .bif .dcm .czi".split()
+    [
+        ".svs",
+        ".tif",
+        ".tiff",
+        ".ndpi",
+        ".vms",
+        ".vmu",
+        ".scn",
+        ".mrxs",
+        ".svslide",
+        ".bif",
+        ".dcm",
+        ".czi",
+    ]
 )
 REPORT = "extract.csv"
 
@@ -133,7 +146,9 @@ def _write_report(path: Path, results: Sequence[Extracted]) -> None:
     rows: dict[str, Mapping[str, Any]] = {}
     if path.exists():
         with open(path, newline="", encoding="utf-8") as file:
-            rows = {row["slide_id"]: row for row in csv.DictReader(file) if set(row) == set(columns)}
+            rows = {
+                row["slide_id"]: row for row in csv.DictReader(file) if set(row) == set(columns)
+            }
     rows |= {result.slide_id: vars(result) for result in results}
     write_csv(path, [rows[name] for name in sorted(rows)], columns)
 
@@ -147,7 +162,9 @@ def list_files(inputs: Iterable[Path | str], suffixes: Iterable[str]) -> list[Pa
     found: list[Path] = []
     for item in map(Path, inputs):
         if item.is_dir():
-            inside = sorted(f for f in item.iterdir() if f.is_file() and f.suffix.lower() in suffixes)
+            inside = sorted(
+                f for f in item.iterdir() if f.is_file() and f.suffix.lower() in suffixes
+            )
             if not inside:
                 raise DataError(f"'{item}' holds no file ending in {', '.join(sorted(suffixes))}")
             found += inside
@@ -166,8 +183,8 @@ def check_one_name_each(files: Sequence[Path]) -> None:
     for file in files:
         if file.stem in first:
             raise DataError(
-                f"'{first[file.stem]}' and '{file}' are two slides of one name ({file.stem}): their "
-                "outputs would overwrite each other. Rename one"
+                f"'{first[file.stem]}' and '{file}' are two slides of one name ({file.stem}): "
+                "their outputs would overwrite each other. Rename one"
             )
         first[file.stem] = file
 

@@ -1,8 +1,8 @@
 """The encoder fingerprint: what a feature vector is, so that two of them can be compared.
 
 The same encoder name gives different vectors in different tools (a projection on or off, another
-resize), and widths agree all the same. A fingerprint travels with every feature file and every set of
-weights; fields that both sides state must agree.
+resize), and widths agree all the same. A fingerprint travels with every feature file and every set
+of weights; fields that both sides state must agree.
 """
 
 from __future__ import annotations

@@ -61,9 +61,9 @@ def predict(
 ) -> list[Predicted]:
     """Predict slides or feature files.
 
-    Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards) and,
-    a slide, `scores/<slide>.csv`, `heatmaps/<slide>.png`, `geojson/<slide>.geojson` (level-0 px, for
-    QuPath). Features of slides are kept in `out/features` and taken from there by the next call.
+    Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards)
+    and, a slide, `scores/<slide>.csv`, `heatmaps/<slide>.png`, `geojson/<slide>.geojson` (level-0
+    px, for QuPath). Features of slides are kept in `out/features` and taken from there by the next call.
 
     Args:
         inputs: slides, .h5 feature files, or folders of either.
@@ -120,9 +120,7 @@ class FeatureSource:
             self._encoder = load_encoder(use.name)
         needs, request = self.model.requires, self.request
         if request.mpp is None and request.patch_size is None:
-            request = Request(
-                **{**vars(request), "mpp": needs.mpp, "patch_size": needs.patch_size}
-            )
+            request = Request(**{**vars(request), "mpp": needs.mpp, "patch_size": needs.patch_size})
         file = self.folder / f"{path.stem}{FEATURES}"
         extract_slide(path, self._encoder, file, request, self.progress)
         return file
@@ -135,7 +133,8 @@ def _predict_one(
     bag = read_bag(file)
     with torch.inference_mode():
         output = model(bag)
-        scores = None if output.scores is None else output.scores.float().cpu().numpy()  # type: ignore[union-attr]
+        importance = output.scores
+    scores = None if importance is None else importance.float().cpu().numpy()
     written: dict[str, Path] = {"features": file}
     if scores is not None:
         written["scores"] = _write_scores(out / "scores" / f"{path.stem}.csv", bag, scores, output)
@@ -153,7 +152,9 @@ def describe(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
         return {"value": _number(output.value)}
     if output.logits is not None:
         probabilities = torch.softmax(output.logits.float(), -1)
-        columns = {f"prob_{c}": _number(p) for c, p in zip(model.classes, probabilities, strict=True)}
+        columns = {
+            f"prob_{c}": _number(p) for c, p in zip(model.classes, probabilities, strict=True)
+        }
         return {**columns, "predicted": model.classes[int(probabilities.argmax())]}
     if output.instance_logits is not None:
         share = torch.bincount(output.instance_logits.argmax(-1), minlength=len(model.classes))
@@ -281,5 +282,7 @@ def _embed_one(model: SlideModel, features: FeatureSource, path: Path, out: Path
     with replacing(file) as temporary, h5py.File(temporary, "w") as h5:
         h5.create_dataset("features", data=embedding.float().cpu().numpy())
         h5.attrs["model"] = model.name
-        h5.attrs["wsizoo_slide"] = json.dumps({"slide": bag.slide_id, "requires": model.requires.to_json()})
+        h5.attrs["wsizoo_slide"] = json.dumps(
+            {"slide": bag.slide_id, "requires": model.requires.to_json()}
+        )
     return Predicted(bag.slide_id, {"dim": len(embedding)}, {"embedding": file})

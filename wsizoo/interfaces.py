@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,21 +21,21 @@ Task = Literal["classification", "survival", "segmentation", "regression"]
 
 
 class _OnFirstAccess:
-    """A dataclass field whose value may be a zero-argument function, called on first access only."""
+    """A dataclass field whose value may be a function, called on first access only."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.slot = "_" + name
 
-    def __get__(self, instance: Any, owner: type) -> Any:
+    def __get__(self, instance: Any, owner: type) -> Tensor | None:
         if instance is None:
             return None  # the field's default
-        value = getattr(instance, self.slot)
+        value: Any = getattr(instance, self.slot)
         if callable(value):
             value = value()
             setattr(instance, self.slot, value)
-        return value
+        return cast("Tensor | None", value)
 
-    def __set__(self, instance: Any, value: Any) -> None:
+    def __set__(self, instance: Any, value: Tensor | Callable[[], Tensor | None] | None) -> None:
         setattr(instance, self.slot, value)
 
 
@@ -89,7 +89,7 @@ class Aggregated:
     """
 
     slide: Tensor | None = None
-    scores: Tensor | Callable[[], Tensor] | None = _OnFirstAccess()  # type: ignore[assignment]
+    scores: _OnFirstAccess = _OnFirstAccess()
     instances: Tensor | None = None
     logits: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -119,7 +119,7 @@ class SlideOutput:
     risk: Tensor | None = None
     value: Tensor | None = None
     embedding: Tensor | None = None
-    scores: Tensor | Callable[[], Tensor] | None = _OnFirstAccess()  # type: ignore[assignment]
+    scores: _OnFirstAccess = _OnFirstAccess()
     kept: Tensor | None = None
     offsets: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)

@@ -22,8 +22,8 @@ def discrete_time_nll(logits: Tensor, time_bin: Tensor, event: Tensor) -> Tensor
     """Negative log-likelihood of discrete-time survival with conditional hazards.
 
     With h = sigmoid(logits) and S_t = prod_{s<=t} (1 - h_s): an event in bin t contributes
-    -log h_t - log S_{t-1}, a patient censored in bin t -log S_t. Computed from log-sigmoids, so that
-    extreme logits stay finite.
+    -log h_t - log S_{t-1}, a patient censored in bin t -log S_t. Computed from log-sigmoids, so
+    that extreme logits stay finite.
 
     Args:
         logits: (n, T). time_bin: (n,) int64 in [0, T). event: (n,) bool, True: the event was seen.

@@ -112,7 +112,7 @@ class SlideModel(nn.Module):
             fields["instance_logits"] = _spread(fields["instance_logits"], kept, n)
         return SlideOutput(
             embedding=aggregated.slide,
-            scores=lambda: _spread(aggregated.scores, kept, n),  # type: ignore[arg-type,return-value]
+            scores=lambda: _spread(aggregated.scores, kept, n),
             kept=kept,
             losses=aggregated.losses,
             predictions=aggregated.predictions,
@@ -140,7 +140,9 @@ class SlideModel(nn.Module):
             got = "pixels (N, 3, H, W)" if pixels else "features (N, D)"
             raise BagError(f"'{self.name}' reads {self.reads}, slide '{bag.slide_id}' holds {got}")
         if len(bag) == 0:
-            raise BagError(f"slide '{bag.slide_id}' has no patches: nothing for '{self.name}' to read")
+            raise BagError(
+                f"slide '{bag.slide_id}' has no patches: nothing for '{self.name}' to read"
+            )
         if bag.dim != self.in_dim:
             of = f" of {self.requires.encoder}" if self.requires.encoder else ""
             raise BagError(
@@ -158,7 +160,9 @@ class SlideModel(nn.Module):
         unknown = [f for f in self.requires.unverified(features) if f not in self._reported]
         if unknown:
             self._reported.update(unknown)
-            log.warning("'%s': the features do not state %s; unverified", self.name, ", ".join(unknown))
+            log.warning(
+                "'%s': the features do not state %s; unverified", self.name, ", ".join(unknown)
+            )
 
     def losses(self, output: SlideOutput, bags: Bag | BagBatch) -> dict[str, Tensor]:
         """Everything to minimise, by name: the task's loss, predictions, auxiliary terms.
@@ -169,7 +173,9 @@ class SlideModel(nn.Module):
             DataError: no head, or a target that does not fit it.
         """
         if self.head is None:
-            raise DataError(f"'{self.name}' has no head, so no loss. Give it one: head=classification")
+            raise DataError(
+                f"'{self.name}' has no head, so no loss. Give it one: head=classification"
+            )
         slides = [bags] if isinstance(bags, Bag) else list(bags)
         targets = [_target(bag) for bag in slides]
         if self.head.reads == "instances":
@@ -251,7 +257,9 @@ def _stack(outputs: list[SlideOutput], batch: BagBatch) -> SlideOutput:
         values = [getattr(output, name) for output in outputs]
         if values[0] is not None:
             shifts = starts if name == "kept" else [0] * len(values)
-            fields[name] = torch.cat([v + s if s else v for v, s in zip(values, shifts, strict=False)])
+            fields[name] = torch.cat(
+                [v + s if s else v for v, s in zip(values, shifts, strict=False)]
+            )
     losses: dict[str, Tensor] = {}
     predictions: dict[str, Prediction] = {}
     for i, output in enumerate(outputs):

@@ -1,7 +1,7 @@
 """Finding plugins, and surviving the broken ones.
 
-Each entry point of the group `wsizoo` is imported under guard. Whatever goes wrong (an import error,
-SystemExit, a wrong API version, a misspelt hook, a name that is taken) puts that plugin alone into
+Each entry point of the group `wsizoo` is imported under guard. Whatever goes wrong (an import
+error, SystemExit, a wrong API version, a misspelt hook, a name that is taken) puts that plugin alone into
 quarantine, with the reason; the others go on.
 """
 
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pluggy
 
@@ -26,6 +26,7 @@ from wsizoo.hookspecs import API_VERSION, KINDS, Component, Kind, OpBackend
 GROUP = "wsizoo"
 ALLOW_LIST = "WSIZOO_PLUGINS"
 CORE = "wsizoo"
+Data = TypeVar("Data", Component, OpBackend)
 
 
 class EntryPoint(Protocol):
@@ -93,7 +94,9 @@ class Plugins:
             return offered[name]
         held = [p for p in self.all if p.distribution == known_plugin and not p.works]
         if held:
-            hint = f"Its plugin {known_plugin} is in quarantine: {held[0].reason}. See: wsizoo plugins"
+            hint = (
+                f"Its plugin {known_plugin} is in quarantine: {held[0].reason}. See: wsizoo plugins"
+            )
         elif known_plugin:
             hint = f"Install it: pip install {known_plugin}"
         else:
@@ -140,12 +143,11 @@ def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
 
 
 def describe(error: BaseException) -> str:
+    """`Kind: message`."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def discover(
-    entry_points: Sequence[EntryPoint] | None = None, allow: str | None = None
-) -> Plugins:
+def discover(entry_points: Sequence[EntryPoint] | None = None, allow: str | None = None) -> Plugins:
     """Look at every entry point of the group `wsizoo`, and at the core's own.
 
     Args:
@@ -154,7 +156,7 @@ def discover(
             `WSIZOO_PLUGINS`; unset means all, empty means none but the core.
     """
     if entry_points is None:
-        entry_points = list(importlib.metadata.entry_points(group=GROUP))
+        entry_points = list[Any](importlib.metadata.entry_points(group=GROUP))
     allow = os.environ.get(ALLOW_LIST) if allow is None else allow
     plugins = Plugins()
     _add(plugins, Plugin(CORE, CORE, _version(CORE)), "wsizoo.builtin")
@@ -198,14 +200,18 @@ def _read_hooks(plugin: Plugin, module: Any) -> None:
     api = getattr(module, "wsizoo_api", None)
     if api != API_VERSION:
         advice = "pip install --upgrade " + (CORE if _newer(api) else plugin.distribution)
-        raise PluginError(f"states wsizoo_api = {api!r}, this wsizoo speaks {API_VERSION}: {advice}")
+        raise PluginError(
+            f"states wsizoo_api = {api!r}, this wsizoo speaks {API_VERSION}: {advice}"
+        )
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(module, plugin.name)
     known = {name for name in vars(hookspecs) if name.startswith("wsizoo_")}
     for name in vars(module):
         if name.startswith("wsizoo_") and name != "wsizoo_api" and name not in known:
-            raise PluginError(f"has no hook to offer as '{name}'. {suggest(name, known, 'Hooks: ')}")
+            raise PluginError(
+                f"has no hook to offer as '{name}'. {suggest(name, known, 'Hooks: ')}"
+            )
     manager.check_pending()
     for items in manager.hook.wsizoo_components():
         plugin.components = tuple(_checked(item, Component, "wsizoo_components") for item in items)
@@ -217,19 +223,26 @@ def _read_hooks(plugin: Plugin, module: Any) -> None:
         plugin.registry = Path(folder)
 
 
-def _checked(item: Any, expected: type, hook: str) -> Any:
+def _checked(item: Any, expected: type[Data], hook: str) -> Data:
     if not isinstance(item, expected):
         raise PluginError(f"{hook}() returned {item!r}, expected {expected.__name__}(...)")
     if isinstance(item, Component) and item.kind not in KINDS:
-        raise PluginError(f"component '{item.name}' has kind '{item.kind}', expected one of {KINDS}")
+        raise PluginError(
+            f"component '{item.name}' has kind '{item.kind}', expected one of {KINDS}"
+        )
     if ":" not in item.target:
-        raise PluginError(f"'{item.name}' has target '{item.target}', expected 'package.module:Name'")
+        raise PluginError(
+            f"'{item.name}' has target '{item.target}', expected 'package.module:Name'"
+        )
     return item
 
 
 def _check_names_are_free(plugins: Plugins, plugin: Plugin) -> None:
     taken = {
-        (c.kind, c.name): p.distribution for p in plugins.working() if p is not plugin for c in p.components
+        (c.kind, c.name): p.distribution
+        for p in plugins.working()
+        if p is not plugin
+        for c in p.components
     }
     for component in plugin.components:
         key = (component.kind, component.name)

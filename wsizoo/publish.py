@@ -16,15 +16,16 @@ from wsizoo.bag import Bag
 from wsizoo.card import model_card
 from wsizoo.errors import DataError, WeightsError
 from wsizoo.files import replacing_folder, sha256_of, write_json
+from wsizoo.hub import hub_upload
 from wsizoo.model import SlideModel
 from wsizoo.registry import Registry, default
 from wsizoo.spec import model_record
 from wsizoo.stored import CARD, CONFIG, FORMAT, GOLDEN, WEIGHTS
-from wsizoo.weights import hub_upload, read_tensors, write_tensors
+from wsizoo.weights import read_tensors, write_tensors
 from wsizoo.zoo import find_stored, load
 
 GOLDEN_PATCHES = 32
-GOLDEN_TOLERANCE = {"rtol": 1e-4, "atol": 1e-5}  # float32 on another machine and thread count
+RTOL, ATOL = 1e-4, 1e-5  # float32 on another machine and thread count
 REPLAYED = ("logits", "instance_logits", "hazards", "risk", "value", "embedding", "scores")
 
 
@@ -104,7 +105,9 @@ def verify(name: str | Path, registry: Registry | None = None) -> Verified:
     registry = registry or default()
     stored = find_stored(str(name), registry)
     if stored.golden is None:
-        raise WeightsError(f"'{name}' carries no golden bag to replay: save it again with wsizoo.save")
+        raise WeightsError(
+            f"'{name}' carries no golden bag to replay: save it again with wsizoo.save"
+        )
     recorded, metadata = read_tensors(stored.golden)
     bag = _read_golden(recorded, metadata)
     model = load(name, registry=registry)
@@ -116,10 +119,10 @@ def verify(name: str | Path, registry: Registry | None = None) -> Verified:
         value = now.get(key)
         if value is None or value.shape != then.shape:
             raise WeightsError(f"'{name}': the model no longer gives {key[4:]} {tuple(then.shape)}")
-        if not torch.allclose(value, then, **GOLDEN_TOLERANCE):
+        if not torch.allclose(value, then, RTOL, ATOL):
             off = float((value - then).abs().max())
             raise WeightsError(
-                f"'{name}': {key[4:]} of the golden bag is off by {off:.3g} from the recorded output; "
+                f"'{name}': {key[4:]} of the golden bag is off by {off:.3g} from the recorded one; "
                 "this code does not compute what the weights were published with"
             )
         outputs[key[4:]] = float((value - then).abs().max())
@@ -136,7 +139,9 @@ def push(
     """
     if isinstance(source, SlideModel):
         with tempfile.TemporaryDirectory() as scratch:
-            return push(save(source, Path(scratch) / "model"), repo, private=private, message=message)
+            return push(
+                save(source, Path(scratch) / "model"), repo, private=private, message=message
+            )
     verify(str(Path(source).absolute()))
     return f"hf:{repo}@{hub_upload(Path(source), repo, private, message)}"
 

@@ -36,7 +36,9 @@ def new_plugin(name: str, out: Path | str = ".") -> Path:
             target = temporary / _renamed(str(relative), name)
             target.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix in TEXT:
-                target.write_text(_renamed(file.read_text(encoding="utf-8"), name), encoding="utf-8")
+                target.write_text(
+                    _renamed(file.read_text(encoding="utf-8"), name), encoding="utf-8"
+                )
             else:
                 target.write_bytes(file.read_bytes())
     return folder

@@ -160,7 +160,7 @@ def allows_commercial_use(licences: Iterable[str | None]) -> bool:
 
 def _normalised(name: str, record: Any) -> dict[str, Any]:
     """Parts given as a bare name become `{name: ...}`."""
-    record = dict(_plain(name, record))
+    record = _plain(name, record)
     for part in (*PARTS, "encoder"):
         if isinstance(record.get(part), str):
             record[part] = {"name": record[part]}
@@ -172,7 +172,7 @@ def _plain(name: str, record: Any) -> dict[str, Any]:
         raise SpecError(f"'{name}': expected a mapping of fields, got {record!r}")
     if "${" in str(record):
         raise SpecError(f"'{name}' holds '${{': registry entries are data, nothing is computed")
-    return record
+    return dict(record)
 
 
 def _parsed(name: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
@@ -212,7 +212,9 @@ def _checked(schema: type[Spec], whose: str, config: DictConfig) -> Spec:
     known = [f.name for f in fields(schema)]
     for key in config:
         if key not in known:
-            raise SpecError(f"{whose}: unknown field '{key}'. {suggest(str(key), known, 'Fields: ')}")
+            raise SpecError(
+                f"{whose}: unknown field {str(key)!r}. {suggest(str(key), known, 'Fields: ')}"
+            )
     try:
         spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
     except OmegaConfBaseException as error:
@@ -228,7 +230,9 @@ def _check_model(name: str, spec: ModelSpec) -> None:
     for part in PARTS:
         value = getattr(spec, part)
         if value is not None and not isinstance(value.get("name"), str):
-            raise SpecError(f"model '{name}': {part} {value} has no name, expected {part}: {{name: ...}}")
+            raise SpecError(
+                f"model '{name}': {part} {value} has no name, expected {part}: {{name: ...}}"
+            )
     classes = spec.classes
     if len(set(classes)) != len(classes):
         raise SpecError(f"model '{name}': head.classes {classes} names one class twice")

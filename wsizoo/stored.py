@@ -101,7 +101,9 @@ def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
 def check_digest(path: Path, expected: str) -> Path:
     """The path, if its bytes are the ones that were recorded. Raises WeightsError, DigestError."""
     if not path.is_file():
-        raise WeightsError(f"{path} is missing, though {CONFIG} names it. Save or download it again")
+        raise WeightsError(
+            f"{path} is missing, though {CONFIG} names it. Save or download it again"
+        )
     actual = sha256_of(path)
     if actual != expected:
         raise DigestError(
@@ -134,5 +136,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} lacks name, spec, or a file with its sha256")
     for file in files:
         if Path(file["file"]).name != file["file"]:
-            raise WeightsError(f"{path} names '{file['file']}', expected a plain file name beside it")
+            raise WeightsError(
+                f"{path} names '{file['file']}', expected a plain file name beside it"
+            )
     return config

@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from wsizoo import hub
 from wsizoo import weights as disk
-from wsizoo.errors import NotFoundError, NotPinnedError, NoWeightsError, SpecError, WeightsError
+from wsizoo.errors import NotFoundError, NotPinnedError, SpecError, WeightsError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
+from wsizoo.pins import pinned
 from wsizoo.plugins import suggest
 from wsizoo.registry import Registry, default
-from wsizoo.spec import EncoderSpec, EncoderUse, ModelSpec, WeightsSpec
+from wsizoo.spec import EncoderSpec, EncoderUse, ModelSpec
 from wsizoo.stored import CONFIG, StoredModel, read_stored
 
 HUB_PREFIX = "hf:"
 
 
-def build(name: str, *overrides: str, seed: int = 0, registry: Registry | None = None) -> SlideModel:
+def build(
+    name: str, *overrides: str, seed: int = 0, registry: Registry | None = None
+) -> SlideModel:
     """A model with random weights, in eval mode. Never downloads.
 
     Args:
@@ -65,8 +68,8 @@ def load(
         if not overrides:
             raise
         raise SpecError(
-            f"load('{name}') cannot take {list(overrides)}: {error}. load keeps every trained tensor; "
-            f"for a new head: wsizoo.adapt('{name}', ...), for random weights: wsizoo.build"
+            f"load('{name}') cannot take {list(overrides)}: {error}. load keeps every trained "
+            f"tensor; for a new head: wsizoo.adapt('{name}', ...), for random weights: wsizoo.build"
         ) from error
     return _as_trained(model, stored).to(device)
 
@@ -111,55 +114,9 @@ def find_stored(name: str, registry: Registry) -> StoredModel:
     if weights.package:
         return read_stored(_package_folder(entry.name, weights.package), weights.sha256)
     assert weights.repo and weights.revision
-    path = disk.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
+    path = hub.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
     tensors, metadata = disk.read_tensors(path)
     return StoredModel.of(entry.name, spec, tensors, metadata)
-
-
-def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
-    """The weights of an entry with commit and digest, from the registry or the user's lock file.
-
-    Raises:
-        NoWeightsError, NotPinnedError.
-    """
-    weights = spec.weights
-    if weights is None or not (weights.repo or weights.package):
-        raise NoWeightsError(
-            f"No weights have been released for '{name}'. For random weights, to train on your own "
-            f"slides: wsizoo.build('{name}'). With weights: wsizoo list --weights"
-        )
-    if weights.package or (weights.revision and weights.sha256):
-        return weights
-    pin = disk.read_pins().get(name)
-    if pin is None or pin.get("repo") != weights.repo:
-        raise NotPinnedError(
-            f"'{name}' is published at {weights.repo}, but no commit and digest are recorded for it. "
-            f"Run: wsizoo pin {name} (downloads it once, and keeps both in your lock file)"
-        )
-    return WeightsSpec(**{**asdict(weights), **pin})
-
-
-def pin(name: str, registry: Registry | None = None) -> dict[str, str]:
-    """Download an entry's weights once and keep commit and digest in the user's lock file.
-
-    Returns:
-        repo, revision, file and sha256, as a registry entry would state them.
-    """
-    registry = registry or default()
-    entry = registry.model(name)
-    weights = registry.model_spec(entry.name).weights
-    if weights is None or not weights.repo:
-        raise NoWeightsError(f"'{name}' names no repository on the Hub, so there is nothing to pin")
-    revision = weights.revision or disk.hub_head(weights.repo)
-    path = disk.hub_file(weights.repo, revision, weights.file, weights.sha256)
-    found = {
-        "repo": weights.repo,
-        "revision": revision,
-        "file": weights.file,
-        "sha256": disk.sha256_of(path),
-    }
-    disk.write_pin(entry.name, found)
-    return found
 
 
 def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
@@ -177,8 +134,8 @@ def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
     facts = registry.encoder_spec(name)
     if facts.component is None:
         raise NotFoundError(
-            f"The network of encoder '{name}' is not part of this wsizoo; features that another tool "
-            f"made with it can be used. Encoders that run here: {', '.join(sorted(offered))}"
+            f"The network of encoder '{name}' is not part of this wsizoo; features that another "
+            f"tool made with it can be used. Encoders that run here: {', '.join(sorted(offered))}"
         )
     maker = registry.plugins.load("encoder", facts.component, facts.plugin)
     made = _call(maker, f"encoder '{name}'", dict(facts.params))
@@ -218,7 +175,9 @@ def _input(name: str, spec: ModelSpec, registry: Registry) -> tuple[int, Fingerp
     dim = use.dim
     if dim is None:
         dim = _encoder_facts(use, registry).dim
-    requires = Fingerprint(use.name, None, None, use.preprocessing, use.pooling, use.mpp, use.patch_size)
+    requires = Fingerprint(
+        use.name, None, None, use.preprocessing, use.pooling, use.mpp, use.patch_size
+    )
     return dim or 3, requires  # pixels: the number of channels
 
 
@@ -249,7 +208,9 @@ def _call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
     open_names = [n for n in parameters if n not in given]
     for param in params:
         if param in given or (param not in parameters and not accepts_any):
-            raise SpecError(f"{whose} has no argument '{param}'. {suggest(param, open_names, 'It takes: ')}")
+            raise SpecError(
+                f"{whose} has no argument '{param}'. {suggest(param, open_names, 'It takes: ')}"
+            )
     required = [n for n in open_names if parameters[n].default is inspect.Parameter.empty]
     lacking = [n for n in required if n not in params and "VAR" not in parameters[n].kind.name]
     if lacking:
@@ -266,7 +227,9 @@ def _n_outputs(name: str, spec: ModelSpec, registry: Registry) -> dict[str, int]
     if not registry.plugins.load("aggregator", component, known).owns_classifier:
         return {}
     if spec.head is None:
-        raise SpecError(f"aggregator '{component}' of '{name}' owns its classifier and needs a head")
+        raise SpecError(
+            f"aggregator '{component}' of '{name}' owns its classifier and needs a head"
+        )
     return {"n_outputs": _part(name, "head", spec, registry, in_dim=None).n_outputs}
 
 
@@ -289,15 +252,15 @@ def _as_trained(model: SlideModel, stored: StoredModel) -> SlideModel:
 def _from_hub(address: str) -> StoredModel:
     """`hf:owner/name@COMMIT`: config.json states the digest of the weights beside it."""
     repo, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
-    if not disk.COMMIT.fullmatch(revision):
-        now = disk.hub_head(repo)
+    if not hub.COMMIT.fullmatch(revision):
+        now = hub.hub_head(repo)
         raise NotPinnedError(
             f"'{address}' names no commit, and a branch can move. It is at {now} now; pin it: "
             f"hf:{repo}@{now}"
         )
-    config = disk.hub_file(repo, revision, CONFIG)
+    config = hub.hub_file(repo, revision, CONFIG)
     return StoredModel.from_config(
-        config, lambda file, sha256: disk.hub_file(repo, revision, file, sha256)
+        config, lambda file, sha256: hub.hub_file(repo, revision, file, sha256)
     )
 
 
@@ -306,8 +269,12 @@ def _package_folder(name: str, package: str) -> Path:
     module, _, folder = package.partition(":")
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.submodule_search_locations:
-        raise WeightsError(f"the weights of '{name}' lie in the package '{module}', which is not installed")
+        raise WeightsError(
+            f"the weights of '{name}' lie in the package '{module}', which is not installed"
+        )
     path = Path(next(iter(spec.submodule_search_locations))) / folder
     if not path.is_dir():
-        raise WeightsError(f"the package '{module}' holds no folder '{folder}' with weights of '{name}'")
+        raise WeightsError(
+            f"the package '{module}' holds no folder '{folder}' with weights of '{name}'"
+        )
     return path

@@ -51,7 +51,9 @@ def new_command() -> None:
 
 @new_command.command("plugin")
 @click.argument("name")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path(), help="Parent folder [.].")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path(), help="Parent folder [.]."
+)
 def plugin_command(name: str, out: Path) -> None:
     """Write ./wsizoo-plugin-NAME: a package with an aggregator NAME and a model NAME-uni.
 
@@ -64,6 +66,7 @@ def plugin_command(name: str, out: Path) -> None:
     folder = new_plugin(name, out)
     click.echo(f"Wrote {folder}")
     click.echo(
-        f"Next:\n  pip install -e {folder}\n  pytest {folder}\n  wsizoo check wsizoo-plugin-{name}\n"
+        f"Next:\n  pip install -e {folder}\n  pytest {folder}\n"
+        f"  wsizoo check wsizoo-plugin-{name}\n"
         f"  wsizoo show {name}-uni\nThen write your method in {folder}/src/*/model.py"
     )

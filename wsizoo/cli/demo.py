@@ -9,8 +9,12 @@ import click
 
 
 @click.command("demo")
-@click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("wsizoo-demo"), show_default=True)
-@click.option("--slides", type=int, default=40, show_default=True, help="A multiple of 4, at least 12.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), default=Path("wsizoo-demo"), show_default=True
+)
+@click.option(
+    "--slides", type=int, default=40, show_default=True, help="A multiple of 4, at least 12."
+)
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
 def demo_command(out: Path, slides: int, workers: int) -> None:
     """Draw synthetic slides, extract features, train, evaluate, predict; write OUT/index.html.
@@ -30,7 +34,9 @@ def demo_command(out: Path, slides: int, workers: int) -> None:
     console = Console(stderr=True)
     start = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with Progress(
+        *columns, console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
         task = bar.add_task("", total=None)
         tour = run_demo(
             out,

@@ -10,7 +10,9 @@ import click
 
 
 @click.command("doctor")
-@click.option("--access", is_flag=True, help="Also ask the Hub whether gated encoders are granted to you.")
+@click.option(
+    "--access", is_flag=True, help="Also ask the Hub whether gated encoders are granted to you."
+)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def doctor_command(access: bool, as_json: bool) -> None:
     """Say which devices, readers, encoders, op backends, extras and plugins work here.

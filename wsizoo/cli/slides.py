@@ -18,15 +18,21 @@ def patch_options(command: Command) -> Command:
     """Options on how patches are cut."""
     options = [
         click.option("--mpp", type=float, help="Microns per level-0 px, where slides state none."),
-        click.option("--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."),
+        click.option(
+            "--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."
+        ),
         click.option("--patch-size", type=int, help="Edge of a patch in px [the encoder's own]."),
-        click.option("--overlap", type=float, default=0.0, help="Share of an edge that neighbours share."),
+        click.option(
+            "--overlap", type=float, default=0.0, help="Share of an edge that neighbours share."
+        ),
         click.option(
             "--min-tissue",
             type=float,
             help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
         ),
-        click.option("--batch-size", type=int, default=64, show_default=True, help="Patches at once."),
+        click.option(
+            "--batch-size", type=int, default=64, show_default=True, help="Patches at once."
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -35,8 +41,16 @@ def patch_options(command: Command) -> Command:
 
 @click.command("extract")
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-e", "--encoder", default="handcrafted-he", show_default=True, help="See: wsizoo list --encoders")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5.")
+@click.option(
+    "-e",
+    "--encoder",
+    default="handcrafted-he",
+    show_default=True,
+    help="See: wsizoo list --encoders",
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5."
+)
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @patch_options
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
@@ -60,7 +74,11 @@ def extract_command(
 
         def report(result: Extracted) -> None:
             if as_json:
-                say(json.dumps({k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}))
+                say(
+                    json.dumps(
+                        {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
+                    )
+                )
             elif result.reason:
                 say(f"FAILED   {result.slide_id}: {result.reason}")
             else:
@@ -81,19 +99,29 @@ def extract_command(
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the results.")
+@click.option(
+    "-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save."
+)
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the results."
+)
 @click.option("--no-pictures", is_flag=True, help="Table and scores only.")
 @click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps.")
 @patch_options
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 def predict_command(
-    inputs: tuple[Path, ...], model: str, out: Path, no_pictures: bool, device: str, as_json: bool, **cut: Any
+    inputs: tuple[Path, ...],
+    model: str,
+    out: Path,
+    no_pictures: bool,
+    device: str,
+    as_json: bool,
+    **cut: Any,
 ) -> None:
     """Predict INPUTS: slides, .h5 feature files, or folders of either.
 
-    Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores of its
-    patches. Larger scores mattered more to the model.
+    Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores of
+    its patches. Larger scores mattered more to the model.
 
     \b
     Examples:
@@ -107,7 +135,16 @@ def predict_command(
         def report(result: Predicted) -> None:
             if as_json:
                 files = {kind: str(path) for kind, path in result.files.items()}
-                say(json.dumps({**result.row, "slide": result.slide_id, "files": files, "reason": result.reason}))
+                say(
+                    json.dumps(
+                        {
+                            **result.row,
+                            "slide": result.slide_id,
+                            "files": files,
+                            "reason": result.reason,
+                        }
+                    )
+                )
             elif result.reason:
                 say(f"FAILED   {result.slide_id}: {result.reason}")
             else:
@@ -129,10 +166,14 @@ def predict_command(
 @click.command("embed")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder.")
-@click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5."
+)
 @patch_options
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
-def embed_command(inputs: tuple[Path, ...], model: str, out: Path, as_json: bool, **cut: Any) -> None:
+def embed_command(
+    inputs: tuple[Path, ...], model: str, out: Path, as_json: bool, **cut: Any
+) -> None:
     """Write the slide embedding of each of INPUTS to OUT/<slide>.h5 (dataset `features`, (E,)).
 
     \b
@@ -167,7 +208,9 @@ def _request(cut: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def progress_bar(quiet: bool = False) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
+def progress_bar(
+    quiet: bool = False,
+) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
     """A bar of the current slide on a terminal; `say` prints lines above it."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn

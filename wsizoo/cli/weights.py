@@ -63,8 +63,7 @@ def pin_command(model: str, as_json: bool) -> None:
     Example:
       wsizoo pin abmil-feather-uni
     """
-    from wsizoo.weights import pins_file
-    from wsizoo.zoo import pin
+    from wsizoo.pins import pin, pins_file
 
     found = pin(model)
     if as_json:

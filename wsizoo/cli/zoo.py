@@ -7,9 +7,10 @@ from typing import Any
 
 import click
 
-from wsizoo.hookspecs import KINDS
+from wsizoo.catalogue import list_models, show
+from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
-from wsizoo.registry import Registry, default, list_models, show
+from wsizoo.registry import Registry, default
 
 
 @click.command("list")
@@ -17,7 +18,9 @@ from wsizoo.registry import Registry, default, list_models, show
 @click.option("--aggregator", help="Only models with this aggregator.")
 @click.option("--encoder", help="Only models that read this encoder's features.")
 @click.option("--weights", is_flag=True, help="Only models with released weights.")
-@click.option("--commercial", is_flag=True, help="Only where model and encoder allow commercial use.")
+@click.option(
+    "--commercial", is_flag=True, help="Only where model and encoder allow commercial use."
+)
 @click.option("--encoders", is_flag=True, help="The catalogue of encoders instead of models.")
 @click.option("--parts", type=click.Choice(KINDS), help="Installed parts of one kind instead.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
@@ -28,7 +31,7 @@ def list_command(
     weights: bool,
     commercial: bool,
     encoders: bool,
-    parts: str | None,
+    parts: Kind | None,
     as_json: bool,
 ) -> None:
     """List models whose name matches PATTERN (default all).
@@ -58,12 +61,14 @@ def list_command(
         return
     print_table(rows)
     if not rows:
-        click.echo(f"Nothing matches. Everything: wsizoo list ({len(registry.models)} models)", err=True)
+        click.echo(
+            f"Nothing matches. Everything: wsizoo list ({len(registry.models)} models)", err=True
+        )
 
 
 def _model_row(registry: Registry, name: str) -> dict[str, Any]:
     entry = registry.models[name]
-    part = "aggregator" if entry.part("aggregator") else "model"
+    part: Kind = "aggregator" if entry.part("aggregator") else "model"
     offered = {component.name for component in registry.plugins.components(part)}
     here = entry.part(part) in offered
     return {
@@ -150,7 +155,9 @@ def plugins_command(as_json: bool) -> None:
         if plugin.reason:
             click.echo(f"\n{plugin.distribution} is in quarantine: {plugin.reason}")
         if plugin.imports_torch:
-            click.echo(f"\n{plugin.distribution} imports torch in its hooks: listing is slow for it")
+            click.echo(
+                f"\n{plugin.distribution} imports torch in its hooks: listing is slow for it"
+            )
 
 
 def _plugin_row(plugin: Plugin) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from wsizoo.viz.report import Report
 
 def write_page(tour: Tour) -> None:
     """Write `index.html`: the cohort, the results, one prediction, and what to type next."""
-    report = Report("wsizoo demo", "Synthetic slides: drawn from random numbers, no patient, no tissue")
+    report = Report(
+        "wsizoo demo", "Synthetic slides: drawn from random numbers, no patient, no tissue"
+    )
     _add_cohort(report, tour)
     _add_results(report, tour)
     _add_prediction(report, tour)
@@ -26,9 +28,9 @@ def _add_cohort(report: Report, tour: Tour) -> None:
     patches = [result.patches for result in tour.extracted]
     train = sum(slide.part == "train" for slide in tour.cohort)
     report.heading("The cohort").text(
-        f"{len(tour.cohort)} slides of 2.7 mm at {MPP} um/px, {train} to train on and the rest held "
-        "out, with two labels. tumour: a few nests of large nuclei hide among look-alikes. clustered: "
-        "the same dark foci lie in two groups instead of apart, so that only position tells."
+        f"{len(tour.cohort)} slides of 2.7 mm at {MPP} um/px, {train} to train on and the rest "
+        "held out, with two labels. tumour: a few nests of large nuclei hide among look-alikes. "
+        "clustered: the same dark foci lie in two groups instead of apart, so that only position tells."
     )
     shown: dict[tuple[int, int], CohortSlide] = {}
     for slide in tour.cohort:
@@ -61,7 +63,9 @@ def _add_prediction(report: Report, tour: Tour) -> None:
     name = tour.predicted.slide_id
     slide = next(s for s in tour.cohort if s.name == name)
     report.heading("One slide, predicted")
-    report.facts({k: v for k, v in tour.predicted.row.items() if k != "slide"} | {"truth": _names(slide)})
+    report.facts(
+        {k: v for k, v in tour.predicted.row.items() if k != "slide"} | {"truth": _names(slide)}
+    )
     report.gallery(
         [
             (_thumbnail(tour, slide), f"{name}"),
@@ -73,7 +77,9 @@ def _add_prediction(report: Report, tour: Tour) -> None:
 
 def _add_next(report: Report, tour: Tour) -> None:
     model, slide = tour.folder / "model", tour.cohort[-1].slide
-    report.heading("Next").text(f"Predict another slide: wsizoo predict {slide} -m ./{model} -o out")
+    report.heading("Next").text(
+        f"Predict another slide: wsizoo predict {slide} -m ./{model} -o out"
+    )
     report.text("Your own slides: wsizoo extract SLIDES -o features")
     report.text("What else is in the zoo: wsizoo list. What works on this machine: wsizoo doctor")
 

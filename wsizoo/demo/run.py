@@ -1,4 +1,4 @@
-"""The guided tour: synthetic slides to patches, features, trained models, a prediction, a report."""
+"""The guided tour: synthetic slides to features, trained models, a prediction, a report."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ class Scored:
             "accuracy": f"{(self.truth == self.predicted).mean():.3f}",
         }
 
-    def curve(self) -> tuple[str, NDArray[np.float64], NDArray[np.float64], float]:
+    def curve(self) -> tuple[str, list[float], list[float], float]:
         fpr, tpr = roc_curve(self.truth, self.scores)
-        return f"{self.label}: {self.aggregator}", fpr, tpr, self.auc
+        return f"{self.label}: {self.aggregator}", fpr.tolist(), tpr.tolist(), self.auc
 
 
 @dataclass
@@ -138,7 +138,7 @@ def run_demo(
 def train_all(cohort: Sequence[CohortSlide], folder: Path, tick: Tick) -> list[Scored]:
     """Train each aggregator on each label; scores are of the held-out slides."""
     bags = {slide.name: read_bag(_features(folder, slide)) for slide in cohort}
-    results = []
+    results: list[Scored] = []
     for label in CLASSES:
         for aggregator in AGGREGATORS:
             tick("models trained", len(results), len(CLASSES) * len(AGGREGATORS))
@@ -151,7 +151,9 @@ def _train(
 ) -> Scored:
     def part(which: str) -> list[Bag]:
         return [
-            bags[s.name].replace(target={"label": getattr(s, label)}) for s in cohort if s.part == which
+            bags[s.name].replace(target={"label": getattr(s, label)})
+            for s in cohort
+            if s.part == which
         ]
 
     overrides = [f"head.classes=[{','.join(CLASSES[label])}]"]
@@ -161,8 +163,8 @@ def _train(
     history = fit(model, part("train"), epochs=EPOCHS, seed=0)
     test = part("test")
     with torch.inference_mode():
-        logits = torch.stack([model(bag).logits for bag in test])  # type: ignore[misc]  # (n, 2)
-    truth = np.array([bag.target["label"] for bag in test])  # type: ignore[index]
+        logits = torch.stack([model(bag).logits for bag in test])  # (n, 2)
+    truth = np.array([getattr(s, label) for s in cohort if s.part == "test"])
     scores = (logits[:, 1] - logits[:, 0]).double().numpy()
     return Scored(label, aggregator, model, history.losses, truth, scores, logits.argmax(1).numpy())
 
@@ -186,13 +188,17 @@ def _extract(tour: Tour, workers: int, tick: Tick) -> list[Extracted]:
 def _save_and_reload(tour: Tour, say: Say) -> None:
     """Save the tumour model, load it back, and see that it still says the same."""
     scored = tour.results[0]
-    folder = save(scored.model, tour.folder / "model", training=training_facts(scored), overwrite=True)
+    folder = save(
+        scored.model, tour.folder / "model", training=training_facts(scored), overwrite=True
+    )
     again = load(str(folder.absolute()))
     bag = read_bag(_features(tour.folder, tour.cohort[0]))
     with torch.inference_mode():
         before, after = scored.model(bag).logits, again(bag).logits
-    if not torch.equal(before, after):  # type: ignore[arg-type]
-        raise DataError(f"the model reloaded from '{folder}' gives {after}, before it gave {before}")
+    if not torch.equal(before, after):
+        raise DataError(
+            f"the model reloaded from '{folder}' gives {after}, before it gave {before}"
+        )
     verify(str(folder.absolute()))
     say(f"Saved, reloaded and verified {folder}")
 
@@ -202,7 +208,7 @@ def training_facts(scored: Scored) -> dict[str, object]:
     row = scored.row()
     return {
         "data": "synthetic demo slides of wsizoo, drawn from random numbers",
-        "result": f"AUC {row['AUC']} ({row['95 % interval']}) on {row['test slides']} held-out slides",
+        "result": f"AUC {row['AUC']} ({row['95 % interval']}), {row['test slides']} held-out slides",
         "limits": "A toy trained on synthetic slides. It says nothing about real tissue.",
     }
 
@@ -210,7 +216,9 @@ def training_facts(scored: Scored) -> dict[str, object]:
 def _predict(tour: Tour) -> Predicted:
     """The first held-out slide with tumour, from its pixels."""
     slide = next(s for s in tour.cohort if s.part == "test" and s.tumour)
-    (result,) = predict(slide.slide, str((tour.folder / "model").absolute()), tour.folder / "prediction")
+    (result,) = predict(
+        slide.slide, str((tour.folder / "model").absolute()), tour.folder / "prediction"
+    )
     if result.reason:
         raise DataError(f"predicting {slide.name} failed: {result.reason}")
     return result

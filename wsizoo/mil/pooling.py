@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -48,8 +50,10 @@ class _Pooling(Aggregator):
 
         def scores() -> Tensor:
             cuts = batch.offsets.tolist()
-            pairs = zip(cuts[:-1], cuts[1:], strict=True)
-            return torch.cat([self.scores(instances[a:b], slide[i]) for i, (a, b) in enumerate(pairs)])
+            pairs = itertools.pairwise(cuts)
+            return torch.cat(
+                [self.scores(instances[a:b], slide[i]) for i, (a, b) in enumerate(pairs)]
+            )
 
         return Aggregated(slide, scores, instances)
 
@@ -58,18 +62,21 @@ class MeanPooling(_Pooling):
     """The mean of the embedded patches. `scores`: projection of a patch on the slide vector."""
 
     def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
-        return segment_mean(instances, offsets)
+        pooled: Tensor = segment_mean(instances, offsets)
+        return pooled
 
     def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
         return instances @ slide / (slide.norm() + 1e-12)
 
 
 class MaxPooling(_Pooling):
-    """The maximum of each channel. `scores`: share of channels in which a patch holds the maximum."""
+    """The maximum of each channel. `scores`: share of channels whose maximum a patch holds."""
 
     def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
-        return segment_max(instances, offsets)
+        pooled: Tensor = segment_max(instances, offsets)
+        return pooled
 
     def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
         winners = instances == slide  # (N, E)
-        return (winners / winners.sum(0).clamp(min=1)).mean(1)
+        share: Tensor = winners / winners.sum(0).clamp(min=1)
+        return share.mean(1)

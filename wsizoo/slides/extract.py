@@ -121,6 +121,6 @@ def _check_same(out: Path, made: dict[str, object], facts: SlideFacts, mpp: floa
     for name, value in asked.items():
         if found.get(name) != value:
             raise DataError(
-                f"'{out}' exists and was made with {name} {found.get(name)}, now asked for {value}. "
-                "Choose another folder, or delete it"
+                f"'{out}' exists and was made with {name} {found.get(name)}, now asked for "
+                f"{value}. Choose another folder, or delete it"
             )

@@ -66,7 +66,7 @@ class PatchGrid:
 
     def corners(self, cells: Cells) -> NDArray[np.float64]:
         """Exact top-left corners (N, 2), level-0 px."""
-        return cells * self.spacing
+        return np.asarray(cells * self.spacing, np.float64)
 
     def coords(self, cells: Cells) -> Cells:
         """The corners rounded to whole level-0 px, (N, 2) int64, as stored and as in a Bag."""

@@ -36,7 +36,9 @@ class Slide:
         self.mpp, self.mpp_source = _resolve_mpp(path, handle.properties, mpp)
         self.quickhash: str = handle.properties.get("openslide.quickhash-1") or ""
 
-    def read(self, x: float, y: float, width: float, height: float, level: int) -> tuple[Pixels, float, float]:
+    def read(
+        self, x: float, y: float, width: float, height: float, level: int
+    ) -> tuple[Pixels, float, float]:
         """Whole pixels of a level that cover a rectangle.
 
         Args:
@@ -91,8 +93,8 @@ class Slide:
             rgba = self._handle.read_region(origin, level, size)
         except OpenSlideError as error:
             raise SlideError(
-                f"{self.path}: the region at {origin}, level {level}, {size[0]} x {size[1]} px cannot "
-                f"be read: {error}. The file is damaged; copy it again from its source"
+                f"{self.path}: the region at {origin}, level {level}, {size[0]} x {size[1]} px "
+                f"cannot be read: {error}. The file is damaged; copy it again from its source"
             ) from error
         if rgba.getextrema()[3][0] == 255:
             return np.asarray(rgba.convert("RGB"))
@@ -134,8 +136,8 @@ def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideError(
-            f"{path} is in no format OpenSlide reads (svs, ndpi, mrxs, dcm, pyramidal tiff, ...), or "
-            "it is not a slide"
+            f"{path} is in no format OpenSlide reads (svs, ndpi, mrxs, dcm, pyramidal tiff, ...), "
+            "or it is not a slide"
         ) from error
     except openslide.OpenSlideError as error:
         raise SlideError(f"{path} cannot be opened: {error}") from error
@@ -161,8 +163,8 @@ def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[floa
         raise ScaleError(f"{path} states no microns per pixel. {advice}") from None
     if not (low <= x <= high and low <= y <= high):
         raise ScaleError(
-            f"{path} states {x:.4g} microns per pixel, outside {low} to {high}: a resolution tag of a "
-            f"screen, not of a microscope. {advice}"
+            f"{path} states {x:.4g} microns per pixel, outside {low} to {high}: often the resolution "
+            f"of a screen, not of a microscope. {advice}"
         )
     if abs(x - y) > ANISOTROPY * x:
         raise ScaleError(f"{path} states {x:.4g} um/px in x and {y:.4g} in y. {advice}")

@@ -1,7 +1,7 @@
 """One HDF5 file a slide: features, coordinates, and everything needed to trust them.
 
-`/features` (N, D) and `/coords` (N, 2) as TRIDENT, torchmil and Patho-Bench read them, the exact grid
-beside, the encoder fingerprint and a digest of the content in the root attribute `wsizoo` (JSON).
+`/features` (N, D) and `/coords` (N, 2) as TRIDENT, torchmil and Patho-Bench read them, the exact
+grid beside, the encoder fingerprint and a digest of the content in the root attribute `wsizoo` (JSON).
 Files are written under a temporary name, flushed, synced and renamed.
 """
 
@@ -135,9 +135,7 @@ def read_thumbnail(path: Path | str) -> tuple[Pixels, float] | None:
 _AGAIN = "Extract the slide again: wsizoo extract SLIDE -e ENCODER -o DIR"
 
 
-def _write(
-    path: Path, bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None
-) -> None:
+def _write(path: Path, bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -> None:
     import h5py
 
     features = bag.features.detach().cpu().numpy()
@@ -153,7 +151,9 @@ def _write(
             image, downsample = thumbnail
             buffer = io.BytesIO()
             Image.fromarray(image).save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
-            stored = file.create_dataset("thumbnail", data=np.frombuffer(buffer.getvalue(), np.uint8))
+            stored = file.create_dataset(
+                "thumbnail", data=np.frombuffer(buffer.getvalue(), np.uint8)
+            )
             stored.attrs["downsample"] = downsample
         told = {
             "schema": SCHEMA,
@@ -200,7 +200,9 @@ def _opened(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, KeyError, RuntimeError) as error:
-        raise DataError(f"'{path}' cannot be read as HDF5: {error}. It is damaged. {_AGAIN}") from error
+        raise DataError(
+            f"'{path}' cannot be read as HDF5: {error}. It is damaged. {_AGAIN}"
+        ) from error
 
 
 def _header(path: Path, file: Any) -> FileHeader:
@@ -239,7 +241,7 @@ def _content(file: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
 
 def _digest(features: NDArray[Any], coords: NDArray[Any] | None) -> str:
     digest = hashlib.sha256(str((features.dtype, features.shape)).encode())
-    digest.update(np.ascontiguousarray(features))
+    digest.update(np.ascontiguousarray(features).data)
     if coords is not None:
-        digest.update(np.ascontiguousarray(coords))
+        digest.update(np.ascontiguousarray(coords).data)
     return digest.hexdigest()

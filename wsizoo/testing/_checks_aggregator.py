@@ -14,6 +14,7 @@ from wsizoo.testing._checks_bag import both_modes
 from wsizoo.testing._subject import (
     CLASSES,
     N_OUTPUTS,
+    N_PATCHES,
     PER_ROW,
     Subject,
     check_finite,
@@ -23,19 +24,21 @@ from wsizoo.testing._subject import (
     require,
 )
 
-PACKED = (1, 6, 37)  # patches of the slides packed together
+PACKED = (1, 8, N_PATCHES)  # patches of the slides packed together
 
 
 def check_slide_shape(subject: Subject) -> None:
     """The head is built to `out_dim`, and reads `slide` (or `instances`, or `logits`)."""
     width = subject.make().out_dim
     for mode, output in both_modes(subject):
-        values = fields(output, 37)
+        values = fields(output, N_PATCHES)
         given = {"slide", "instances", "logits"} & set(values)
         require(bool(given), f"in {mode} it fills none of slide, instances and logits")
         if output.slide is not None:
             shape = tuple(output.slide.shape)
-            require(shape == (width,), f"in {mode}, slide is {shape}, expected ({width},) = (out_dim,)")
+            require(
+                shape == (width,), f"in {mode}, slide is {shape}, expected ({width},) = (out_dim,)"
+            )
 
 
 def check_instances_as_declared(subject: Subject) -> None:
@@ -47,7 +50,7 @@ def check_instances_as_declared(subject: Subject) -> None:
             require(not given, "it fills instances: declare gives_instances = True")
             continue
         require(given, f"gives_instances = True, but in {mode} instances are None")
-        shape, expected = tuple(output.instances.shape), (37, width)
+        shape, expected = tuple(output.instances.shape), (N_PATCHES, width)
         require(shape == expected, f"in {mode}, instances are {shape}, expected {expected}")
 
 
@@ -60,7 +63,7 @@ def check_logits_as_declared(subject: Subject) -> None:
             require(logits is None, "it fills logits, which are ignored: owns_classifier = True")
             continue
         require(logits is not None, f"owns_classifier = True, but in {mode} logits are None")
-        shapes = ((N_OUTPUTS,), (37, N_OUTPUTS))
+        shapes = ((N_OUTPUTS,), (N_PATCHES, N_OUTPUTS))
         require(
             tuple(logits.shape) in shapes,
             f"in {mode}, logits are {tuple(logits.shape)}, expected {shapes[0]} (n_outputs,)",
@@ -77,8 +80,12 @@ def check_classifier_tensors(subject: Subject) -> None:
     named = set(getattr(subject.make(), "classifier_tensors", ()))
     require(bool(resized), "n_outputs changes the shape of no tensor")
     missing, unknown = sorted(resized - named), sorted(named - set(three))
-    require(not missing, f"the shapes of {missing} follow n_outputs: name them in classifier_tensors")
-    require(not unknown, f"classifier_tensors names {unknown}, which inference_state() does not hold")
+    require(
+        not missing, f"the shapes of {missing} follow n_outputs: name them in classifier_tensors"
+    )
+    require(
+        not unknown, f"classifier_tensors names {unknown}, which inference_state() does not hold"
+    )
 
 
 def check_packed_equals_single(subject: Subject) -> None:
@@ -112,7 +119,9 @@ def check_trains_in_a_model(subject: Subject) -> None:
         total = torch.stack(list(terms.values())).sum()
         require(total.requires_grad, "the loss of a slide model depends on no parameter")
         total.backward()  # type: ignore[no-untyped-call]
-    check_finite({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, "gradients")
+    check_finite(
+        {n: p.grad for n, p in model.named_parameters() if p.grad is not None}, "gradients"
+    )
 
 
 def _model(subject: Subject) -> SlideModel:
@@ -129,18 +138,23 @@ def _model(subject: Subject) -> SlideModel:
 def check_output_shapes(subject: Subject) -> None:
     """A whole model fills the same fields, in the same shapes, as a composed one."""
     for mode, output in both_modes(subject):
-        values = fields(output, 37)
+        values = fields(output, N_PATCHES)
         require(bool(values), f"in {mode} every field is None")
         for name, dimensions in (("logits", 1), ("hazards", 1), ("risk", 0), ("value", 0)):
             if name in values:
                 shape = tuple(values[name].shape)
-                require(len(shape) == dimensions, f"in {mode}, {name} is {shape}: {dimensions} dimensions")
+                require(
+                    len(shape) == dimensions,
+                    f"in {mode}, {name} is {shape}: {dimensions} dimensions",
+                )
         if "embedding" in values:
             shape = tuple(values["embedding"].shape)
             require(len(shape) == 1, f"in {mode}, embedding is {shape}, expected (E,)")
         if "instance_logits" in values:
             shape = tuple(values["instance_logits"].shape)
-            require(len(shape) == 2 and shape[0] == 37, f"in {mode}, instance_logits are {shape}")
+            require(
+                len(shape) == 2 and shape[0] == N_PATCHES, f"in {mode}, instance_logits are {shape}"
+            )
 
 
 AGGREGATOR = (

@@ -84,7 +84,9 @@ def check_fingerprint_complete(subject: Subject) -> None:
         "the fingerprint states neither revision nor weights: which numbers made the features?",
     )
     asked = encoder.fingerprint(mpp=1.5, patch_size=96)
-    require((asked.mpp, asked.patch_size) == (1.5, 96), "the fingerprint ignores the scale asked for")
+    require(
+        (asked.mpp, asked.patch_size) == (1.5, 96), "the fingerprint ignores the scale asked for"
+    )
 
 
 ENCODER = (

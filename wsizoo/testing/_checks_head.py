@@ -10,7 +10,7 @@ from torch import Tensor
 from wsizoo.errors import DataError
 from wsizoo.interfaces import Aggregated, Task
 from wsizoo.testing._subject import (
-    CheckFailed,
+    CheckError,
     Subject,
     check_finite,
     check_same,
@@ -40,7 +40,9 @@ def check_outputs_named(subject: Subject) -> None:
     unknown = sorted(set(outputs) - set(SHAPES))
     require(not unknown, f"outputs() names {unknown}, expected only {sorted(SHAPES)}")
     name = "instance_logits" if rows else "logits"
-    require(name in outputs and torch.equal(outputs[name], raw), f"outputs() lacks the raw '{name}'")
+    require(
+        name in outputs and torch.equal(outputs[name], raw), f"outputs() lacks the raw '{name}'"
+    )
     wrong = "instance_logits" if not rows else "logits"
     require(wrong not in outputs, f"a head that reads {subject.cls.reads} fills '{wrong}'")
     for field, value in outputs.items():
@@ -93,7 +95,10 @@ def check_loss_points_to_target(subject: Subject) -> None:
     """Minimising the loss must move the outputs towards the target."""
     head = subject.make()
     outputs, losses = _minimised(head, _raw(subject, head), targets(5))
-    require(losses[1] < losses[0], f"{STEPS} steps downhill take the loss from {losses[0]} to {losses[1]}")
+    require(
+        losses[1] < losses[0],
+        f"{STEPS} steps downhill take the loss from {losses[0]} to {losses[1]}",
+    )
     if "value" in outputs:
         value = float(outputs["value"])
         require(abs(value - 0.5) < 0.1, f"the value goes to {value:.3g}, the target is 0.5")
@@ -105,7 +110,9 @@ def check_loss_points_to_target(subject: Subject) -> None:
         require(torch.equal(labels, targets(5)["instances"]), "per-patch labels are not approached")
 
 
-def _minimised(head: Any, raw: Tensor, target: Any) -> tuple[dict[str, Tensor], tuple[float, float]]:
+def _minimised(
+    head: Any, raw: Tensor, target: Any
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
     """Outputs after gradient descent on the raw outputs, and the loss before and after."""
     raw = raw.clone().requires_grad_()
     first = last = float(head.loss(raw, target).detach())
@@ -124,7 +131,9 @@ def check_risk_larger_is_worse(subject: Subject) -> None:
     last = head.n_outputs - 1
     early = _minimised(head, _raw(subject, head), {"time": 0, "event": True})[0]["risk"]
     late = _minimised(head, _raw(subject, head), {"time": last, "event": False})[0]["risk"]
-    require(bool(early > late), f"risk of an early event {float(early):.3g}, of none {float(late):.3g}")
+    require(
+        bool(early > late), f"risk of an early event {float(early):.3g}, of none {float(late):.3g}"
+    )
 
 
 def check_missing_target_refused(subject: Subject) -> None:
@@ -135,8 +144,8 @@ def check_missing_target_refused(subject: Subject) -> None:
     except DataError:
         return
     except Exception as error:
-        raise CheckFailed(f"an empty target raises {error!r}, expected DataError") from error
-    raise CheckFailed("a loss without any target, expected DataError")
+        raise CheckError(f"an empty target raises {error!r}, expected DataError") from error
+    raise CheckError("a loss without any target, expected DataError")
 
 
 def check_unknown_labels_left_out(subject: Subject) -> None:
@@ -157,7 +166,9 @@ def check_works_without_own_classifier(subject: Subject) -> None:
     require(head.n_outputs == subject.make().n_outputs, "n_outputs depends on in_dim")
     raw = _raw(subject, head)
     check_same(
-        head(Aggregated(logits=raw)), head.outputs(raw), "with in_dim=None and an aggregator's logits"
+        head(Aggregated(logits=raw)),
+        head.outputs(raw),
+        "with in_dim=None and an aggregator's logits",
     )
 
 

@@ -8,12 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor, nn
 
 from wsizoo.interfaces import Aggregator, Encoder, Head, Part, Selector
 from wsizoo.testing._subject import (
-    CheckFailed,
+    N_PATCHES,
+    CheckError,
     Subject,
     check_finite,
     check_same,
@@ -70,15 +72,20 @@ def check_seeded_build(subject: Subject) -> None:
 
 def check_other_random_states_untouched(subject: Subject) -> None:
     """The user's own random numbers must not depend on which model was built or run."""
-    import numpy
-
-    before = random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
+    before = _random_states()
     module = subject.make()
     state = torch.get_rng_state()
     evaluate(subject, module)
-    require(torch.equal(torch.get_rng_state(), state), "a run in eval mode draws torch's random numbers")
-    after = random.getstate(), numpy.random.get_state()[1].tolist()  # type: ignore[index,union-attr]
-    require(before == after, "building or running it draws random numbers of Python or numpy")
+    require(
+        torch.equal(torch.get_rng_state(), state), "a run in eval mode draws torch's random numbers"
+    )
+    drawn = before != _random_states()
+    require(not drawn, "building or running it draws random numbers of Python or numpy")
+
+
+def _random_states() -> tuple[Any, str]:
+    drawn: Any = numpy.random.get_state()
+    return random.getstate(), f"{drawn[1].tolist()} {drawn[2:]}"
 
 
 def check_eval_deterministic(subject: Subject) -> None:
@@ -97,15 +104,15 @@ def _seeded_evaluation(subject: Subject, module: nn.Module, seed: int) -> dict[s
 def check_float64_agrees(subject: Subject) -> None:
     """A part follows its dtype, and float32 rounding does not decide its answer."""
     single = evaluate(subject, subject.awake())
-    double = evaluate(subject, subject.awake().double())
+    double = evaluate(subject, subject.awake().double(), dtype=torch.float64)
     for name, value in double.items():
-        if value.is_floating_point() and name != "kept":
+        if value.is_floating_point() and name not in ("scores", "kept"):
             require(value.dtype == torch.float64, f"in float64, {name} comes out as {value.dtype}")
     check_same(single, double, "float32 beside float64", SLOPPY)
 
 
 def check_no_stray_tensors(subject: Subject) -> None:
-    """A tensor that is no buffer stays behind when the model moves, and is missing in its weights."""
+    """A tensor that is no buffer stays behind when the model moves, and is in no weights file."""
     module = subject.make()
     evaluate(subject, module)
     if subject.kind != "encoder":
@@ -113,9 +120,9 @@ def check_no_stray_tensors(subject: Subject) -> None:
     for path, owner in module.named_modules():
         for name, value in vars(owner).items():
             if name not in ("_parameters", "_buffers", "_modules") and _holds_tensor(value):
-                raise CheckFailed(
-                    f"{path + '.' if path else ''}{name} holds a plain tensor after a run: return it, "
-                    "or self.register_buffer(name, tensor, persistent=...)"
+                raise CheckError(
+                    f"{path + '.' if path else ''}{name} holds a plain tensor after a run: return "
+                    "it, or self.register_buffer(name, tensor, persistent=...)"
                 )
 
 
@@ -135,7 +142,9 @@ def check_inference_state_in_state_dict(subject: Subject) -> None:
     require(not extra, f"inference_state() names {extra}, which state_dict() does not hold")
     for name, tensor in published.items():
         same = tensor.shape == own[name].shape and tensor.data_ptr() == own[name].data_ptr()
-        require(same, f"inference_state()['{name}'] is a copy: loading weights into it changes nothing")
+        require(
+            same, f"inference_state()['{name}'] is a copy: loading weights into it changes nothing"
+        )
 
 
 def check_state_round_trip(subject: Subject) -> None:
@@ -157,7 +166,7 @@ def check_state_round_trip(subject: Subject) -> None:
 def check_gradients_reach_parameters(subject: Subject) -> None:
     """A parameter without a gradient is never trained; if that is meant, requires_grad is False."""
     module = subject.awake()
-    for n in (37, 64, 5):
+    for n in (N_PATCHES, 64, 8):
         bag = None if subject.kind == "head" else subject.bag(n, seed=n)
         _backward(subject, module, bag)
     for name, parameter in module.named_parameters():
@@ -187,11 +196,15 @@ def check_param_groups_cover(subject: Subject) -> None:
         else:
             require(times == 0, f"{name} is frozen and yet in a parameter group")
     own = {id(p) for p in module.parameters()}
-    require(set(listed) <= own, "a parameter group holds tensors that are no parameters of this part")
+    require(
+        set(listed) <= own, "a parameter group holds tensors that are no parameters of this part"
+    )
     for group in groups:
         if group["params"]:
             rate = group.get("lr")
-            require(rate is not None and rate > 0, f"a parameter group has lr {rate!r}, expected > 0")
+            require(
+                rate is not None and rate > 0, f"a parameter group has lr {rate!r}, expected > 0"
+            )
 
 
 def _train(subject: Subject, module: nn.Module, steps: range) -> None:
@@ -237,7 +250,9 @@ def check_exceptions_exist(subject: Subject) -> None:
 
     known = {check.name for check in checks(subject.kind)}
     for name, reason in getattr(subject.cls, "conformance_exceptions", {}).items():
-        require(name in known, f"conformance_exceptions names '{name}', which is no check of a part")
+        require(
+            name in known, f"conformance_exceptions names '{name}', which is no check of a part"
+        )
         require(bool(str(reason).strip()), f"conformance_exceptions['{name}'] gives no reason")
 
 

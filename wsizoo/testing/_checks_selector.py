@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.testing._checks_bag import both_modes
-from wsizoo.testing._subject import Subject, require
+from wsizoo.testing._subject import N_PATCHES, Subject, require
 
 
 def check_index_ascending(subject: Subject) -> None:
@@ -19,9 +19,12 @@ def check_index_ascending(subject: Subject) -> None:
             isinstance(index, Tensor) and index.ndim == 1 and index.dtype == torch.int64,
             f"in {mode}, index is {index!r}, expected (K,) int64",
         )
-        require(len(index) > 0, f"in {mode} it keeps no patch of 37")
-        inside = bool((index >= 0).all() and (index < 37).all())
-        require(inside, f"in {mode}, index reaches from {int(index.min())} to {int(index.max())} of 37")
+        require(len(index) > 0, f"in {mode} it keeps no patch at all")
+        inside = bool((index >= 0).all() and (index < N_PATCHES).all())
+        require(
+            inside,
+            f"in {mode}, index goes from {int(index.min())} to {int(index.max())} of {N_PATCHES}",
+        )
         require(bool((index.diff() > 0).all()), f"in {mode}, index is not strictly ascending")
 
 
@@ -48,8 +51,10 @@ def check_width_handed_on(subject: Subject) -> None:
     for mode, output in both_modes(subject):
         got = output.bag.dim
         require(got == width, f"in {mode} it hands on width {got}, out_dim is {width}")
-        n, kept = len(output.bag), 37 if output.index is None else len(output.index)
-        require(n == kept, f"in {mode} it hands on {n} patches and names {kept}: index=None means all")
+        n, kept = len(output.bag), N_PATCHES if output.index is None else len(output.index)
+        require(
+            n == kept, f"in {mode} it hands on {n} patches and names {kept}: index=None means all"
+        )
 
 
 SELECTOR = (check_index_ascending, check_rows_are_the_bags, check_width_handed_on)

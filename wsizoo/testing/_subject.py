@@ -16,6 +16,7 @@ from wsizoo.interfaces import Aggregated, Prediction, Selected, SlideOutput
 
 IN_DIM = 24
 N_OUTPUTS = 3
+N_PATCHES = 36  # divides into many blocks; `check_odd_count` does not
 CLASSES = ("first", "second", "third")
 SPACING = 224.0  # level-0 px
 NUDGE = 0.05  # standard deviation added to each parameter, so that nothing stays zero-initialised
@@ -26,13 +27,13 @@ OUTPUT = ("logits", "instance_logits", "hazards", "risk", "value", "embedding", 
 PER_ROW = frozenset(("scores", "instances", "instance_logits", "kept"))
 
 
-class CheckFailed(AssertionError):
+class CheckError(AssertionError):
     """A component breaks a rule of the contract; the message says which and how."""
 
 
 def require(condition: bool, message: str) -> None:
     if not condition:
-        raise CheckFailed(message)
+        raise CheckError(message)
 
 
 @dataclass
@@ -83,7 +84,7 @@ class Subject:
         with torch.no_grad():
             for parameter in module.parameters():
                 if parameter.is_floating_point():
-                    parameter += NUDGE * torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(NUDGE * torch.randn(parameter.shape, generator=generator))
         return module
 
     def _given(self) -> dict[str, Any]:
@@ -97,8 +98,8 @@ class Subject:
             given["classes"] = CLASSES
         return given
 
-    def bag(self, n: int = 37, seed: int = 0) -> Bag:
-        """n patches with coords on a grid with holes, in raster order, with all training targets."""
+    def bag(self, n: int = N_PATCHES, seed: int = 0) -> Bag:
+        """n patches with coords on a grid with holes, in raster order, with every target."""
         generator = torch.Generator().manual_seed(1000 + seed)
         if self.reads_pixels:
             shape = (n, 3, self.pixels, self.pixels)
@@ -164,16 +165,19 @@ def mask(index: Tensor | None, n: int) -> Tensor:
     return torch.ones(n) if index is None else torch.zeros(n).index_fill(0, index, 1.0)
 
 
-def evaluate(subject: Subject, module: nn.Module, bag: Bag | None = None) -> dict[str, Tensor]:
+def evaluate(
+    subject: Subject, module: nn.Module, bag: Bag | None = None, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """What the component gives in eval mode for the standard input (or this bag), by name."""
+    dtype = dtype or module_dtype(module)
     module.eval()
     with torch.no_grad():
         if subject.kind == "encoder":
             return fields(module(subject.patches()), 0)
         if subject.kind == "head":
-            return fields(module(moved(subject.aggregated(), module_dtype(module))), 0)
+            return fields(module(moved(subject.aggregated(), dtype)), 0)
         given = subject.bag() if bag is None else bag
-        return fields(module(given.to(dtype=module_dtype(module))), len(given))
+        return fields(module(given.to(dtype=dtype)), len(given))
 
 
 def moved(aggregated: Aggregated, dtype: torch.dtype) -> Aggregated:
@@ -182,7 +186,7 @@ def moved(aggregated: Aggregated, dtype: torch.dtype) -> Aggregated:
 
 
 def training_scalar(subject: Subject, module: nn.Module, bag: Bag | None = None) -> Tensor:
-    """A number () of everything the component gives in training mode: outputs, losses, predictions."""
+    """A number () that depends on all that the component gives in training mode."""
     module.train()
     if subject.kind == "head":
         aggregated = subject.aggregated()
@@ -238,7 +242,7 @@ def check_different(
             return
         if deviation(got, wanted) > DIFFERENT * largest(wanted):
             return
-    raise CheckFailed(message)
+    raise CheckError(message)
 
 
 def deviation(a: Tensor, b: Tensor) -> float:

@@ -9,8 +9,8 @@ In a plugin's tests:
         check()
 
 Each check is one function whose docstring is its reason. A class that must break a rule says so
-itself, `conformance_exceptions = {"check name": "reason"}`; an exception that is not needed any more
-fails. Small arguments for these checks may be stated in the class too: `conformance_params = {...}`.
+itself, `conformance_exceptions = {"check name": "reason"}`; an exception that is not needed any
+more fails. Small arguments for these checks may stand in the class: `conformance_params = {...}`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wsizoo.testing import _checks_part as parts
 from wsizoo.testing._checks_encoder import ENCODER
 from wsizoo.testing._checks_head import HEAD
 from wsizoo.testing._checks_selector import SELECTOR
-from wsizoo.testing._subject import IN_DIM, CheckFailed, Subject
+from wsizoo.testing._subject import IN_DIM, CheckError, Subject
 
 Outcome = Literal["passed", "failed", "excepted"]
 TRAINED = (*parts.ANY, *parts.TRAINED)
@@ -90,14 +90,14 @@ class BoundCheck:
     def __call__(self) -> None:
         result = self.result()
         if result.outcome == "failed":
-            raise CheckFailed(f"{result.subject}: {result.message}. Why: {result.reason}")
+            raise CheckError(f"{result.subject}: {result.message}. Why: {result.reason}")
 
 
 def why_failed(check: Check, subject: Any) -> str | None:
     """What is wrong, or None. Whatever a component raises is its failure."""
     try:
         check.function(subject)
-    except CheckFailed as error:
+    except CheckError as error:
         return str(error)
     except Exception as error:
         return f"raises {describe(error)}"
@@ -157,7 +157,7 @@ def check_component(
         in_dim: width D of the features. pixels: edge of a patch in pixels, where it reads pixels.
         params: the component's keyword arguments; small ones make it quick.
 
-    Cost: some 150 forward passes, most of them on 37 patches, two on 2,000.
+    Cost: some 150 forward passes, most of them on 36 patches, two on 2,000.
     """
     bound = bound_checks(maker, kind, in_dim=in_dim, pixels=pixels, **params)
     return [check.result() for check in bound]

@@ -55,7 +55,9 @@ def fit(
         for epoch in range(epochs):
             sum_of_losses = 0.0
             for index in torch.randperm(len(bags)).tolist():
-                loss = torch.stack(list(model.losses(model(bags[index]), bags[index]).values())).sum()
+                loss = torch.stack(
+                    list(model.losses(model(bags[index]), bags[index]).values())
+                ).sum()
                 if not bool(torch.isfinite(loss)):
                     raise DataError(f"the loss of slide '{bags[index].slide_id}' is {float(loss)}")
                 optimiser.zero_grad(set_to_none=True)

@@ -6,12 +6,12 @@ import html
 
 from wsizoo.viz.svg import STYLE as CHART_STYLE
 
-_LIGHT = """--paper: #fdfdfc; --card: #ffffff; --ink: #1d2127; --soft: #5c6570; --line: #e3e6ea;
-  --track: #f0f2f4; --link: #0b5cad; --bar: #58a5d6; --s0: #0072b2; --s1: #d55e00; --s2: #00876a; --s3: #b0578c;
-  --s4: #2f93c8; --s5: #b87a00; --s6: #6b6b6b;"""
-_DARK = """--paper: #15181c; --card: #1c2025; --ink: #e6e8eb; --soft: #a3acb6; --line: #343a42;
-  --track: #262b31; --link: #7db8f0; --bar: #2a75a8; --s0: #5fb0e5; --s1: #f08a4b; --s2: #3cc6a0; --s3: #dc8fba;
-  --s4: #94d3f5; --s5: #e8b13f; --s6: #b3b3b3;"""
+_LIGHT = """--paper: #fdfdfc; --ink: #1d2127; --soft: #5c6570; --line: #e3e6ea;
+  --track: #f0f2f4; --link: #0b5cad; --bar: #58a5d6; --s0: #0072b2; --s1: #d55e00; --s2: #00876a;
+  --s3: #b0578c; --s4: #2f93c8; --s5: #b87a00; --s6: #6b6b6b;"""
+_DARK = """--paper: #15181c; --ink: #e6e8eb; --soft: #a3acb6; --line: #343a42;
+  --track: #262b31; --link: #7db8f0; --bar: #2a75a8; --s0: #5fb0e5; --s1: #f08a4b; --s2: #3cc6a0;
+  --s3: #dc8fba; --s4: #94d3f5; --s5: #e8b13f; --s6: #b3b3b3;"""
 
 STYLE = f"""
 :root {{ color-scheme: light dark; {_LIGHT} }}
@@ -60,6 +60,7 @@ th:last-child, td:last-child {{ padding-right: 0; }}
   main {{ max-width: none; padding: 0; }} nav {{ display: none; }}
   h2 {{ break-after: avoid; }} figure, tr, .facts {{ break-inside: avoid; }}
   .scroll {{ overflow: visible; }}
+  figure img {{ width: auto !important; max-height: 17cm; }}
 }}
 {CHART_STYLE}"""
 

@@ -242,5 +242,5 @@ class Plot(Drawing):
 
 def _dash(series: int) -> str:
     """Neighbouring series differ in dash too, so that colour is never the only difference."""
-    pattern = _DASHES[(series + series // SERIES) % len(_DASHES)]
+    pattern = _DASHES[(series + 2 * (series // SERIES)) % len(_DASHES)]
     return f' stroke-dasharray="{pattern}"' if pattern else ""

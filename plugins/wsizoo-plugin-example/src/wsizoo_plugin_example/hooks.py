@@ -1,4 +1,5 @@
 from pathlib import Path
+
 from wsizoo import Component, hookimpl
 
 wsizoo_api = 1

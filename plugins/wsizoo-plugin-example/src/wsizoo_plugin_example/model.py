@@ -1,8 +1,11 @@
 import torch
+
 import wsizoo
 
 
 class ExamplePooling(wsizoo.Aggregator):
+    """Softmax pooling: every patch gets one weight, and the slide is their weighted sum."""
+
     def __init__(self, in_dim, dim=256):
         super().__init__(in_dim, out_dim=dim)
         self.embed = torch.nn.Linear(in_dim, dim)

@@ -1,0 +1,105 @@
+"""GeoJSON of patches, as QuPath reads it."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+
+from wsizoo.errors import DataError
+from wsizoo.viz.colour import colours
+from wsizoo.viz.geojson import patches_geojson, write_geojson
+
+
+def rings(collection):
+    return np.array([f["geometry"]["coordinates"][0] for f in collection["features"]])
+
+
+def test_each_patch_is_a_closed_square_with_exact_corners():
+    coords, footprint = np.array([[0, 0], [448, 225]]), 448.3333333333333
+    squares = rings(patches_geojson(coords, footprint, [0.1, 0.9]))
+    assert squares.shape == (2, 5, 2)
+    assert np.array_equal(squares[:, 0], squares[:, 4])
+    assert np.array_equal(squares[:, 0], coords)
+    assert np.array_equal(squares[:, 2], coords + footprint)
+    corners = squares[0, :4].tolist()
+    assert corners == [[0, 0], [footprint, 0], [footprint, footprint], [0, footprint]]
+
+
+def test_features_are_tiles_with_their_score_and_the_colour_of_its_rank():
+    collection = patches_geojson([[0, 0], [1, 0], [2, 0]], 1.0, [5.0, -2.0, 100.0])
+    assert collection["type"] == "FeatureCollection"
+    for feature, score, rank in zip(collection["features"], [5, -2, 100], [0.5, 0, 1], strict=True):
+        assert feature["type"] == "Feature"
+        assert feature["geometry"]["type"] == "Polygon"
+        assert feature["properties"] == {
+            "objectType": "tile",
+            "color": colours([rank])[0].tolist(),
+            "measurements": {"score": score},
+        }
+
+
+def test_what_a_selector_kept_is_a_measurement():
+    collection = patches_geojson([[0, 0], [1, 0], [2, 0]], 1.0, [1, 2, 3], kept=[2, 0])
+    kept = [f["properties"]["measurements"]["kept"] for f in collection["features"]]
+    assert kept == [1, 0, 1]
+
+
+def test_the_likeliest_class_is_the_classification():
+    collection = patches_geojson(
+        [[0, 0], [1, 0]],
+        1.0,
+        [1, 2],
+        probabilities=[[0.7, 0.3], [0.2, 0.8]],
+        classes=["stroma", "tumour"],
+    )
+    first, second = (feature["properties"] for feature in collection["features"])
+    assert first["classification"]["name"] == "stroma"
+    assert second["classification"]["name"] == "tumour"
+    assert first["classification"]["color"] != second["classification"]["color"]
+    assert second["measurements"] == {
+        "score": 2,
+        "probability stroma": 0.2,
+        "probability tumour": 0.8,
+    }
+
+
+def test_a_written_file_is_compact_and_reads_back_as_it_was(tmp_path):
+    collection = patches_geojson([[3, 4]], 0.1 + 0.2, [1 / 3])
+    write_geojson(tmp_path / "new" / "a.geojson", collection)
+    text = (tmp_path / "new" / "a.geojson").read_text()
+    assert json.loads(text) == collection
+    assert ": " not in text
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.geojson"]
+
+
+def test_no_patches_are_an_empty_collection():
+    assert patches_geojson(np.empty((0, 2)), 1.0, [])["features"] == []
+
+
+def test_fifty_thousand_patches_are_written_in_seconds(tmp_path):
+    rng = np.random.default_rng(0)
+    coords = rng.integers(0, 100_000, (50_000, 2))
+    begin = time.perf_counter()
+    write_geojson(tmp_path / "a.geojson", patches_geojson(coords, 448.3, rng.random(50_000)))
+    assert time.perf_counter() - begin < 6, "it takes about 1 s on one core that is free"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"coords": [[0, 0], [1, 1]]}, r"coords are \(2, 2\) for 1 scores"),
+        ({"coords": [[0, float("nan")]]}, "finite level-0 px"),
+        ({"footprint": 0.0}, "footprint is 0.0, expected a positive number"),
+        ({"scores": [float("nan")]}, "not finite"),
+        ({"kept": [1]}, "expected .K,. indices of the 1 patches"),
+        ({"kept": [True]}, "expected .K,. indices of the 1 patches"),
+        ({"classes": ["a"]}, "expected .N, C. finite numbers and C names"),
+        ({"probabilities": [[0.5, 0.5]]}, "with 0 class names"),
+        ({"probabilities": [[0.5, 0.5]], "classes": ["a", "a"]}, "repeat, expected each once"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change, message):
+    call = {"coords": [[0, 0]], "footprint": 1.0, "scores": [1.0]} | change
+    with pytest.raises(DataError, match=message):
+        patches_geojson(**call)

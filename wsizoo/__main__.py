@@ -1,0 +1,5 @@
+"""`python -m wsizoo` is `wsizoo`."""
+
+from wsizoo.cli import main
+
+main()

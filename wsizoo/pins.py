@@ -1,0 +1,86 @@
+"""Commit and digest of published weights: from the registry, or from the user's lock file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from wsizoo import hub
+from wsizoo.errors import NotPinnedError, NoWeightsError, WeightsError
+from wsizoo.files import sha256_of, write_json
+from wsizoo.registry import Registry, default
+from wsizoo.spec import ModelSpec, WeightsSpec
+
+
+def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
+    """The weights of an entry with commit and digest, from the registry or the user's lock file.
+
+    Raises:
+        NoWeightsError, NotPinnedError.
+    """
+    weights = spec.weights
+    if weights is None or not (weights.repo or weights.package):
+        raise NoWeightsError(
+            f"No weights have been released for '{name}'. For random weights, to train on your own "
+            f"slides: wsizoo.build('{name}'). With weights: wsizoo list --weights"
+        )
+    if weights.package or (weights.revision and weights.sha256):
+        return weights
+    pin = read_pins().get(name)
+    if pin is None or pin.get("repo") != weights.repo:
+        raise NotPinnedError(
+            f"'{name}' is published at {weights.repo}, but no commit and digest are recorded for "
+            f"it. Run: wsizoo pin {name} (downloads it once, and keeps both in your lock file)"
+        )
+    return WeightsSpec(**{**asdict(weights), **pin})
+
+
+def pin(name: str, registry: Registry | None = None) -> dict[str, str]:
+    """Download an entry's weights once and keep commit and digest in the user's lock file.
+
+    Returns:
+        repo, revision, file and sha256, as a registry entry would state them.
+    """
+    registry = registry or default()
+    entry = registry.model(name)
+    weights = registry.model_spec(entry.name).weights
+    if weights is None or not weights.repo:
+        raise NoWeightsError(f"'{name}' names no repository on the Hub, so there is nothing to pin")
+    revision = weights.revision or hub.hub_head(weights.repo)
+    path = hub.hub_file(weights.repo, revision, weights.file, weights.sha256)
+    found = {
+        "repo": weights.repo,
+        "revision": revision,
+        "file": weights.file,
+        "sha256": sha256_of(path),
+    }
+    write_pin(entry.name, found)
+    return found
+
+
+def pins_file() -> Path:
+    """The user's lock file of pins: `WSIZOO_PINS`, else ~/.config/wsizoo/pins.json."""
+    home = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return Path(os.environ.get("WSIZOO_PINS") or Path(home) / "wsizoo" / "pins.json")
+
+
+def read_pins() -> dict[str, dict[str, str]]:
+    """Pins by model name: repo, revision, file, sha256. Raises WeightsError when damaged."""
+    path = pins_file()
+    if not path.exists():
+        return {}
+    try:
+        pins: dict[str, dict[str, str]] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(
+            f"The lock file {path} is not valid JSON: {error}. Mend or delete it"
+        ) from error
+    return pins
+
+
+def write_pin(name: str, pin: Mapping[str, str]) -> None:
+    """Keep one pin in the lock file."""
+    write_json(pins_file(), {**read_pins(), name: dict(pin)})
