@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from wsizoo.errors import BagError
 from wsizoo.fingerprint import Fingerprint
 
 CONCAT_GAP = 1024  # empty cells between the slides of a patient; beyond any local receptive field
-PATCH_MPP_TOLERANCE = 0.02  # relative difference of patch widths in microns that counts as another
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,8 @@ class Bag:
         spacing: level-0 px between neighbouring patches (float), or None.
         footprint: edge of a patch in level-0 px (float), default `spacing`.
         mpp: microns per level-0 px, or None.
-        encoder: what made the features, or None for a bag made by hand.
+        encoder: what made the features (a bare name counts as declared by the user), or None for a
+            bag made by hand.
         slide_id: name of the slide, used in messages and outputs.
         target: training only: any of `label`; `time`, `event`; `instances` (N,); `value`.
         parts: (M+1,) int64, where the slides of a patient begin and end, after `concat`.
@@ -57,6 +58,11 @@ class Bag:
             object.__setattr__(self, "footprint", self.spacing)
         if isinstance(self.encoder, str):
             object.__setattr__(self, "encoder", Fingerprint(encoder=self.encoder, declared=True))
+        ends = [0, len(self)] if self.parts is None else self.parts.tolist()
+        if ends != sorted(ends) or ends[:1] + ends[-1:] != [0, len(self)]:
+            raise BagError(
+                f"{self.slide_id}: parts are {ends}, expected 0 to {len(self)} ascending"
+            )
 
     def _check_features(self) -> None:
         f = self.features
@@ -100,21 +106,20 @@ class Bag:
         return dataclasses.replace(self, **changes)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bag:
-        """Move tensors; `dtype` applies to float features only (pixels stay uint8)."""
-        f = self.features
-        f = f.to(device=device, dtype=dtype if f.is_floating_point() else None)
+        """Move features and coords; `dtype` applies to float features only (pixels stay uint8)."""
+        features = self.features
+        features = features.to(device, dtype if features.is_floating_point() else None)
         coords = None if self.coords is None else self.coords.to(device)
-        return (
-            self
-            if f is self.features and coords is self.coords
-            else self.replace(features=f, coords=coords)
-        )
+        if features is self.features and coords is self.coords:
+            return self
+        return self.replace(features=features, coords=coords)
 
     def subset(self, index: Tensor) -> Bag:
         """The patches at `index` (K,) int64, in that order; per-patch targets go along."""
         target = self.target
         if target is not None and "instances" in target:
-            target = {**target, "instances": target["instances"][index]}
+            instances = torch.as_tensor(target["instances"])
+            target = {**target, "instances": instances[index.to(instances.device)]}
         coords = None if self.coords is None else self.coords[index]
         return self.replace(features=self.features[index], coords=coords, target=target, parts=None)
 
@@ -164,69 +169,25 @@ class Bag:
         than any receptive field), and multiplied by the first spacing. `parts` splits back.
 
         Raises:
-            BagError: no bags; widths, encoders or patch sizes in microns that differ; some with
-                coords and some without.
+            BagError: no bags; widths, encoders, targets or patch sizes in microns that differ; some
+                with coords and some without.
         """
-        _check_concat(bags)
-        first = bags[0]
-        if len(bags) == 1:
-            return first.replace(parts=torch.tensor([0, len(first)]))
-        offsets = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
-        coords = None
-        if first.coords is not None and first.spacing is not None:
-            moved, start = [], 0
-            for bag in bags:
-                cells = bag.grid()
-                if len(cells):
-                    cells = cells - cells.min(0).values + torch.tensor([start, 0]).to(cells)
-                    start = int(cells[:, 0].max()) + 1 + gap
-                moved.append(cells)
-            coords = torch.round(torch.cat(moved).double() * first.spacing).long()
-        return Bag(
-            features=torch.cat([bag.features for bag in bags]),
-            coords=coords,
-            spacing=first.spacing,
-            footprint=first.footprint,
-            mpp=first.mpp,
-            encoder=first.encoder,
-            slide_id="+".join(bag.slide_id for bag in bags),
-            target=_joined_target(bags),
-            parts=offsets,
-        )
+        from wsizoo.patient import join
+
+        return join(bags, gap)
 
 
-def _check_concat(bags: Sequence[Bag]) -> None:
+def check_alike(bags: Sequence[Bag], what: str) -> None:
+    """Raise unless there are bags, of features of one shape."""
     if not bags:
-        raise BagError("Bag.concat needs at least one bag")
-    first = bags[0]
-    for bag in bags[1:]:
-        if bag.features.shape[1:] != first.features.shape[1:]:
+        raise BagError(f"{what} needs at least one bag")
+    shapes = [tuple(bag.features.shape[1:]) for bag in bags]
+    for bag, shape in zip(bags, shapes, strict=True):
+        if shape != shapes[0]:
             raise BagError(
-                f"{first.slide_id} and {bag.slide_id} have features of different shape, "
-                f"{tuple(first.features.shape[1:])} and {tuple(bag.features.shape[1:])}"
+                f"{bags[0].slide_id} and {bag.slide_id} have features of different shape, "
+                f"{shapes[0]} and {shape}"
             )
-        if (bag.coords is None) != (first.coords is None):
-            raise BagError(f"{first.slide_id} and {bag.slide_id}: only one of them has coords")
-        if first.encoder and bag.encoder:
-            first.encoder.check_accepts(bag.encoder, first.slide_id, bag.slide_id)
-        if first.mpp and bag.mpp and first.footprint and bag.footprint:
-            mine, theirs = first.footprint * first.mpp, bag.footprint * bag.mpp
-            if abs(mine - theirs) > PATCH_MPP_TOLERANCE * mine:
-                raise BagError(
-                    f"patches of {first.slide_id} are {mine:.1f} um wide, those of {bag.slide_id} "
-                    f"{theirs:.1f} um: extract both at one scale"
-                )
-
-
-def _joined_target(bags: Sequence[Bag]) -> Mapping[str, Any] | None:
-    """The first slide's target; per-patch targets are joined where every slide has them."""
-    targets = [bag.target for bag in bags]
-    if targets[0] is None:
-        return None
-    joined = {key: value for key, value in targets[0].items() if key != "instances"}
-    if all(target is not None and "instances" in target for target in targets):
-        joined["instances"] = torch.cat([t["instances"] for t in targets if t is not None])
-    return joined
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,25 +209,10 @@ class BagBatch:
     @staticmethod
     def pack(bags: Sequence[Bag]) -> BagBatch:
         """Pack slides of one feature width. Raises BagError when they do not fit together."""
-        if not bags:
-            raise BagError("BagBatch.pack needs at least one bag")
-        for bag in bags[1:]:
-            if bag.features.shape[1:] != bags[0].features.shape[1:]:
-                raise BagError(
-                    f"{bags[0].slide_id} and {bag.slide_id} have features of different shape, "
-                    f"{tuple(bags[0].features.shape[1:])} and {tuple(bag.features.shape[1:])}"
-                )
+        check_alike(bags, "BagBatch.pack")
         features = torch.cat([bag.features for bag in bags])
-        all_coords = [bag.coords for bag in bags if bag.coords is not None]
-        coords = torch.cat(all_coords) if len(all_coords) == len(bags) else None
-        ends = torch.tensor([0, *(len(bag) for bag in bags)]).cumsum(0)
-        views = tuple(
-            bag.replace(
-                features=features[a:b], coords=bag.coords if coords is None else coords[a:b]
-            )
-            for bag, a, b in zip(bags, ends[:-1].tolist(), ends[1:].tolist(), strict=True)
-        )
-        return BagBatch(features, ends.to(features.device), coords, views)
+        found = [bag.coords for bag in bags if bag.coords is not None]
+        return _packed(features, torch.cat(found) if len(found) == len(bags) else None, bags)
 
     def __len__(self) -> int:
         return len(self.bags)
@@ -292,4 +238,19 @@ class BagBatch:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> BagBatch:
         """Move tensors; `dtype` applies to float features only."""
-        return BagBatch.pack([bag.to(device, dtype) for bag in self.bags])
+        features = self.features
+        features = features.to(device, dtype if features.is_floating_point() else None)
+        if features is self.features:
+            return self
+        return _packed(features, None if self.coords is None else self.coords.to(device), self.bags)
+
+
+def _packed(features: Tensor, coords: Tensor | None, bags: Sequence[Bag]) -> BagBatch:
+    """A batch of these tensors, and each bag as views of them."""
+    ends = [0, *itertools.accumulate(map(len, bags))]
+    views = []
+    for bag, (a, b) in zip(bags, itertools.pairwise(ends), strict=True):
+        own = bag.coords if coords is None else coords[a:b]
+        own = None if own is None else own.to(features.device)
+        views.append(bag.replace(features=features[a:b], coords=own))
+    return BagBatch(features, torch.tensor(ends, device=features.device), coords, tuple(views))

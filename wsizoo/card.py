@@ -23,14 +23,14 @@ def model_card(config: dict[str, Any]) -> str:
     spec, training = config["spec"], config["training"]
     body = [
         f"# {config['name']}",
-        f"{spec['summary']}",
+        str(spec.get("summary", "")),
         "A slide model of [wsizoo](https://pypi.org/project/wsizoo): "
         + " -> ".join(_composition(spec))
         + ".",
         "## Use",
         f"```python\nimport wsizoo\n\nmodel = wsizoo.load('hf:OWNER/{config['name']}@COMMIT')\n"
         "out = model(wsizoo.read_bag('slide.h5'))\n```",
-        f"Features must be made by: `{config['fingerprint']}`; others are refused.",
+        _features(config["fingerprint"]),
         "## Training and results",
         *(_stated(training) or ["Not stated by the publisher."]),
         "## Intended use and limits",
@@ -69,3 +69,10 @@ def _composition(spec: dict[str, Any]) -> list[str]:
 
 def _stated(training: dict[str, Any]) -> list[str]:
     return [f"- {key}: {value}" for key, value in training.items() if key != "limits"]
+
+
+def _features(fingerprint: dict[str, Any]) -> str:
+    stated = [f"{key} `{value}`" for key, value in fingerprint.items() if key != "declared"]
+    if not stated:
+        return "What made its features is not stated by the publisher."
+    return f"Features must be made so, others are refused: {', '.join(stated)}."

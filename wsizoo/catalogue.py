@@ -7,6 +7,10 @@ from typing import Any
 
 from wsizoo.registry import Entry, Registry, default
 
+COMMERCIAL_LICENCES = frozenset(
+    ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0")
+)
+
 
 def list_models(
     pattern: str = "*",
@@ -24,38 +28,36 @@ def list_models(
         aggregator: only models with this aggregator (or whole model).
         encoder: only models that read this encoder's features.
         weights: True: only with released weights; False: only without.
-        commercial: True: only where model and encoder allow commercial use.
+        commercial: True: only where model and encoder allow commercial use; False: only others.
     """
     registry = registry or default()
-    names = []
-    for name, entry in registry.models.items():
-        keep = (
-            fnmatch.fnmatch(name, pattern)
-            and aggregator in (None, entry.part("aggregator") or entry.part("model"))
-            and encoder in (None, entry.part("encoder"))
-            and weights in (None, registry.has_weights(entry))
-            and commercial in (None, commercial is None or _commercial(registry, entry))
-        )
-        names += [name] if keep else []
-    return sorted(names)
+    return sorted(
+        name
+        for name, entry in registry.models.items()
+        if fnmatch.fnmatchcase(name, pattern)
+        and aggregator in (None, entry.part("aggregator") or entry.part("model"))
+        and encoder in (None, entry.part("encoder"))
+        and weights in (None, registry.has_weights(entry))
+        and commercial in (None, allows_commercial_use(entry, registry))
+    )
 
 
 def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     """Everything that is known of a model, as plain data.
 
-    Beside the entry's own fields: `name`, `installed` (its plugin works here), `weights_state`
-    (released, not pinned, or none), `commercial`, and the encoder's catalogue entry.
+    Beside the entry's own fields: `name`, `installed` (all its parts are here), `weights_state`
+    (released, not pinned, or none released), `commercial`, and the encoder's catalogue entry.
 
     Raises:
         NotFoundError, SpecError.
     """
-    from wsizoo.spec import model_record
+    from wsizoo.spec import PARTS, model_record
 
     registry = registry or default()
     entry = registry.model(name)
     spec = registry.model_spec(entry.name)
-    part, wanted = ("aggregator", spec.aggregator) if spec.aggregator else ("model", spec.model)
     offered = {(c.kind, c.name) for c in registry.plugins.components()}
+    used = {(part, getattr(spec, part)["name"]) for part in PARTS if getattr(spec, part)}
     encoder = registry.encoders.get(entry.part("encoder") or "")
     weights = spec.weights
     complete = weights and (weights.package or (weights.revision and weights.sha256))
@@ -65,16 +67,16 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     return {
         "name": entry.name,
         **model_record(spec),
-        "installed": (part, (wanted or {})["name"]) in offered,
+        "installed": used <= offered,
         "weights_state": state,
-        "commercial": _commercial(registry, entry),
+        "commercial": allows_commercial_use(entry, registry),
         "encoder_facts": dict(encoder.record) if encoder else None,
     }
 
 
-def _commercial(registry: Registry, entry: Entry) -> bool:
-    from wsizoo.spec import allows_commercial_use
-
+def allows_commercial_use(entry: Entry, registry: Registry) -> bool:
+    """True when the licences of model and encoder are known to allow it; unknown ones are a no."""
     encoder = registry.encoders.get(entry.part("encoder") or "")
-    licences = [entry.record.get("licence")] + ([encoder.record.get("licence")] if encoder else [])
-    return allows_commercial_use(licences)
+    return all(
+        e.record.get("licence") in COMMERCIAL_LICENCES for e in (entry, encoder) if e is not None
+    )

@@ -7,10 +7,11 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from wsizoo.errors import WsizooError
+from wsizoo.plugins import describe
 from wsizoo.registry import Registry, default
 
 CORE = (
@@ -55,13 +56,26 @@ def diagnose(access: bool = False, registry: Registry | None = None) -> list[Fin
         access: also ask the Hub about each gated repository (network).
     """
     registry = registry or default()
-    findings = [*_core(), *_devices(), *_extras(), *_encoders(registry), *_backends()]
-    return [
-        *findings,
-        *_plugins(registry),
-        *_weights(registry),
-        *(_access(registry) if access else ()),
-    ]
+    areas: dict[str, Callable[[], Iterator[Finding]]] = {
+        "Core": _core,
+        "Devices": _devices,
+        "Extras": _extras,
+        "Encoders": lambda: _encoders(registry),
+        "Op backends": _backends,
+        "Plugins": lambda: _plugins(registry),
+        "Hub": _hub,
+    }
+    if access:
+        areas["Access"] = lambda: _access(registry)
+    return [finding for area, look in areas.items() for finding in _guarded(area, look)]
+
+
+def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """What was found until something failed, and that failure as the last finding."""
+    try:
+        yield from look()
+    except Exception as error:
+        yield Finding(area, "looking further", False, describe(error))
 
 
 def _core() -> Iterator[Finding]:
@@ -74,7 +88,7 @@ def _core() -> Iterator[Finding]:
                 "Core",
                 module,
                 False,
-                str(error),
+                describe(error),
                 "pip install --force-reinstall wsizoo",
                 needed=True,
             )
@@ -114,8 +128,8 @@ def _encoders(registry: Registry) -> Iterator[Finding]:
             continue
         try:
             encoder = load_encoder(name, registry)
-        except WsizooError as error:
-            yield Finding("Encoders", name, False, str(error))
+        except Exception as error:
+            yield Finding("Encoders", name, False, describe(error))
         else:
             scale = f"{encoder.dim} features, {encoder.patch_size} px at {encoder.mpp} um/px"
             yield Finding("Encoders", name, True, scale)
@@ -130,17 +144,18 @@ def _backends() -> Iterator[Finding]:
             try:
                 reason = op.why_not(backend)
             except Exception as error:
-                reason = str(error)
+                reason = describe(error)
             yield Finding("Op backends", f"{op.name}: {backend.name}", reason is None, reason or "")
 
 
 def _plugins(registry: Registry) -> Iterator[Finding]:
     for plugin in registry.plugins.all:
-        detail = plugin.reason or f"{len(plugin.components)} parts"
+        n = len(plugin.components)
+        detail = plugin.reason or f"{n} part{'' if n == 1 else 's'}"
         yield Finding("Plugins", plugin.distribution, plugin.works, detail)
 
 
-def _weights(registry: Registry) -> Iterator[Finding]:
+def _hub() -> Iterator[Finding]:
     from huggingface_hub import constants, get_token
 
     offline = " (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else ""
@@ -160,7 +175,9 @@ def _access(registry: Registry) -> Iterator[Finding]:
     from wsizoo.hub import hub_access
 
     gated = {
-        e.record["repo"]: name for name, e in registry.encoders.items() if e.record.get("gated")
+        e.record["repo"]: name
+        for name, e in registry.encoders.items()
+        if e.record.get("gated") and e.record.get("repo")
     }
     for repo, name in sorted(gated.items()):
         try:

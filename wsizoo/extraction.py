@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import logging
 import os
+import re
+import signal
+import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +27,14 @@ from wsizoo.slides.extract import Progress, Request, extract_slide
 from wsizoo.zoo import load_encoder
 
 SLIDE_SUFFIXES = frozenset(
-    [
-        ".svs",
-        ".tif",
-        ".tiff",
-        ".ndpi",
-        ".vms",
-        ".vmu",
-        ".scn",
-        ".mrxs",
-        ".svslide",
-        ".bif",
-        ".dcm",
-        ".czi",
-    ]
+    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu"}
+    | {".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
 )
 REPORT = "extract.csv"
+TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
+STALE_AFTER = 60.0  # s; a file of another computer, whose processes are not seen, is written faster
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def extract(
     progress: Progress | None = None,
     after_slide: Callable[[Extracted], None] | None = None,
     workers: int = 1,
+    overwrite: bool = False,
 ) -> list[Extracted]:
     """Extract features of slides into `out/<slide>.h5`.
 
@@ -72,25 +73,33 @@ def extract(
     Args:
         slides: files, or folders that hold slides. encoder: a name, or an Encoder.
         progress: called as (slide_id, patches done, patches in all); with one worker only.
+        after_slide: called with each result, in the order in which slides are finished.
         workers: processes of one torch thread each; 1 works in this process.
+        overwrite: replace files that are damaged or were made in another way.
+
+    Returns:
+        One result a slide, by name.
 
     Raises:
-        DataError: no slides, two of one name, or `out` cannot be written.
+        DataError: no slides, two of one name, `out` cannot be written, or a worker was killed.
         NotFoundError: no such encoder.
     """
     files = list_files([slides] if isinstance(slides, (str, Path)) else slides, SLIDE_SUFFIXES)
     check_one_name_each(files)
     out = Path(out)
     check_writable(out)
-    network = load_encoder(encoder) if isinstance(encoder, str) else encoder
-    job = _Job(network, out, request or Request())
-    results = []
-    for result in _run(job, files, workers, progress):
-        results.append(result)
-        if after_slide:
-            after_slide(result)
-    results.sort(key=lambda r: r.slide_id)
-    _write_report(out / REPORT, results)
+    network = load_encoder(encoder) if isinstance(encoder, str) else encoder.eval()
+    job = _Job(network, out, request or Request(), overwrite)
+    results: list[Extracted] = []
+    try:
+        with contextlib.closing(_run(job, files, workers, progress)) as finished:
+            for result in finished:
+                results.append(result)
+                if after_slide:
+                    after_slide(result)
+    finally:
+        results.sort(key=lambda r: r.slide_id)
+        _write_report(out / REPORT, results)
     return results
 
 
@@ -101,43 +110,94 @@ class _Job:
     encoder: Encoder
     out: Path
     request: Request
+    overwrite: bool
 
     def run(self, slide: Path, progress: Progress | None = None) -> Extracted:
         file = self.out / f"{slide.stem}.h5"
         start = time.monotonic()
+        n, state, reason = 0, "failed", ""
         try:
-            n, present = extract_slide(slide, self.encoder, file, self.request, progress)
-            state, reason = "present" if present else "done", ""
-        except WsizooError as error:
-            n, state, reason = 0, "failed", str(error)
+            n, present = extract_slide(
+                slide, self.encoder, file, self.request, progress, self.overwrite
+            )
+            state = "present" if present else "done"
+        except Exception as error:
+            reason = reason_of(error)
         seconds = round(time.monotonic() - start, 2)
         return Extracted(slide.stem, slide, file, state, n, seconds, reason)
 
 
+def reason_of(error: Exception) -> str:
+    """Why one slide failed; the trace of an error that is not ours goes to the log."""
+    if isinstance(error, WsizooError):
+        return str(error)
+    log.debug("unexpected error", exc_info=error)
+    return f"{type(error).__name__}: {error}"
+
+
 def _run(
     job: _Job, files: Sequence[Path], workers: int, progress: Progress | None
-) -> Iterator[Extracted]:
+) -> Generator[Extracted, None, None]:
     """Each slide as soon as it is finished, in any order."""
     if workers <= 1 or len(files) == 1:
         for slide in files:
             yield job.run(slide, progress)
         return
-    import torch
-
-    pool = ProcessPoolExecutor(
-        min(workers, len(files)),
-        mp_context=get_context("spawn"),
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
-    with pool:
-        futures = [pool.submit(job.run, slide) for slide in files]
+    _check_sendable(job)
+    others = set(active_children())
+    context = get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(files)), context, _begin_worker, (job,)) as pool:
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_run_in_worker, slide) for slide in files]):
                 yield future.result()
-        except BaseException:
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A worker process died: killed, for want of memory perhaps; or, in a script, the "
+                "call does not stand under `if __name__ == '__main__':`. Finished slides are kept: "
+                "run it again, with fewer workers (--workers 1) or a smaller --batch-size"
+            ) from error
+        except BaseException:  # an interruption: nobody waits for the slides that are under way
+            for worker in set(active_children()) - others:
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _check_sendable(job: _Job) -> None:
+    try:
+        ForkingPickler.dumps(job)
+    except Exception as error:
+        raise DataError(
+            f"encoder '{job.encoder.name}' cannot be sent to worker processes ({error}): define it "
+            "in a module, or use one worker"
+        ) from error
+
+
+_job: _Job | None = None  # of this worker process: the encoder is sent once, not with every slide
+
+
+def _begin_worker(job: _Job) -> None:
+    """One torch thread; ends when terminated, tidily, and when the parent is gone."""
+    import torch
+
+    global _job  # noqa: PLW0603
+    _job = job
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run_in_worker(slide: Path) -> Extracted:
+    assert _job is not None
+    return _job.run(slide)
 
 
 def _write_report(path: Path, results: Sequence[Extracted]) -> None:
@@ -145,7 +205,7 @@ def _write_report(path: Path, results: Sequence[Extracted]) -> None:
     columns = [field.name for field in fields(Extracted)]
     rows: dict[str, Mapping[str, Any]] = {}
     if path.exists():
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
             rows = {
                 row["slide_id"]: row for row in csv.DictReader(file) if set(row) == set(columns)
             }
@@ -154,27 +214,33 @@ def _write_report(path: Path, results: Sequence[Extracted]) -> None:
 
 
 def list_files(inputs: Iterable[Path | str], suffixes: Iterable[str]) -> list[Path]:
-    """Files as given, and the files with these suffixes inside given folders, sorted.
+    """Files as given, and the files with these suffixes inside given folders, sorted; each once.
 
     Raises:
         DataError: something is not there, or a folder holds none.
     """
-    found: list[Path] = []
+    found: dict[Path, Path] = {}
     for item in map(Path, inputs):
-        if item.is_dir():
-            inside = sorted(
-                f for f in item.iterdir() if f.is_file() and f.suffix.lower() in suffixes
-            )
-            if not inside:
-                raise DataError(f"'{item}' holds no file ending in {', '.join(sorted(suffixes))}")
-            found += inside
-        elif item.exists():
-            found.append(item)
-        else:
+        if not item.exists():
             raise DataError(f"No file or folder at '{item}'")
+        for file in _inside(item, frozenset(suffixes)) if item.is_dir() else [item]:
+            found.setdefault(file.resolve(), file)
     if not found:
         raise DataError("No slides given")
-    return found
+    return list(found.values())
+
+
+def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
+    def wanted(file: Path) -> bool:
+        return file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
+
+    files = sorted(filter(wanted, folder.iterdir()))
+    if not files:
+        deeper = next(filter(wanted, folder.rglob("*")), None)
+        hint = f". Folders in it are not searched; give them: '{deeper.parent}'" if deeper else ""
+        kinds = ", ".join(sorted(suffixes))
+        raise DataError(f"'{folder}' is a folder that holds no file ending in {kinds}{hint}")
+    return files
 
 
 def check_one_name_each(files: Sequence[Path]) -> None:
@@ -183,17 +249,52 @@ def check_one_name_each(files: Sequence[Path]) -> None:
     for file in files:
         if file.stem in first:
             raise DataError(
-                f"'{first[file.stem]}' and '{file}' are two slides of one name ({file.stem}): "
-                "their outputs would overwrite each other. Rename one"
+                f"'{first[file.stem]}' and '{file}' have one name ({file.stem}), so the outputs of "
+                "one would replace those of the other. Give only one of them, or rename one"
             )
         first[file.stem] = file
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder; raise DataError if that or writing into it is impossible."""
+    """Make a folder, and clear it of what killed processes left.
+
+    Raises:
+        DataError: it cannot be made, or not written into.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"The output folder '{folder}' cannot be made: {error}") from error
-    if not os.access(folder, os.W_OK):
+    if not os.access(folder, os.W_OK | os.X_OK):
         raise DataError(f"The output folder '{folder}' is read-only; choose another with -o")
+    remove_stale(folder)
+
+
+def remove_stale(folder: Path) -> list[Path]:
+    """Remove temporary files of processes that are gone, a minute after they were last written.
+
+    Returns:
+        What was removed.
+    """
+    removed = []
+    for file in folder.iterdir():
+        match = TEMPORARY.match(file.name)
+        if not match or _is_alive(int(match[1])):
+            continue
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            if time.time() - file.stat().st_mtime > STALE_AFTER:
+                file.unlink()
+                removed.append(file)
+    return removed
+
+
+def _is_alive(pid: int) -> bool:
+    if os.name != "posix":
+        return True  # not to be asked there without ending the process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from wsizoo.errors import WeightsError
+
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -33,8 +35,12 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path | str) -> Iterator[Path]:
-    """The same for a folder: its new content replaces the old one in one step."""
-    folder = Path(folder).absolute()
+    """The same for a folder: its new content replaces the old one, which is kept until then.
+
+    Should the process die between the two renames, the old content lies beside it, as
+    `.<name>.old.tmp-<pid>`.
+    """
+    folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
     retired = folder.with_name(f".{folder.name}.old.tmp-{os.getpid()}")
@@ -42,12 +48,31 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if folder.exists():
-            os.rename(folder, retired)
-        os.rename(temporary, folder)
+        _flush(temporary)
+        _swap(temporary, folder, retired)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(retired, ignore_errors=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+
+
+def _swap(new: Path, folder: Path, retired: Path) -> None:
+    """Rename `new` to `folder`; what was there goes only when that has worked."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    os.rename(folder, retired)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        os.rename(retired, folder)
+        raise
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -73,3 +98,12 @@ def sha256_of(path: Path | str) -> str:
     """Hex digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_safetensors(path: Path | str) -> None:
+    """Raise WeightsError unless a file is named as safetensors, the one format that is read."""
+    if not str(path).endswith(".safetensors"):
+        raise WeightsError(
+            f"{path} is not safetensors, the only format of weights that wsizoo reads (others can "
+            "hold code). Ask its publisher for model.safetensors"
+        )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,14 @@ class Fingerprint:
                 f"wsizoo list --encoder {features.encoder or 'ENCODER'}"
             )
 
+    def check_same(self, other: Fingerprint, mine: str, theirs: str) -> None:
+        """Raise FingerprintError unless two bags (named for the message) were made alike."""
+        for field, (first, second) in self.differences(other).items():
+            raise FingerprintError(
+                f"{mine} and {theirs} were encoded differently: {field} {first} and {second}. "
+                "Extract both with one encoder, at one scale: wsizoo extract SLIDES -e ENCODER"
+            )
+
     def digest(self) -> str:
         """Short stable name of this fingerprint, for file names and reports."""
         text = json.dumps(self.stated(), sort_keys=True)
@@ -90,19 +99,34 @@ class Fingerprint:
         return {**self.stated(), **({"declared": True} if self.declared else {})}
 
     @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Fingerprint:
-        """Read back `to_json`; fields this version does not know are an error, not dropped."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        extra = sorted(set(record) - known)
+    def from_json(cls, record: Any) -> Fingerprint:
+        """Read back `to_json`. Raises DataError: fields this version does not know, wrong types."""
+        if not isinstance(record, dict):
+            raise DataError(f"An encoder fingerprint is a mapping of fields, got {record!r}")
+        extra = sorted(set(record) - set(_TYPES))
         if extra:
             raise DataError(
                 f"An encoder fingerprint states fields this wsizoo does not know: {extra}. "
                 "It was written by a newer version: pip install --upgrade wsizoo"
             )
+        for name, value in record.items():
+            if value is not None and type(value) not in _TYPES[name]:
+                expected = " or ".join(kind.__name__ for kind in _TYPES[name])
+                raise DataError(
+                    f"An encoder fingerprint states {name} {value!r}, expected {expected}"
+                )
         return cls(**record)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **{field.name: (str,) for field in dataclasses.fields(Fingerprint)},
+    "mpp": (float, int),
+    "patch_size": (int,),
+    "declared": (bool,),
+}
 
 
 def _agree(mine: Any, theirs: Any) -> bool:
     if isinstance(mine, float) or isinstance(theirs, float):
-        return abs(float(mine) - float(theirs)) <= SCALE_TOLERANCE * abs(float(mine))
+        return math.isclose(mine, theirs, rel_tol=SCALE_TOLERANCE)
     return bool(mine == theirs)

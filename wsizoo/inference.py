@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import csv
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from wsizoo.bag import Bag
-from wsizoo.errors import DataError, SpecError, WsizooError
+import wsizoo
+from wsizoo.errors import BackendError, DataError, SpecError
 from wsizoo.extraction import (
     SLIDE_SUFFIXES,
     check_one_name_each,
     check_writable,
     list_files,
+    reason_of,
 )
 from wsizoo.files import replacing, write_csv, write_json
 from wsizoo.interfaces import Encoder, SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.slides.extract import Progress, Request, extract_slide
-from wsizoo.slides.reader import Pixels
-from wsizoo.slides.store import read_bag, read_header, read_thumbnail
-from wsizoo.viz.colour import normalise
-from wsizoo.viz.geojson import patches_geojson, write_geojson
-from wsizoo.viz.heatmap import overlay, with_legend
+from wsizoo.slides.store import EMBEDDING, read_bag, read_header
+from wsizoo.viz.predicted import write_pictures, write_scores
 from wsizoo.zoo import load, load_encoder
 
 FEATURES = ".h5"
 TABLE = "predictions.csv"
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Predicted:
     """What became of one slide.
 
     Args:
-        row: columns of predictions.csv beside `slide`. files: what was written, by kind.
+        row: columns of predictions.csv. files: what was written, by kind.
         reason: why it failed; "" where it did not.
     """
 
@@ -50,7 +53,7 @@ class Predicted:
 
 def predict(
     inputs: Sequence[Path | str] | Path | str,
-    model: str | SlideModel,
+    model: str | Path | SlideModel,
     out: Path | str,
     *,
     pictures: bool = True,
@@ -58,38 +61,67 @@ def predict(
     device: torch.device | str = "cpu",
     progress: Progress | None = None,
     after_slide: Callable[[Predicted], None] | None = None,
+    overwrite: bool = False,
 ) -> list[Predicted]:
     """Predict slides or feature files.
 
-    Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards)
-    and, a slide, `scores/<slide>.csv`, `heatmaps/<slide>.png`, `geojson/<slide>.geojson` (level-0
-    px, for QuPath). Features of slides are kept in `out/features` and taken from there by the next call.
+    Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards),
+    `out/run.json` (what made it) and, a slide, `scores/<slide>.csv`, `heatmaps/<slide>.png`,
+    `geojson/<slide>.geojson` (level-0 px, for QuPath). Features of slides are kept in
+    `out/features` and taken from there by the next call; rows of earlier calls with the same model
+    stay in the table.
 
     Args:
         inputs: slides, .h5 feature files, or folders of either.
         model: a name, "hf:owner/name@COMMIT", a folder, or a SlideModel.
         pictures: False: the table and the scores only.
+        progress: called as (slide, patches encoded, patches in all).
+        overwrite: replace features in `out/features` that are damaged or were made in another way.
 
     Raises:
         DataError: nothing to predict, two slides of one name, `out` not writable.
-        WeightsError, NotFoundError: the model. FingerprintError and others of single slides are
-        reported in the result, and the others go on.
+        WeightsError, NotFoundError: the model, or its encoder where there are slides to encode.
+        FingerprintError: `request` asks for other patches than the model was trained on.
+        BackendError: no such device. What concerns single slides is reported in the result, and
+        the others go on.
     """
     files = list_inputs(inputs)
     out = Path(out)
     check_writable(out)
-    network = load(model, device=device) if isinstance(model, str) else model.to(device).eval()
-    features = FeatureSource(network, out / "features", request or Request(), progress)
-    results = []
-    for file in files:
-        try:
-            results.append(_predict_one(network, features, file, out, pictures))
-        except WsizooError as error:
-            results.append(Predicted(file.stem, reason=str(error)))
-        if after_slide:
-            after_slide(results[-1])
-    _write_table(out, network, results)
+    network = _loaded(model, device)
+    source = FeatureSource(network, out / "features", request or Request(), progress, overwrite)
+    source.prepare(files)
+    work = partial(_predict_one, network, source, out, pictures)
+    results = [_attempt(work, path, after_slide) for path in files]
+    write_table(out, network, results)
     return results
+
+
+def embed(
+    inputs: Sequence[Path | str] | Path | str,
+    model: str | Path | SlideModel,
+    out: Path | str,
+    *,
+    request: Request | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    after_slide: Callable[[Predicted], None] | None = None,
+    overwrite: bool = False,
+) -> list[Predicted]:
+    """Write the slide embedding of each slide or feature file to `out/<slide>.h5`.
+
+    Layout: dataset `features` (E,) float32, as TRIDENT's and Patho-Bench's slide features; root
+    attributes `model` (its name) and `wsizoo_slide` (JSON: the slide, the model, the fingerprint it
+    requires). Other arguments and errors: as `predict`.
+    """
+    files = list_inputs(inputs)
+    out = Path(out)
+    check_writable(out)
+    network = _loaded(model, device)
+    source = FeatureSource(network, out / "features", request or Request(), progress, overwrite)
+    source.prepare(files)
+    work = partial(_embed_one, network, source, out)
+    return [_attempt(work, path, after_slide) for path in files]
 
 
 def list_inputs(inputs: Sequence[Path | str] | Path | str) -> list[Path]:
@@ -101,46 +133,108 @@ def list_inputs(inputs: Sequence[Path | str] | Path | str) -> list[Path]:
 
 
 class FeatureSource:
-    """Bags of slides or feature files, for one model; its encoder is made when first needed."""
+    """Bags of slides or feature files, for one model; its encoder is made when first needed.
+
+    Args:
+        folder: where features of slides are kept. overwrite: see `predict`.
+    """
 
     def __init__(
-        self, model: SlideModel, folder: Path, request: Request, progress: Progress | None
+        self,
+        model: SlideModel,
+        folder: Path,
+        request: Request,
+        progress: Progress | None = None,
+        overwrite: bool = False,
     ) -> None:
-        self.model, self.folder, self.request, self.progress = model, folder, request, progress
+        needs = model.requires
+        self.model, self.folder, self.progress = model, folder, progress
+        self.overwrite = overwrite
+        self.request = dataclasses.replace(
+            request,
+            mpp=request.mpp or needs.mpp,
+            patch_size=request.patch_size or needs.patch_size,
+        )
         self._encoder: Encoder | None = None
+
+    def prepare(self, files: Sequence[Path]) -> None:
+        """Raise now what would make every slide fail; see `encoder`."""
+        if any(path.suffix != FEATURES for path in files):
+            self.encoder()
+            check_writable(self.folder)
+
+    def encoder(self) -> Encoder:
+        """The model's encoder on the model's device.
+
+        Raises:
+            SpecError: the model names none. NotFoundError: it does not run here.
+            FingerprintError: it would give features that the model refuses.
+        """
+        if self._encoder is None:
+            name = self.model.requires.encoder
+            if name is None:
+                raise SpecError(
+                    f"'{self.model.name}' names no encoder to make features with; give it feature "
+                    "files (.h5)"
+                )
+            encoder = load_encoder(name)
+            made = encoder.fingerprint(self.request.mpp, self.request.patch_size)
+            self.model.requires.check_accepts(made, f"'{self.model.name}'", "these slides")
+            self._encoder = encoder.to(self.model.device)
+        return self._encoder
 
     def file(self, path: Path) -> Path:
         """The feature file of a slide (made now if it is not there), or the one that was given."""
         if path.suffix == FEATURES:
             return path
-        if self._encoder is None:
-            use = self.model.spec.encoder
-            if use is None:
-                raise SpecError(f"'{self.model.name}' names no encoder to make features with")
-            self._encoder = load_encoder(use.name)
-        needs, request = self.model.requires, self.request
-        if request.mpp is None and request.patch_size is None:
-            request = Request(**{**vars(request), "mpp": needs.mpp, "patch_size": needs.patch_size})
         file = self.folder / f"{path.stem}{FEATURES}"
-        extract_slide(path, self._encoder, file, request, self.progress)
+        extract_slide(path, self.encoder(), file, self.request, self.progress, self.overwrite)
         return file
 
 
-def _predict_one(
-    model: SlideModel, features: FeatureSource, path: Path, out: Path, pictures: bool
+def _loaded(model: str | Path | SlideModel, device: torch.device | str) -> SlideModel:
+    """A model in eval mode on a device that is there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise BackendError(
+            f"device '{device}' cannot be used here: {first} See: wsizoo doctor"
+        ) from error
+    network = model if isinstance(model, SlideModel) else load(model)
+    return network.to(device).eval()
+
+
+def _attempt(
+    work: Callable[[Path], Predicted], path: Path, after_slide: Callable[[Predicted], None] | None
 ) -> Predicted:
-    file = features.file(path)
-    bag = read_bag(file)
+    """One slide's result; what fails is its reason."""
+    try:
+        result = work(path)
+    except Exception as error:
+        result = Predicted(path.stem, reason=reason_of(error))
+    if after_slide:
+        after_slide(result)
+    return result
+
+
+def _predict_one(
+    model: SlideModel, source: FeatureSource, out: Path, pictures: bool, path: Path
+) -> Predicted:
+    name, file = path.stem, source.file(path)
+    bag = read_bag(file).replace(slide_id=name)  # the name that its outputs get
     with torch.inference_mode():
         output = model(bag)
         importance = output.scores
-    scores = None if importance is None else importance.float().cpu().numpy()
+    row = {"slide": name, **describe(model, output)}
     written: dict[str, Path] = {"features": file}
-    if scores is not None:
-        written["scores"] = _write_scores(out / "scores" / f"{path.stem}.csv", bag, scores, output)
-    if pictures and scores is not None and bag.coords is not None and bag.footprint is not None:
-        written |= _draw(out, path.stem, file, bag, scores, output)
-    return Predicted(bag.slide_id, {"slide": bag.slide_id, **describe(model, output)}, written)
+    if importance is not None:
+        scores = importance.double().cpu().numpy()
+        kept = None if output.kept is None else output.kept.cpu().numpy()
+        written["scores"] = write_scores(out / "scores" / f"{name}.csv", bag, scores, kept)
+        if pictures and bag.coords is not None and bag.footprint is not None:
+            written |= write_pictures(out, name, file, bag, scores, kept)
+    return Predicted(name, row, written)
 
 
 def describe(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
@@ -167,122 +261,91 @@ def _number(value: Any) -> float:
     return float(f"{float(value):.6g}")
 
 
-def _write_scores(path: Path, bag: Bag, scores: np.ndarray, output: SlideOutput) -> Path:
-    """One row a patch: x, y (level-0 px) and its score; kept where a selector chose."""
-    columns = ["x", "y", "score"]
-    xy = bag.coords.tolist() if bag.coords is not None else [["", ""]] * len(bag)
-    rows: list[dict[str, Any]] = [
-        {"x": x, "y": y, "score": _number(s)} for (x, y), s in zip(xy, scores, strict=True)
-    ]
-    if output.kept is not None:
-        columns.append("kept")
-        kept = set(output.kept.tolist())
-        for i, row in enumerate(rows):
-            row["kept"] = int(i in kept)
-    write_csv(path, rows, columns)
-    return path
+def write_table(out: Path, model: SlideModel, results: Sequence[Predicted]) -> None:
+    """predictions.csv, and run.json: what made it.
 
-
-def _draw(
-    out: Path, name: str, file: Path, bag: Bag, scores: np.ndarray, output: SlideOutput
-) -> dict[str, Path]:
-    assert bag.coords is not None and bag.footprint is not None
-    coords = bag.coords.numpy()
-    ranks = normalise(scores)
-    kept = None if output.kept is None else output.kept.cpu().numpy()
-    image, downsample = _canvas(file, coords, bag.footprint)
-    picture = overlay(image, downsample, coords, bag.footprint, ranks, outline=kept)
-    heatmap = out / "heatmaps" / f"{name}.png"
-    _write_png(heatmap, with_legend(picture, "least", "most", "importance to the model (rank)"))
-    geojson = out / "geojson" / f"{name}.geojson"
-    write_geojson(geojson, patches_geojson(coords, bag.footprint, scores, kept=kept))
-    return {"heatmap": heatmap, "geojson": geojson}
-
-
-def _canvas(
-    file: Path, coords: np.ndarray, footprint: float, edge: int = 1024
-) -> tuple[Pixels, tuple[float, float]]:
-    """The slide's thumbnail and its downsample in x and y; white where the file has none."""
-    stored, facts = read_thumbnail(file), read_header(file).facts
-    if stored is not None and facts.width and facts.height:
-        image = stored[0]
-        return image, (facts.width / image.shape[1], facts.height / image.shape[0])
-    far = coords.max(0) + footprint
-    downsample = max(1.0, float(far.max()) / edge)
-    width, height = np.ceil(far / downsample).astype(int)
-    return np.full((height, width, 3), 255, np.uint8), (downsample, downsample)
-
-
-def _write_png(path: Path, image: Pixels) -> None:
-    from PIL import Image
-
-    with replacing(path) as temporary:
-        Image.fromarray(image).save(temporary, "PNG")
-
-
-def _write_table(out: Path, model: SlideModel, results: list[Predicted]) -> None:
-    """predictions.csv, and run.json: what made it."""
-    rows = [result.row for result in results if not result.reason]
-    columns = list(dict.fromkeys(key for row in rows for key in row)) or ["slide"]
-    write_csv(out / TABLE, rows, columns)
-    write_json(
-        out / "run.json",
-        {
-            "model": model.name,
-            "trained": model.trained,
-            "requires": model.requires.to_json(),
-            "slides": len(results),
-            "failed": {r.slide_id: r.reason for r in results if r.reason},
-        },
-    )
-
-
-def embed(
-    inputs: Sequence[Path | str] | Path | str,
-    model: str | SlideModel,
-    out: Path | str,
-    *,
-    request: Request | None = None,
-    progress: Progress | None = None,
-) -> list[Predicted]:
-    """Write the slide embedding of each slide or feature file to `out/<slide>.h5`.
-
-    Layout: dataset `features` (E,) float32, as TRIDENT's and Patho-Bench's slide features; root
-    attributes `model` and `wsizoo` (the fingerprint that its input had).
-
-    Raises: as `predict`.
+    Rows of earlier calls stay if run.json says that the same model made them.
     """
-    files = list_inputs(inputs)
-    out = Path(out)
-    check_writable(out)
-    network = load(model) if isinstance(model, str) else model.eval()
-    features = FeatureSource(network, out / "features", request or Request(), progress)
-    results = []
-    for file in files:
-        try:
-            results.append(_embed_one(network, features, file, out))
-        except WsizooError as error:
-            results.append(Predicted(file.stem, reason=str(error)))
-    return results
+    made = {
+        "wsizoo": wsizoo.__version__,
+        "model": model.name,
+        "trained": model.trained,
+        "weights": _weights_digest(model),
+        "requires": model.requires.to_json(),
+    }
+    rows = {r.slide_id: r.row for r in results if not r.reason}
+    stamps = {r.slide_id: _stamp(model, r) for r in results}
+    earlier = _read_run(out, made)
+    kept = {name: row for name, row in earlier[0].items() if name not in stamps}
+    rows, stamps = {**kept, **rows}, {**earlier[1], **stamps}
+    columns = list(dict.fromkeys(key for row in rows.values() for key in row)) or ["slide"]
+    write_csv(out / TABLE, [rows[name] for name in sorted(rows)], columns)
+    write_json(out / RUN, {**made, "slides": {name: stamps[name] for name in sorted(stamps)}})
 
 
-def _embed_one(model: SlideModel, features: FeatureSource, path: Path, out: Path) -> Predicted:
-    import json
+def _read_run(
+    out: Path, made: Mapping[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Rows and stamps, by slide, of earlier calls with the same model; else none."""
+    try:
+        run = json.loads((out / RUN).read_text(encoding="utf-8"))
+        if {**run, "slides": None} != {**made, "slides": None}:
+            return {}, {}
+        with open(out / TABLE, newline="", encoding="utf-8") as file:
+            return {row["slide"]: dict(row) for row in csv.DictReader(file)}, dict(run["slides"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}, {}
 
+
+def _stamp(model: SlideModel, result: Predicted) -> dict[str, Any]:
+    """What a prediction rests on: its features, and what they leave open of the model's needs."""
+    if result.reason:
+        return {"failed": result.reason}
+    header = read_header(result.files["features"])
+    stamp: dict[str, Any] = {"features": str(result.files["features"]), "digest": header.digest}
+    unverified = model.requires.unverified(header.fingerprint)
+    if unverified:
+        stamp["unverified"] = unverified
+    if header.fingerprint.declared:
+        stamp["declared"] = True
+    return stamp
+
+
+def _weights_digest(model: SlideModel) -> str:
+    """sha256 of a model's tensors, by name, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.inference_state().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _embed_one(model: SlideModel, source: FeatureSource, out: Path, path: Path) -> Predicted:
     import h5py
 
-    bag = read_bag(features.file(path))
+    name = path.stem
+    bag = read_bag(source.file(path)).replace(slide_id=name)
     with torch.inference_mode():
         embedding = model(bag).embedding
     if embedding is None:
         raise DataError(f"'{model.name}' gives no slide embedding")
-    file = out / f"{path.stem}{FEATURES}"
-    if file.resolve() == path.resolve():
-        raise DataError(f"'{file}' is an input; choose another folder with -o")
+    file = out / f"{name}{FEATURES}"
+    if file.exists() and not _is_embedding(file):
+        raise DataError(f"'{file}' exists and holds no embedding; choose another folder with -o")
+    told = {"slide": name, "model": model.name, "requires": model.requires.to_json()}
     with replacing(file) as temporary, h5py.File(temporary, "w") as h5:
         h5.create_dataset("features", data=embedding.float().cpu().numpy())
         h5.attrs["model"] = model.name
-        h5.attrs["wsizoo_slide"] = json.dumps(
-            {"slide": bag.slide_id, "requires": model.requires.to_json()}
-        )
-    return Predicted(bag.slide_id, {"dim": len(embedding)}, {"embedding": file})
+        h5.attrs[EMBEDDING] = json.dumps(told)
+    return Predicted(name, {"slide": name, "dim": len(embedding)}, {"embedding": file})
+
+
+def _is_embedding(file: Path) -> bool:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as h5:
+            return EMBEDDING in h5.attrs
+    except OSError:
+        return False

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
+from wsizoo.errors import PluginError
 from wsizoo.fingerprint import Fingerprint
 
 Reads = Literal["features", "pixels"]
@@ -245,14 +245,16 @@ class Head(Part):
         self.linear = None if in_dim is None else nn.Linear(in_dim, n_outputs)
 
     def project(self, aggregated: Aggregated) -> Tensor:
-        """Raw outputs, (..., n_outputs): the aggregator's own logits, or a linear map."""
-        if self.linear is None:
-            assert aggregated.logits is not None
-            return aggregated.logits
-        source = aggregated.slide if self.reads == "slide" else aggregated.instances
-        assert source is not None
-        result: Tensor = self.linear(source)
-        return result
+        """Raw outputs, (..., n_outputs): the aggregator's own logits, or a linear map.
+
+        Raises:
+            PluginError: the aggregator does not fill what this head reads.
+        """
+        field = "logits" if self.linear is None else self.reads
+        source: Tensor | None = getattr(aggregated, field)
+        if source is None:
+            raise PluginError(f"a {self.task} head reads '{field}', which the aggregator left None")
+        return source if self.linear is None else cast(Tensor, self.linear(source))
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         """Fields of `SlideOutput` by name, from raw outputs with any leading dimensions.
@@ -267,8 +269,3 @@ class Head(Part):
 
     def forward(self, aggregated: Aggregated) -> dict[str, Tensor]:
         return self.outputs(self.project(aggregated))
-
-
-def as_tensor(value: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
-    """A target value as a tensor on the device of `like`."""
-    return torch.as_tensor(value, dtype=dtype, device=like.device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -14,10 +14,10 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import BagError, DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Aggregated, Aggregator, Head, Part, Prediction, Selector, SlideOutput
+from wsizoo.losses import merged, training_losses
 from wsizoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-PER_INSTANCE = ("instance_logits", "scores", "kept")
 PER_SLIDE = ("logits", "hazards", "risk", "value", "embedding")
 
 
@@ -58,7 +58,8 @@ class SlideModel(nn.Module):
 
     @property
     def reads(self) -> str:
-        return str(getattr(self.aggregator or self.whole, "reads", "features"))
+        body = self.whole if self.aggregator is None else self.aggregator
+        return str(getattr(body, "reads", "features"))
 
     @property
     def classes(self) -> list[str]:
@@ -84,13 +85,12 @@ class SlideModel(nn.Module):
         if self.whole is not None:
             output: SlideOutput = self.whole(bag)
             return output
-        seen, index, losses = bag, None, {}
-        if self.selector is not None:
-            selected = self.selector(bag)
-            seen, index, losses = selected.bag, selected.index, dict(selected.losses)
         assert self.aggregator is not None
-        output = self._headed(self.aggregator(seen), index, len(bag))
-        output.losses = {**losses, **output.losses}
+        if self.selector is None:
+            return self._headed(self.aggregator(bag), None, len(bag))
+        selected = self.selector(bag)
+        output = self._headed(self.aggregator(selected.bag), selected.index, len(bag))
+        output.losses = merged(selected.losses, output.losses)
         return output
 
     def forward_packed(self, batch: BagBatch) -> SlideOutput:
@@ -130,9 +130,12 @@ class SlideModel(nn.Module):
             self.requires.check_accepts(bag.encoder, f"'{self.name}'", f"slide '{bag.slide_id}'")
             self._report_unverified(bag.encoder)
         self._check_features(bag)
-        part = self.aggregator or self.whole
-        if getattr(part, "uses_coords", False) and (bag.coords is None or bag.spacing is None):
-            bag.grid()  # says what is missing
+        missing = "coords" if bag.coords is None else "spacing" if bag.spacing is None else None
+        if missing and any(getattr(part, "uses_coords", False) for _, part in self.parts()):
+            raise BagError(
+                f"'{self.name}' uses coordinates, slide '{bag.slide_id}' has no {missing}. Make it "
+                "with Bag(features, coords=xy, spacing=level0_px_between_patches)"
+            )
 
     def _check_features(self, bag: Bag) -> None:
         pixels = bag.features.ndim == 4
@@ -149,8 +152,10 @@ class SlideModel(nn.Module):
                 f"'{self.name}' reads features{of} of width {self.in_dim}; those of slide "
                 f"'{bag.slide_id}' have width {bag.dim}"
             )
-        if not pixels and not bool(torch.isfinite(bag.features.sum(dtype=torch.float64))):
-            bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
+        if pixels or bool(torch.isfinite(bag.features.sum())):  # the sum is quick, and overflows
+            return
+        bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
+        if len(bad):
             raise BagError(
                 f"slide '{bag.slide_id}': {len(bad)} of {len(bag)} patches have NaN or infinite "
                 f"features, first patch {int(bad[0])}. Extract it again"
@@ -176,21 +181,7 @@ class SlideModel(nn.Module):
             raise DataError(
                 f"'{self.name}' has no head, so no loss. Give it one: head=classification"
             )
-        slides = [bags] if isinstance(bags, Bag) else list(bags)
-        targets = [_target(bag) for bag in slides]
-        if self.head.reads == "instances":
-            assert output.instance_logits is not None
-            labels = _instance_labels(targets, output)
-            terms = {"task": self.head.loss(output.instance_logits, {"instances": labels})}
-        else:
-            assert output.logits is not None
-            rows = output.logits.reshape(len(slides), -1)
-            each = [self.head.loss(row, target) for row, target in zip(rows, targets, strict=True)]
-            terms = {"task": torch.stack(each).mean()}
-        for name, p in output.predictions.items():
-            target = targets[p.slide] if p.target is None else {"label": p.target}
-            terms[name] = p.weight * self.head.loss(p.logits, target) / len(slides)
-        return {**terms, **output.losses}
+        return training_losses(self.head, output, [bags] if isinstance(bags, Bag) else list(bags))
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         for name in ("selector", "aggregator", "head", "whole"):
@@ -220,46 +211,22 @@ class SlideModel(nn.Module):
         }
 
 
-def _target(bag: Bag) -> dict[str, Any]:
-    if bag.target is None:
-        raise DataError(f"slide '{bag.slide_id}' has no target: Bag(..., target={{'label': 0}})")
-    return dict(bag.target)
-
-
-def _instance_labels(targets: list[dict[str, Any]], output: SlideOutput) -> Tensor:
-    """(N_total,) per-patch labels; patches that a selector dropped count as unknown (-1)."""
-    if any("instances" not in target for target in targets):
-        raise DataError("a per-patch head trains on target['instances'], one label a patch")
-    labels = torch.cat([torch.as_tensor(target["instances"]) for target in targets])
-    if output.kept is not None:
-        known = torch.zeros(len(labels), dtype=torch.bool)
-        known[output.kept.cpu()] = True
-        labels = torch.where(known.to(labels.device), labels, -1)
-    return labels
-
-
 def _spread(values: Tensor | None, kept: Tensor | None, n: int) -> Tensor | None:
     """Per-instance values of the kept patches, aligned with all n; dropped ones get 0."""
-    if values is None or kept is None or len(values) == n:
-        return values
+    if values is None or kept is None or len(values) == n != len(kept):
+        return values  # of all n, as a selector may hand on in training
     return values.new_zeros((n, *values.shape[1:])).index_copy(0, kept, values)
 
 
 def _stack(outputs: list[SlideOutput], batch: BagBatch) -> SlideOutput:
     """One output of many: slide-level fields stacked, per-instance ones concatenated."""
-    offsets = batch.offsets
-    starts = offsets.tolist()
-    fields: dict[str, Any] = {}
-    for name in PER_SLIDE:
-        values = [getattr(output, name) for output in outputs]
-        fields[name] = None if values[0] is None else torch.stack(values)
-    for name in PER_INSTANCE:
-        values = [getattr(output, name) for output in outputs]
-        if values[0] is not None:
-            shifts = starts if name == "kept" else [0] * len(values)
-            fields[name] = torch.cat(
-                [v + s if s else v for v, s in zip(values, shifts, strict=False)]
-            )
+
+    def joined(how: Callable[..., Tensor], values: list[Tensor | None]) -> Tensor | None:
+        return None if any(value is None for value in values) else how(values)
+
+    def each(name: str) -> list[Tensor | None]:
+        return [getattr(output, name) for output in outputs]
+
     losses: dict[str, Tensor] = {}
     predictions: dict[str, Prediction] = {}
     for i, output in enumerate(outputs):
@@ -267,4 +234,14 @@ def _stack(outputs: list[SlideOutput], batch: BagBatch) -> SlideOutput:
             losses[key] = losses.get(key, torch.zeros_like(value)) + value / len(outputs)
         for key, p in output.predictions.items():
             predictions[f"{key}/{i}"] = dataclasses.replace(p, slide=i)
-    return SlideOutput(**fields, offsets=offsets, losses=losses, predictions=predictions)
+    starts = batch.offsets.tolist()
+    kept = [None if k is None else k + a for k, a in zip(each("kept"), starts, strict=False)]
+    return SlideOutput(
+        **{name: joined(torch.stack, each(name)) for name in PER_SLIDE},
+        instance_logits=joined(torch.cat, each("instance_logits")),
+        scores=lambda: joined(torch.cat, each("scores")),
+        kept=joined(torch.cat, kept),
+        offsets=batch.offsets,
+        losses=losses,
+        predictions=predictions,
+    )

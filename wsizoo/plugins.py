@@ -1,42 +1,35 @@
 """Finding plugins, and surviving the broken ones.
 
 Each entry point of the group `wsizoo` is imported under guard. Whatever goes wrong (an import
-error, SystemExit, a wrong API version, a misspelt hook, a name that is taken) puts that plugin alone into
-quarantine, with the reason; the others go on.
+error, SystemExit, a wrong API version, a misspelt hook, a name that is taken) puts that plugin
+alone into quarantine, with the reason; the others go on.
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import importlib
 import importlib.metadata
 import os
+import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import pluggy
 
-from wsizoo import hookspecs
+from wsizoo import __version__, hookspecs
 from wsizoo.errors import NotFoundError, PluginError
 from wsizoo.hookspecs import API_VERSION, KINDS, Component, Kind, OpBackend
 
 GROUP = "wsizoo"
 ALLOW_LIST = "WSIZOO_PLUGINS"
 CORE = "wsizoo"
+HOOKS = [name for name in vars(hookspecs) if name.startswith("wsizoo_")]
 Data = TypeVar("Data", Component, OpBackend)
-
-
-class EntryPoint(Protocol):
-    """The part of `importlib.metadata.EntryPoint` that discovery needs."""
-
-    name: str
-    value: str
-    dist: Any
-
-    def load(self) -> Any: ...
 
 
 @dataclass
@@ -67,7 +60,9 @@ class Plugins:
         return [plugin for plugin in self.all if plugin.works]
 
     def quarantine(self, plugin: Plugin, reason: str) -> None:
-        """Withdraw everything this plugin offers."""
+        """Withdraw everything this plugin offers. A core that does not work is a PluginError."""
+        if plugin.name == CORE:
+            raise PluginError(f"wsizoo itself {reason}. pip install --force-reinstall wsizoo")
         plugin.reason = reason
         plugin.components, plugin.backends, plugin.registry = (), (), None
 
@@ -92,16 +87,19 @@ class Plugins:
         offered = {component.name: component for component in self.components(kind)}
         if name in offered:
             return offered[name]
-        held = [p for p in self.all if p.distribution == known_plugin and not p.works]
-        if held:
-            hint = (
-                f"Its plugin {known_plugin} is in quarantine: {held[0].reason}. See: wsizoo plugins"
-            )
-        elif known_plugin:
+        holder = next((p for p in self.all if p.distribution == known_plugin), None)
+        if known_plugin and holder is None:
             hint = f"Install it: pip install {known_plugin}"
+        elif holder and not holder.works:
+            hint = f"Its plugin {known_plugin} is in quarantine: {holder.reason}"
         else:
-            hint = suggest(name, offered, f"Known {kind}s: ") + " See: wsizoo plugins"
+            hint = f"{suggest(name, offered, f'Known {kind}s: ')} {self.see()}"
         raise NotFoundError(f"No {kind} named '{name}' is installed. {hint}")
+
+    def see(self, command: str = "wsizoo plugins") -> str:
+        """Where to look for what is not here: plugins in quarantine may hold it."""
+        held = ", ".join(plugin.distribution for plugin in self.all if not plugin.works)
+        return f"In quarantine: {held}. See: wsizoo plugins" if held else f"See: {command}"
 
     def load(self, kind: Kind, name: str, known_plugin: str | None = None) -> Any:
         """Import the class behind a component.
@@ -119,27 +117,26 @@ def load_target(target: str, whose: str) -> Any:
     """Import `"package.module:Name"`; what fails is a PluginError that says whose target it is."""
     module_name, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module_name), attribute)
+        module = importlib.import_module(module_name)
     except KeyboardInterrupt:
         raise
-    except ImportError as error:
-        raise PluginError(f"{whose} cannot be imported from '{target}': {error}") from error
-    except AttributeError as error:
-        raise PluginError(f"{whose}: '{module_name}' holds no '{attribute}'") from error
     except BaseException as error:
-        raise PluginError(f"{whose} fails on import of '{target}': {describe(error)}") from error
+        raise PluginError(
+            f"{whose} cannot be imported from '{target}': {describe(error)}"
+        ) from error
+    if not hasattr(module, attribute):
+        raise PluginError(f"{whose}: '{module_name}' holds no '{attribute}'")
+    return getattr(module, attribute)
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
     """`Did you mean ...?`, or everything that is known."""
-    import difflib
-
     names = sorted(known)
     lower = {n.lower(): n for n in names}
-    near = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3, cutoff=0.5)]
+    near = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
     if near:
         return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return otherwise + ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") + "."
+    return otherwise + (", ".join(names[:12]) or "none") + (" ..." if len(names) > 12 else "") + "."
 
 
 def describe(error: BaseException) -> str:
@@ -147,26 +144,41 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def discover(entry_points: Sequence[EntryPoint] | None = None, allow: str | None = None) -> Plugins:
+def refuse_taken(labels: Iterable[str], taken: Mapping[str, str], owner: str) -> None:
+    """Raise PluginError where a label is `taken` (label -> its owner) or stands twice."""
+    owners = dict(taken)
+    for label in labels:
+        if label in owners:
+            raise PluginError(
+                f"{label} of {owner} exists already in {owners[label]}: uninstall one, or ask its "
+                "author to rename it"
+            )
+        owners[label] = owner
+
+
+def discover(entry_points: Sequence[Any] | None = None, allow: str | None = None) -> Plugins:
     """Look at every entry point of the group `wsizoo`, and at the core's own.
 
     Args:
-        entry_points: instead of the installed ones (tests).
+        entry_points: instead of the installed ones; name, value, dist and load() are read.
         allow: comma-separated entry-point or distribution names; default the variable
             `WSIZOO_PLUGINS`; unset means all, empty means none but the core.
     """
     if entry_points is None:
-        entry_points = list[Any](importlib.metadata.entry_points(group=GROUP))
+        entry_points = list(importlib.metadata.entry_points(group=GROUP))
     allow = os.environ.get(ALLOW_LIST) if allow is None else allow
+    allowed = None if allow is None else {name.strip() for name in allow.split(",")}
     plugins = Plugins()
-    _add(plugins, Plugin(CORE, CORE, _version(CORE)), "wsizoo.builtin")
+    core = importlib.metadata.EntryPoint(CORE, "wsizoo.builtin", GROUP)
+    _add(plugins, Plugin(CORE, CORE, __version__), core)
     for point in sorted(entry_points, key=lambda p: (_distribution(p), p.name)):
-        plugin = Plugin(point.name, _distribution(point), _point_version(point))
-        if allow is not None and not {plugin.name, plugin.distribution} & set(allow.split(",")):
+        version = str(point.dist.version) if point.dist is not None else "?"
+        plugin = Plugin(point.name, _distribution(point), version)
+        if allowed is None or {plugin.name, plugin.distribution} & allowed:
+            _add(plugins, plugin, point)
+        else:
             plugin.reason = f"not in the allow-list {ALLOW_LIST}={allow}"
             plugins.all.append(plugin)
-            continue
-        _add(plugins, plugin, point)
     return plugins
 
 
@@ -176,14 +188,16 @@ def installed() -> Plugins:
     return discover()
 
 
-def _add(plugins: Plugins, plugin: Plugin, source: EntryPoint | str) -> None:
-    """Import one plugin and take its data, or quarantine it. Never raises but KeyboardInterrupt."""
+def _add(plugins: Plugins, plugin: Plugin, point: Any) -> None:
+    """Import one plugin and take its data, or quarantine it; KeyboardInterrupt passes."""
+    taken = {label: p.distribution for p in plugins.working() for label in _labels(p)}
     plugins.all.append(plugin)
-    before = set(sys.modules)
+    had_torch, stage = "torch" in sys.modules, "import"
     try:
-        module = importlib.import_module(source) if isinstance(source, str) else source.load()
+        module = point.load()
+        stage = "its hooks"
         _read_hooks(plugin, module)
-        _check_names_are_free(plugins, plugin)
+        refuse_taken(_labels(plugin), taken, plugin.distribution)
     except KeyboardInterrupt:
         raise
     except PluginError as error:
@@ -191,83 +205,67 @@ def _add(plugins: Plugins, plugin: Plugin, source: EntryPoint | str) -> None:
     except BaseException as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name
         hint = f" (install what it needs: pip install {missing})" if missing else ""
-        plugins.quarantine(plugin, f"fails on import: {describe(error)}{hint}")
-    plugin.imports_torch = "torch" in set(sys.modules) - before
+        plugins.quarantine(plugin, f"fails on {stage}: {describe(error)}{hint}")
+    plugin.imports_torch = not had_torch and "torch" in sys.modules
 
 
 def _read_hooks(plugin: Plugin, module: Any) -> None:
     """Call each hook of one module and check what it returns."""
     api = getattr(module, "wsizoo_api", None)
     if api != API_VERSION:
-        advice = "pip install --upgrade " + (CORE if _newer(api) else plugin.distribution)
-        raise PluginError(
-            f"states wsizoo_api = {api!r}, this wsizoo speaks {API_VERSION}: {advice}"
-        )
+        newer = isinstance(api, int) and api > API_VERSION
+        states = "states no wsizoo_api" if api is None else f"states wsizoo_api = {api!r}"
+        advice = "pip install --upgrade " + (CORE if newer else plugin.distribution)
+        raise PluginError(f"{states}, this wsizoo speaks {API_VERSION}: {advice}")
+    for name, value in vars(module).items():
+        if name.startswith("wsizoo_") and callable(value):
+            if name not in HOOKS:
+                raise PluginError(f"has no hook to offer as '{name}'. {suggest(name, HOOKS, '')}")
+            if not hasattr(value, f"{hookspecs.PROJECT}_impl"):
+                raise PluginError(f"{name} lacks its decorator: @wsizoo.hookimpl")
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(module, plugin.name)
-    known = {name for name in vars(hookspecs) if name.startswith("wsizoo_")}
-    for name in vars(module):
-        if name.startswith("wsizoo_") and name != "wsizoo_api" and name not in known:
-            raise PluginError(
-                f"has no hook to offer as '{name}'. {suggest(name, known, 'Hooks: ')}"
-            )
     manager.check_pending()
-    for items in manager.hook.wsizoo_components():
-        plugin.components = tuple(_checked(item, Component, "wsizoo_components") for item in items)
-    for items in manager.hook.wsizoo_op_backends():
-        plugin.backends = tuple(_checked(item, OpBackend, "wsizoo_op_backends") for item in items)
+    plugin.components = _called(manager, "wsizoo_components", Component)
+    plugin.backends = _called(manager, "wsizoo_op_backends", OpBackend)
     for folder in manager.hook.wsizoo_registry():
-        if not (Path(folder) / "registry.yaml").is_file():
-            raise PluginError(f"wsizoo_registry() names '{folder}', which holds no registry.yaml")
+        if not isinstance(folder, str | Path) or not (Path(folder) / "registry.yaml").is_file():
+            raise PluginError(
+                f"wsizoo_registry() names {str(folder)!r}, which holds no registry.yaml"
+            )
         plugin.registry = Path(folder)
 
 
-def _checked(item: Any, expected: type[Data], hook: str) -> Data:
-    if not isinstance(item, expected):
-        raise PluginError(f"{hook}() returned {item!r}, expected {expected.__name__}(...)")
-    if isinstance(item, Component) and item.kind not in KINDS:
-        raise PluginError(
-            f"component '{item.name}' has kind '{item.kind}', expected one of {KINDS}"
-        )
-    if ":" not in item.target:
-        raise PluginError(
-            f"'{item.name}' has target '{item.target}', expected 'package.module:Name'"
-        )
-    return item
+def _called(manager: pluggy.PluginManager, hook: str, kind: type[Data]) -> tuple[Data, ...]:
+    """What a hook returns, each item checked; () where the plugin does not have it."""
+    caller = getattr(manager.hook, hook)
+    returned = next(iter(caller()), None) if caller.get_hookimpls() else ()  # pluggy drops None
+    if not isinstance(returned, list | tuple):
+        raise PluginError(f"{hook}() returned {returned!r}, expected [{kind.__name__}(...), ...]")
+    for item in returned:
+        if not isinstance(item, kind):
+            raise PluginError(f"{hook}() returned {item!r}, expected {kind.__name__}(...)")
+        if isinstance(item, Component) and item.kind not in KINDS:
+            hint = suggest(str(item.kind), KINDS, "Kinds: ")
+            raise PluginError(f"component '{item.name}' has kind '{item.kind}'. {hint}")
+        if isinstance(item, OpBackend) and item.name in ("reference", "auto"):
+            raise PluginError(f"a backend of {item.op} is named '{item.name}', which every op has")
+        for name, target in vars(item).items():
+            if name in ("target", "why_not") and not re.fullmatch(r"[\w.]+:\w+", str(target)):
+                raise PluginError(
+                    f"'{item.name}' has {name} '{target}', expected 'package.module:Name'"
+                )
+    return tuple(returned)
 
 
-def _check_names_are_free(plugins: Plugins, plugin: Plugin) -> None:
-    taken = {
-        (c.kind, c.name): p.distribution
-        for p in plugins.working()
-        if p is not plugin
-        for c in p.components
-    }
-    for component in plugin.components:
-        key = (component.kind, component.name)
-        if key in taken:
-            raise PluginError(
-                f"{component.kind} '{component.name}' of {plugin.distribution} exists already in "
-                f"{taken[key]}: uninstall one, or ask its author to rename it"
-            )
-        taken[key] = plugin.distribution
+def _labels(plugin: Plugin) -> list[str]:
+    """What must be unique among all plugins."""
+    backends = [f"backend '{backend.name}' of op {backend.op}" for backend in plugin.backends]
+    return [f"{c.kind} '{c.name}'" for c in plugin.components] + backends
 
 
-def _newer(api: Any) -> bool:
-    return isinstance(api, int) and api > API_VERSION
-
-
-def _distribution(point: EntryPoint) -> str:
-    return str(point.dist.name) if point.dist is not None else point.value.partition(":")[0]
-
-
-def _point_version(point: EntryPoint) -> str:
-    return str(point.dist.version) if point.dist is not None else "?"
-
-
-def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "?"
+def _distribution(point: Any) -> str:
+    """Name as pip prints it: lower case, with hyphens."""
+    name = str(point.dist.name) if point.dist is not None else point.value.partition(":")[0]
+    return re.sub(r"[-_.]+", "-", name).lower()

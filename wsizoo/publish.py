@@ -20,12 +20,26 @@ from wsizoo.hub import hub_upload
 from wsizoo.model import SlideModel
 from wsizoo.registry import Registry, default
 from wsizoo.spec import model_record
-from wsizoo.stored import CARD, CONFIG, FORMAT, GOLDEN, WEIGHTS
+from wsizoo.stored import (
+    CARD,
+    CONFIG,
+    FORMAT,
+    GOLDEN,
+    WEIGHTS,
+    find_stored,
+    read_config,
+    stored_files,
+)
 from wsizoo.weights import read_tensors, write_tensors
-from wsizoo.zoo import find_stored, load
+from wsizoo.zoo import load_stored
 
 GOLDEN_PATCHES = 32
-RTOL, ATOL = 1e-4, 1e-5  # float32 on another machine and thread count
+TOLERANCES = {  # rtol, atol on another machine and thread count, by the recorded dtype
+    torch.float16: (1e-2, 1e-2),
+    torch.bfloat16: (5e-2, 5e-2),
+}
+FLOAT32 = (1e-4, 1e-5)
+SCALARS = ("spacing", "footprint", "mpp")
 REPLAYED = ("logits", "instance_logits", "hazards", "risk", "value", "embedding", "scores")
 
 
@@ -46,19 +60,22 @@ def save(
         overwrite: replace a model that is there already.
 
     Raises:
-        DataError: the folder holds something (else).
+        DataError: the folder holds something (else), `training` is not JSON, or the model gives
+            NaN on the golden bag.
     """
     folder = Path(folder)
     _check_free(folder, overwrite)
+    facts = _as_json(training or {})
     golden = golden if golden is not None else golden_bag(model)
     record = model_record(model.spec)
     record.pop("weights", None)
     record.pop("aliases", None)
     fingerprint = model.requires.to_json()
+    golden_tensors = _golden_tensors(model, golden)
     with replacing_folder(folder) as temporary:
         told = json.dumps({"name": model.name, "spec": record, "fingerprint": fingerprint})
         write_tensors(temporary / WEIGHTS, model.inference_state(), {"wsizoo": told})
-        write_tensors(temporary / GOLDEN, _golden_tensors(model, golden), _golden_metadata(golden))
+        write_tensors(temporary / GOLDEN, golden_tensors, _golden_metadata(golden))
         config = {
             "library_name": "wsizoo",
             "format": FORMAT,
@@ -67,7 +84,7 @@ def save(
             "fingerprint": fingerprint,
             "weights": {"file": WEIGHTS, "sha256": sha256_of(temporary / WEIGHTS)},
             "golden": {"file": GOLDEN, "sha256": sha256_of(temporary / GOLDEN)},
-            "training": dict(training or {}),
+            "training": facts,
         }
         (temporary / CARD).write_text(model_card(config), encoding="utf-8")
         write_json(temporary / CONFIG, config)
@@ -103,85 +120,130 @@ def verify(name: str | Path, registry: Registry | None = None) -> Verified:
         WeightsError: no golden bag, or an output that differs from the recorded one; and as `load`.
     """
     registry = registry or default()
-    stored = find_stored(str(name), registry)
+    stored = find_stored(name, registry)
     if stored.golden is None:
         raise WeightsError(
-            f"'{name}' carries no golden bag to replay: save it again with wsizoo.save"
+            f"'{name}' carries no golden bag to replay: publish it as wsizoo.save writes it"
         )
     recorded, metadata = read_tensors(stored.golden)
-    bag = _read_golden(recorded, metadata)
-    model = load(name, registry=registry)
-    now = _outputs(model, bag)
-    outputs = {}
-    for key, then in recorded.items():
-        if not key.startswith("out."):
-            continue
-        value = now.get(key)
-        if value is None or value.shape != then.shape:
-            raise WeightsError(f"'{name}': the model no longer gives {key[4:]} {tuple(then.shape)}")
-        if not torch.allclose(value, then, RTOL, ATOL):
-            off = float((value - then).abs().max())
-            raise WeightsError(
-                f"'{name}': {key[4:]} of the golden bag is off by {off:.3g} from the recorded one; "
-                "this code does not compute what the weights were published with"
-            )
-        outputs[key[4:]] = float((value - then).abs().max())
-    return Verified(stored.name, outputs)
+    then = {key: value for key, value in recorded.items() if key.startswith("out.")}
+    if not then or "in.features" not in recorded:
+        raise WeightsError(f"'{name}': {stored.golden} records no bag or no outputs: save it again")
+    now = _outputs(load_stored(stored, registry), _read_golden(recorded, metadata))
+    return Verified(
+        stored.name, {key[4:]: _deviation(name, key[4:], then[key], now.get(key)) for key in then}
+    )
+
+
+def _deviation(name: str | Path, output: str, then: Tensor, now: Tensor | None) -> float:
+    """Largest absolute difference of an output from the recorded one. Raises WeightsError."""
+    if now is None or now.shape != then.shape:
+        raise WeightsError(
+            f"'{name}': the model no longer gives {output} {tuple(then.shape)} for the golden bag; "
+            "this code does not compute what the weights were published with"
+        )
+    rtol, atol = TOLERANCES.get(then.dtype, FLOAT32)
+    off = float((now.double() - then.double()).abs().max())
+    if not torch.allclose(now.double(), then.double(), rtol, atol):
+        raise WeightsError(
+            f"'{name}': {output} of the golden bag is off by {off:.3g} from the recorded one; "
+            "this code does not compute what the weights were published with. Compare the versions "
+            "of wsizoo and the plugin with the publisher's: wsizoo plugins"
+        )
+    return off
 
 
 def push(
-    source: SlideModel | Path | str, repo: str, *, private: bool = True, message: str = "Add model"
+    source: SlideModel | Path | str,
+    repo: str,
+    *,
+    private: bool = True,
+    message: str = "Add model",
+    registry: Registry | None = None,
 ) -> str:
     """Publish a model (or a folder of `save`) on the Hub; returns the pinned address.
 
+    The folder is verified first, and only the files that `save` wrote are published.
+
     Raises:
-        GatedError, RepoNotFoundError, OfflineError, WeightsError: as the Hub answers.
+        GatedError, RepoNotFoundError, OfflineError, WeightsError: as the Hub answers; also when
+        the repository is there and public, and `private` was asked for.
     """
     if isinstance(source, SlideModel):
         with tempfile.TemporaryDirectory() as scratch:
-            return push(
-                save(source, Path(scratch) / "model"), repo, private=private, message=message
-            )
-    verify(str(Path(source).absolute()))
-    return f"hf:{repo}@{hub_upload(Path(source), repo, private, message)}"
+            folder = save(source, Path(scratch) / "model")
+            return push(folder, repo, private=private, message=message, registry=registry)
+    folder = Path(source)
+    verify(folder, registry)
+    files = stored_files(read_config(folder / CONFIG))
+    return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
 
 
 def _check_free(folder: Path, overwrite: bool) -> None:
+    """Raise DataError unless nothing but a saved model would be replaced, and that on purpose."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
-    if not (folder / CONFIG).is_file():
-        raise DataError(f"'{folder}' exists and is no saved model; choose another folder")
+    try:
+        own = stored_files(read_config(folder / CONFIG))
+    except WeightsError as error:
+        raise DataError(
+            f"'{folder}' exists and is no saved model; choose another folder"
+        ) from error
     if not overwrite:
         raise DataError(f"'{folder}' holds a model already: save(..., overwrite=True) replaces it")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    if others:
+        raise DataError(
+            f"'{folder}' holds {', '.join(others)} beside a model, which would be lost; move them, "
+            "or choose another folder"
+        )
+
+
+def _as_json(training: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads(json.dumps(dict(training), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"training={dict(training)!r} cannot be written as JSON: {error}. Give text, finite "
+            "numbers, lists and mappings"
+        ) from error
+    return facts
 
 
 def _golden_tensors(model: SlideModel, bag: Bag) -> dict[str, Tensor]:
     tensors = {"in.features": bag.features}
     if bag.coords is not None:
         tensors["in.coords"] = bag.coords
-    return {**tensors, **_outputs(model, bag)}
+    outputs = _outputs(model, bag)
+    bad = [name[4:] for name, value in outputs.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise DataError(
+            f"'{model.name}' gives NaN or infinite {', '.join(bad)} for the golden bag, so it was "
+            "not saved. Train it again, or give a bag it can read: save(..., golden=bag)"
+        )
+    return {**tensors, **outputs}
 
 
 def _golden_metadata(bag: Bag) -> dict[str, str]:
-    return {"spacing": json.dumps(bag.spacing), "footprint": json.dumps(bag.footprint)}
+    return {"bag": json.dumps({name: getattr(bag, name) for name in SCALARS})}
 
 
 def _read_golden(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Bag:
-    return Bag(
-        tensors["in.features"],
-        tensors.get("in.coords"),
-        spacing=json.loads(metadata.get("spacing", "null")),
-        footprint=json.loads(metadata.get("footprint", "null")),
-        slide_id="golden",
-    )
+    try:
+        told = dict(json.loads(metadata.get("bag", "{}")))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the golden bag holds damaged metadata 'bag': {error}") from error
+    scalars = {name: told.get(name) for name in SCALARS}
+    return Bag(tensors["in.features"], tensors.get("in.coords"), slide_id="golden", **scalars)
 
 
 def _outputs(model: SlideModel, bag: Bag) -> dict[str, Tensor]:
-    """Outputs of eval mode by `out.name`."""
-    was_training = model.training
+    """Outputs of eval mode by `out.name`; every module's mode is left as it was."""
+    training = [module for module in model.modules() if module.training]
     model.eval()
     with torch.no_grad():
         output = model(bag)
-    model.train(was_training)
+    for module in training:
+        module.training = True
     values = {name: getattr(output, name) for name in REPLAYED}
     return {f"out.{name}": value.cpu() for name, value in values.items() if value is not None}

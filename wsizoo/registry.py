@@ -6,6 +6,7 @@ Listing reads YAML only; an entry is checked (`wsizoo.spec`) when it is used.
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from wsizoo.errors import NotFoundError, SpecError
-from wsizoo.plugins import CORE, Plugin, Plugins, installed, suggest
+from wsizoo.errors import NotFoundError, PluginError, SpecError
+from wsizoo.plugins import CORE, Plugin, Plugins, installed, refuse_taken, suggest
 
 if TYPE_CHECKING:
     from wsizoo.spec import EncoderSpec, ModelSpec
@@ -55,14 +56,11 @@ class Registry:
         """
         registry = cls(plugins)
         for plugin in plugins.working():
-            if plugin.registry is None:
-                continue
-            try:
-                registry._add(plugin, read_file(plugin.registry / FILE))
-            except SpecError as error:
-                if plugin.name == CORE:
-                    raise
-                plugins.quarantine(plugin, str(error))
+            if plugin.registry is not None:
+                try:
+                    registry._add(plugin, read_file(plugin.registry / FILE))
+                except (SpecError, PluginError) as error:
+                    plugins.quarantine(plugin, str(error))
         return registry
 
     def model(self, name: str) -> Entry:
@@ -73,14 +71,10 @@ class Registry:
         """
         if name in self.aliases:
             current = self.aliases[name]
-            warnings.warn(
-                f"model '{name}' is now called '{current}'", DeprecationWarning, stacklevel=3
-            )
+            message = f"model '{name}' is now called '{current}'"
+            warnings.warn(message, DeprecationWarning, stacklevel=4)  # who called load or build
             name = current
-        if name not in self.models:
-            hint = suggest(name, self.models, "Known models: ")
-            raise NotFoundError(f"No model named '{name}'. {hint} See: wsizoo list")
-        return self.models[name]
+        return self._entry("model", name, self.models, "wsizoo list")
 
     def model_spec(self, name: str, overrides: Sequence[str] = ()) -> ModelSpec:
         """The checked entry of this name with overrides. Raises NotFoundError, SpecError."""
@@ -93,62 +87,60 @@ class Registry:
         """The checked catalogue entry of an encoder. Raises NotFoundError, SpecError."""
         from wsizoo.spec import encoder_spec
 
-        if name not in self.encoders:
-            hint = suggest(name, self.encoders, "Known encoders: ")
-            raise NotFoundError(f"No encoder named '{name}'. {hint} See: wsizoo list --encoders")
-        return encoder_spec(name, self.encoders[name].record)
+        entry = self._entry("encoder", name, self.encoders, "wsizoo list --encoders")
+        return encoder_spec(name, entry.record)
 
     def plugin_of(self, part: str, name: str) -> str | None:
         """The distribution that is known to hold this component, from any model that uses it."""
-        for entry in self.models.values():
-            if entry.part(part) == name and entry.record.get("plugin"):
-                return str(entry.record["plugin"])
-        return None
+        users = (e.record.get("plugin") for e in self.models.values() if e.part(part) == name)
+        return next((str(plugin) for plugin in users if plugin), None)
 
     def has_weights(self, entry: Entry) -> bool:
-        weights = entry.record.get("weights") or {}
-        return bool(weights.get("package") or weights.get("repo"))
+        weights = entry.record.get("weights")
+        return isinstance(weights, dict) and bool(weights.get("package") or weights.get("repo"))
+
+    def _entry(self, kind: str, name: str, entries: dict[str, Entry], command: str) -> Entry:
+        if name not in entries:
+            hint = suggest(name, entries, f"Known {kind}s: ")
+            raise NotFoundError(f"No {kind} named '{name}'. {hint} {self.plugins.see(command)}")
+        return entries[name]
 
     def _add(self, plugin: Plugin, content: dict[str, Any]) -> None:
-        models = self._entries(plugin, content, "models")
-        encoders = self._entries(plugin, content, "encoders")
-        aliases = {
-            alias: entry.name
-            for entry in models.values()
-            for alias in entry.record.get("aliases", ())
-        }
-        known = {
-            **{n: e.owner for n, e in self.models.items()},
-            **dict.fromkeys(self.aliases, "an alias"),
-        }
-        self._check_free("model", {**models, **aliases}, known, plugin)
-        self._check_free(
-            "encoder", encoders, {n: e.owner for n, e in self.encoders.items()}, plugin
-        )
-        self.models.update(models)
-        self.encoders.update(encoders)
-        self.aliases.update(aliases)
+        models = _entries(plugin, content, "models")
+        encoders = _entries(plugin, content, "encoders")
+        pairs = [(alias, e.name) for e in models.values() for alias in _aliases(e)]
+        labels = [f"model '{n}'" for n in (*models, *(alias for alias, _ in pairs))]
+        labels += [f"encoder '{n}'" for n in encoders]
+        own = {**self.models, **{alias: self.models[n] for alias, n in self.aliases.items()}}
+        taken = {f"model '{n}'": entry.owner for n, entry in own.items()}
+        taken |= {f"encoder '{n}'": entry.owner for n, entry in self.encoders.items()}
+        refuse_taken(labels, taken, plugin.distribution)
+        self.models |= models
+        self.encoders |= encoders
+        self.aliases |= dict(pairs)
 
-    def _entries(self, plugin: Plugin, content: dict[str, Any], section: str) -> dict[str, Entry]:
-        records = content.get(section) or {}
-        where = f"{FILE} of {plugin.distribution}"
-        if not isinstance(records, dict):
-            raise SpecError(f"{where}: '{section}' is not a mapping of names")
-        for name, record in records.items():
-            if not isinstance(record, dict):
-                raise SpecError(f"{where}: {section} '{name}' is not a mapping of fields")
-            if plugin.name != CORE:
-                record.setdefault("plugin", plugin.distribution)
-        return {str(n): Entry(str(n), r, plugin.distribution) for n, r in records.items()}
 
-    @staticmethod
-    def _check_free(what: str, names: Any, known: dict[str, str], plugin: Plugin) -> None:
-        for name in names:
-            if name in known:
-                raise SpecError(
-                    f"{what} '{name}' of {plugin.distribution} exists already in {known[name]}: "
-                    "uninstall one, or ask its author to rename it"
-                )
+def _entries(plugin: Plugin, content: dict[str, Any], section: str) -> dict[str, Entry]:
+    """One section of a registry file; what a plugin's entries need is, by default, that plugin."""
+    records = content.get(section) or {}
+    where = f"{FILE} of {plugin.distribution}"
+    if not isinstance(records, dict):
+        raise SpecError(f"{where}: '{section}' is not a mapping of names")
+    for name, record in records.items():
+        if not re.fullmatch(r"\w[\w.+-]*", str(name)):
+            raise SpecError(f"{where}: '{name}' is no name, expected letters, digits, - _ . +")
+        if not isinstance(record, dict):
+            raise SpecError(f"{where}: {section} '{name}' is not a mapping of fields")
+        if plugin.name != CORE:
+            record.setdefault("plugin", plugin.distribution)
+    return {str(n): Entry(str(n), r, plugin.distribution) for n, r in records.items()}
+
+
+def _aliases(entry: Entry) -> list[str]:
+    aliases = entry.record.get("aliases") or []
+    if not isinstance(aliases, list):
+        raise SpecError(f"model '{entry.name}': aliases is {aliases!r}, expected a list of names")
+    return [str(alias) for alias in aliases]
 
 
 @functools.cache
@@ -167,11 +159,11 @@ def read_file(path: Path) -> dict[str, Any]:
     """Read one registry file with the C loader; a key that stands twice is an error.
 
     Raises:
-        SpecError: not YAML, not a mapping, unknown sections, duplicate keys.
+        SpecError: not readable, not YAML, not a mapping, unknown sections, duplicate keys.
     """
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, OSError) as error:
         raise SpecError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: expected a mapping with {' and '.join(SECTIONS)}")
@@ -188,11 +180,11 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: dict[Any, Any] = {}
     for key_node, value_node in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"'{key}' stands here a second time", key_node.start_mark
-            )
+        key = loader.construct_object(key_node, deep=True)
+        named = isinstance(key, str | int | float)
+        if not named or key in seen:
+            problem = f"'{key}' {'stands here a second time' if named else 'is no name'}"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
         seen[key] = loader.construct_object(value_node, deep=True)
     return seen
 

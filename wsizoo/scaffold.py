@@ -10,6 +10,7 @@ from wsizoo.files import replacing_folder
 from wsizoo.registry import default
 
 TEXT = frozenset((".py", ".toml", ".yaml", ".md"))
+TUTORIAL = re.compile(r"\s+It is\s+the tutorial plugin;.*?under another name\.", re.DOTALL)
 LEFT_OUT = frozenset(("__pycache__", ".pytest_cache", ".mypy_cache", "dist", "build"))
 
 
@@ -24,6 +25,8 @@ def new_plugin(name: str, out: Path | str = ".") -> Path:
     registry = default()
     if any(c.name == name for c in registry.plugins.components("aggregator")):
         raise DataError(f"There is an aggregator '{name}' already; choose another name")
+    if f"{name}-uni" in registry.models:
+        raise DataError(f"There is a model '{name}-uni' already; choose another name")
     folder = Path(out) / f"wsizoo-plugin-{name}"
     if folder.exists():
         raise DataError(f"'{folder}' exists; choose another name, or delete it")
@@ -53,14 +56,17 @@ def template_folder() -> Path:
 
 def _renamed(text: str, name: str) -> str:
     """The example's names in their four spellings."""
+    module = name.replace("-", "_")
     camel = "".join(word.capitalize() for word in name.split("-"))
     for old, new in (
         ("wsizoo-plugin-example", f"wsizoo-plugin-{name}"),
-        ("wsizoo_plugin_example", f"wsizoo_plugin_{name.replace('-', '_')}"),
+        ("wsizoo_plugin_example", f"wsizoo_plugin_{module}"),
+        ("test_example", f"test_{module}"),
         ("ExamplePooling", f"{camel}Pooling"),
         ("example-uni", f"{name}-uni"),
         ('"example"', f'"{name}"'),
         ("name: example", f"name: {name}"),
+        ("\nexample = ", f"\n{name} = "),  # the entry point
     ):
         text = text.replace(old, new)
-    return text
+    return TUTORIAL.sub("", text)

@@ -5,21 +5,19 @@ The only module that imports omegaconf. Nothing is computed: interpolations (`${
 
 from __future__ import annotations
 
+import copy
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from wsizoo.errors import SpecError
 from wsizoo.plugins import suggest
 
 PARTS = ("selector", "aggregator", "head", "model")
-COMMERCIAL_LICENCES = frozenset(
-    ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0")
-)
 
 
 @dataclass
@@ -85,7 +83,7 @@ class ModelSpec:
 
     @property
     def classes(self) -> list[str]:
-        return [str(name) for name in (self.head or {}).get("classes", [])]
+        return [str(name) for name in (self.head or {}).get("classes") or ()]
 
 
 @dataclass
@@ -125,122 +123,122 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
     Args:
         record: the entry as read from YAML or JSON.
         overrides: `"head.classes=[normal,tumour]"`, `"aggregator=mean"` (replaces the part),
-            `"aggregator.dropout=0.1"` (changes one argument).
+            `"aggregator.dropout=0.1"` (changes one argument), `"head=null"`.
 
     Raises:
         SpecError: an unknown key (the near one named), a wrong type, a missing field.
     """
-    config = OmegaConf.create(_normalised(name, record))
-    for part, value in _parsed(name, overrides):
-        if part in (*PARTS, "encoder") and not isinstance(value, dict):
-            config[part] = None if value is None else {"name": str(value)}
-        else:
-            config = _merge(name, config, {part: value})
-    spec = _checked(ModelSpec, f"model '{name}'", config)
-    _check_model(name, spec)
+    whose = f"model '{name}'"
+    content = {key: _part(key, value) for key, value in _mapping(whose, record).items()}
+    for text in overrides:
+        _override(whose, content, text)
+    spec = _checked(ModelSpec, whose, content)
+    _check_parts(whose, spec)
+    if spec.weights:
+        if spec.weights.repo and spec.weights.package:
+            raise SpecError(f"{whose}: weights lie in a repo or in a package, not in both")
+        _check_pinned(f"{whose}: weights", spec.weights)
     return spec
 
 
 def encoder_spec(name: str, record: Any) -> EncoderSpec:
     """Check one encoder of the catalogue. Raises SpecError."""
-    return _checked(EncoderSpec, f"encoder '{name}'", OmegaConf.create(_plain(name, record)))
+    whose = f"encoder '{name}'"
+    spec = _checked(EncoderSpec, whose, _mapping(whose, record))
+    _check_pinned(whose, spec)
+    return spec
 
 
 def model_record(spec: ModelSpec) -> dict[str, Any]:
     """The entry as plain data for config.json, without what is null or empty."""
-    record = OmegaConf.to_container(OmegaConf.structured(spec))
-    assert isinstance(record, dict)
+    record: Any = OmegaConf.to_container(OmegaConf.structured(spec))
     return {str(key): value for key, value in record.items() if value not in (None, [], {})}
 
 
-def allows_commercial_use(licences: Iterable[str | None]) -> bool:
-    """True when every licence is one that is known to allow it; unknown ones count as no."""
-    return all(licence in COMMERCIAL_LICENCES for licence in licences)
-
-
-def _normalised(name: str, record: Any) -> dict[str, Any]:
-    """Parts given as a bare name become `{name: ...}`."""
-    record = _plain(name, record)
-    for part in (*PARTS, "encoder"):
-        if isinstance(record.get(part), str):
-            record[part] = {"name": record[part]}
-    return record
-
-
-def _plain(name: str, record: Any) -> dict[str, Any]:
+def _mapping(whose: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
-        raise SpecError(f"'{name}': expected a mapping of fields, got {record!r}")
-    if "${" in str(record):
-        raise SpecError(f"'{name}' holds '${{': registry entries are data, nothing is computed")
-    return dict(record)
+        raise SpecError(f"{whose}: expected a mapping of fields, got {record!r}")
+    return copy.deepcopy(record)
 
 
-def _parsed(name: str, overrides: Sequence[str]) -> list[tuple[str, Any]]:
-    """`"a.b=1"` -> `("a", {"b": 1})`, in order."""
-    parsed = []
-    for text in overrides:
-        if not re.match(r"^[\w.]+=", text):
-            raise SpecError(
-                f"'{name}': cannot read the override '{text}', expected KEY=VALUE, for instance "
-                "head.classes=[normal,tumour]"
-            )
-        _plain(name, {"override": text})
-        try:
-            tree = OmegaConf.to_container(OmegaConf.from_dotlist([text]))
-        except Exception as error:
-            raise SpecError(f"'{name}': cannot read the override '{text}': {error}") from error
-        assert isinstance(tree, dict)
-        parsed += [(str(key), value) for key, value in tree.items()]
-    return parsed
+def _part(key: str, value: Any) -> Any:
+    """A part given as a bare name is `{name: ...}`."""
+    return {"name": value} if key in (*PARTS, "encoder") and isinstance(value, str) else value
 
 
-def _merge(name: str, config: Any, change: dict[str, Any]) -> Any:
-    for part in (*PARTS, "weights"):
-        if part in change and config.get(part) is None:
-            raise SpecError(
-                f"'{name}' has no {part}, so {part}.{next(iter(change[part]))} changes nothing. "
-                f"Give it one first: {part}=NAME"
-            )
+def _override(whose: str, content: dict[str, Any], text: str) -> None:
+    """Lay one `a.b=VALUE` over an entry, in place."""
+    key, equals, raw = text.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
+        raise SpecError(
+            f"{whose}: cannot read the override '{text}', expected KEY=VALUE, for instance "
+            "head.classes=[normal,tumour]"
+        )
     try:
-        return OmegaConf.merge(config, change)
-    except OmegaConfBaseException as error:
-        raise SpecError(f"'{name}': the override {change} does not fit: {error}") from error
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]))
+    except Exception as error:  # YAML's, or of omegaconf's own grammar
+        raise SpecError(f"{whose}: cannot read the override '{text}': {error}") from error
+    *path, last = key.split(".")
+    for depth, step in enumerate(path, 1):
+        if content.get(step) is None and depth == 1 and step in (*PARTS, "encoder"):
+            raise SpecError(
+                f"{whose} has no {step}, so {key} changes nothing. Give it one first: {step}=NAME"
+            )
+        content = content.setdefault(step, {})
+        if not isinstance(content, dict):
+            raise SpecError(f"{whose}: {'.'.join(path[:depth])} is {content!r}, it has no '{last}'")
+    content[last] = parsed["value"] if path else _part(last, parsed["value"])
 
 
-def _checked(schema: type[Spec], whose: str, config: DictConfig) -> Spec:
+def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
     """Merge into the structured schema; turn omegaconf's errors into ours."""
-    known = [f.name for f in fields(schema)]
-    for key in config:
-        if key not in known:
-            raise SpecError(
-                f"{whose}: unknown field {str(key)!r}. {suggest(str(key), known, 'Fields: ')}"
-            )
+    if "${" in str(content):
+        raise SpecError(f"{whose} holds '${{': registry entries are data, nothing is computed")
+    for key in (*PARTS, "encoder", "weights"):
+        if not isinstance(content.get(key), dict | None):
+            raise SpecError(f"{whose}: {key} is {content[key]!r}, expected {{name: ..., ...}}")
     try:
-        spec = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), config))
-    except OmegaConfBaseException as error:
-        where = f" (field '{error.full_key}')" if error.full_key else ""
-        raise SpecError(f"{whose}{where}: {str(error).splitlines()[0]}") from error
-    assert isinstance(spec, schema)
-    return spec
+        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content))
+        spec: Any = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        known = [f.name for f in fields(error.object_type)]  # type: ignore[arg-type]
+        hint = suggest(str(error.key), known, "Fields: ")
+        raise SpecError(f"{whose}: unknown field '{error.full_key}'. {hint}") from error
+    except MissingMandatoryValue as error:
+        raise SpecError(f"{whose} states no {error.full_key}") from error
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        where = getattr(error, "full_key", None) or "a field"
+        raise SpecError(f"{whose}: {where}: {str(error).splitlines()[0]}") from error
+    for required in ("summary", "licence", "source"):
+        if not getattr(spec, required).strip():
+            raise SpecError(f"{whose} states no {required}")
+    checked: Spec = spec
+    return checked
 
 
-def _check_model(name: str, spec: ModelSpec) -> None:
+def _check_parts(whose: str, spec: ModelSpec) -> None:
     if (spec.aggregator is None) == (spec.model is None):
-        raise SpecError(f"model '{name}' needs either an aggregator or a model (a whole model)")
+        raise SpecError(f"{whose} needs either an aggregator or a model (a whole model)")
+    if spec.model is not None and (spec.selector is not None or spec.head is not None):
+        raise SpecError(f"{whose} is a whole model and takes neither a selector nor a head")
     for part in PARTS:
         value = getattr(spec, part)
         if value is not None and not isinstance(value.get("name"), str):
-            raise SpecError(
-                f"model '{name}': {part} {value} has no name, expected {part}: {{name: ...}}"
-            )
-    classes = spec.classes
-    if len(set(classes)) != len(classes):
-        raise SpecError(f"model '{name}': head.classes {classes} names one class twice")
-    weights = spec.weights
-    if weights and weights.revision and not re.fullmatch(r"[0-9a-f]{40}", weights.revision):
+            raise SpecError(f"{whose}: {part} {value} has no name, expected {part}: {{name: ...}}")
+    classes = (spec.head or {}).get("classes")
+    if not isinstance(classes, list | None):
         raise SpecError(
-            f"model '{name}': weights.revision '{weights.revision}' is not a commit, expected 40 "
-            f"hex digits (branches move). Find it: wsizoo pin {name}"
+            f"{whose}: head.classes is {classes!r}, expected names: head.classes=[normal,tumour]"
         )
-    if weights and weights.sha256 and not re.fullmatch(r"[0-9a-f]{64}", weights.sha256):
-        raise SpecError(f"model '{name}': weights.sha256 '{weights.sha256}' is not 64 hex digits")
+    if len(set(spec.classes)) != len(spec.classes):
+        raise SpecError(f"{whose}: head.classes {classes} names one class twice")
+
+
+def _check_pinned(whose: str, spec: WeightsSpec | EncoderSpec) -> None:
+    if spec.revision and not re.fullmatch(r"[0-9a-f]{40}", spec.revision):
+        raise SpecError(
+            f"{whose}: revision '{spec.revision}' is not a commit, expected 40 hex digits "
+            "(branches move)"
+        )
+    if spec.sha256 and not re.fullmatch(r"[0-9a-f]{64}", spec.sha256):
+        raise SpecError(f"{whose}: sha256 '{spec.sha256}' is not 64 hex digits")

@@ -1,22 +1,34 @@
-"""The folder a trained model lies in, on disk and on the Hub: config.json and model.safetensors.
+"""Trained models, found by name: the folder they lie in, on disk and on the Hub.
 
-config.json holds data only: the registry entry, the encoder fingerprint, and the digest of every
-file beside it.
+Such a folder holds model.safetensors and config.json, which is data only: the registry entry, the
+encoder fingerprint, and the digest of every file beside it.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from wsizoo.errors import DigestError, NotFoundError, WeightsError
-from wsizoo.files import sha256_of
+from wsizoo import hub
+from wsizoo.errors import (
+    DataError,
+    DigestError,
+    NotFoundError,
+    NotPinnedError,
+    SpecError,
+    WeightsError,
+)
+from wsizoo.files import check_safetensors, sha256_of
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.pins import pinned
+from wsizoo.registry import Registry
 from wsizoo.spec import ModelSpec, model_record, model_spec
 from wsizoo.weights import read_tensors
 
@@ -25,6 +37,7 @@ WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "README.md"
 FORMAT = 1
+HUB_PREFIX = "hf:"
 
 
 @dataclass
@@ -51,31 +64,77 @@ class StoredModel:
     def of(
         cls, name: str, spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, str]
     ) -> StoredModel:
-        """From a single weights file: the entry comes from the registry."""
-        told = json.loads(metadata.get("wsizoo", "{}"))
-        use = spec.encoder
-        stated = {"encoder": use.name} if use else {}
-        fingerprint = Fingerprint.from_json(told.get("fingerprint", stated))
-        return cls(name, model_record(spec), tensors, fingerprint)
-
-    @classmethod
-    def from_config(cls, path: Path, fetch: Callable[[str, str], Path]) -> StoredModel:
-        """From a config.json; `fetch(file, sha256)` gives the path of a file beside it, checked.
+        """From a single weights file: the entry comes from the registry.
 
         Raises:
-            WeightsError: not written by wsizoo, by a newer one, or malformed.
+            WeightsError: metadata of wsizoo's that is damaged.
+        """
+        try:
+            told = json.loads(metadata.get("wsizoo", "{}"))
+        except ValueError as error:
+            raise WeightsError(
+                f"the weights of '{name}' hold damaged metadata 'wsizoo': {error}"
+            ) from error
+        stated = told.get("fingerprint", {}) if isinstance(told, dict) else told
+        return cls(name, model_record(spec), tensors, read_fingerprint(stated, f"'{name}'"))
+
+    @classmethod
+    def from_config(
+        cls, path: Path, fetch: Callable[[str, str], Path], sha256: str | None = None
+    ) -> StoredModel:
+        """From a config.json; `fetch(file, sha256)` gives the path of a file beside it, checked.
+
+        Args:
+            sha256: digest of the weights that somebody else recorded: config.json must agree.
+
+        Raises:
+            WeightsError: not written by wsizoo, by a newer one, or malformed. DigestError.
         """
         config = read_config(path)
-        weights = fetch(config["weights"]["file"], config["weights"]["sha256"])
-        golden = config.get("golden")
+        weights, golden = config["weights"], config.get("golden")
+        if sha256 and weights["sha256"] != sha256:
+            raise DigestError(
+                f"{path} names weights with sha256 {weights['sha256']}, expected {sha256}. Nothing "
+                "of it was used; install or download it again"
+            )
         return cls(
             name=config["name"],
             record=config["spec"],
-            tensors=read_tensors(weights)[0],
-            fingerprint=Fingerprint.from_json(config.get("fingerprint", {})),
+            tensors=read_tensors(fetch(weights["file"], weights["sha256"]))[0],
+            fingerprint=read_fingerprint(config.get("fingerprint", {}), str(path)),
             golden=fetch(golden["file"], golden["sha256"]) if golden else None,
             training=config.get("training", {}),
         )
+
+
+def find_stored(name: str | Path, registry: Registry) -> StoredModel:
+    """Trained weights by name, Hub address or folder, checked and read. Raises as `load`.
+
+    Text with a slash, and any `Path`, is a folder; a bare name that is both a model and a folder
+    here is refused.
+    """
+    if isinstance(name, Path) or (
+        not name.startswith(HUB_PREFIX) and ("/" in name or "\\" in name)
+    ):
+        return read_stored(Path(name))
+    if name.startswith(HUB_PREFIX):
+        return _from_hub(name)
+    if (Path(name) / CONFIG).is_file():
+        if name in registry.models or name in registry.aliases:
+            raise SpecError(
+                f"'{name}' is a model of the zoo and also a folder here. For the folder: ./{name}, "
+                "for the zoo's: rename the folder"
+            )
+        return read_stored(Path(name))
+    entry = registry.model(name)
+    spec = registry.model_spec(entry.name)
+    weights = pinned(entry.name, spec)
+    if weights.package:
+        return read_stored(_package_folder(entry.name, weights.package), weights.sha256)
+    assert weights.repo and weights.revision
+    path = hub.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
+    tensors, metadata = read_tensors(path)
+    return StoredModel.of(entry.name, spec, tensors, metadata)
 
 
 def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
@@ -89,13 +148,47 @@ def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
     """
     if not (folder / CONFIG).is_file():
         raise NotFoundError(
-            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it"
+            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it. "
+            "From the Hub: hf:owner/name@COMMIT"
         )
+    return StoredModel.from_config(
+        folder / CONFIG, lambda file, expected: check_digest(folder / file, expected), sha256
+    )
 
-    def fetch(file: str, expected: str) -> Path:
-        return check_digest(folder / file, sha256 if sha256 and file == WEIGHTS else expected)
 
-    return StoredModel.from_config(folder / CONFIG, fetch)
+def _from_hub(address: str) -> StoredModel:
+    """`hf:owner/name@COMMIT`: config.json states the digest of the weights beside it."""
+    repo, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
+    if not hub.COMMIT.fullmatch(revision):
+        now = hub.hub_head(repo)
+        raise NotPinnedError(
+            f"'{address}' names no commit, and branches move. main is at this one now; pin it: "
+            f"hf:{repo}@{now}"
+        )
+    config = hub.hub_file(repo, revision, CONFIG)
+    return StoredModel.from_config(
+        config, lambda file, sha256: hub.hub_file(repo, revision, file, sha256)
+    )
+
+
+def _package_folder(name: str, package: str) -> Path:
+    """`"module:folder"`: a folder inside an installed package. Raises WeightsError."""
+    module, _, folder = package.partition(":")
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            f"the weights of '{name}' lie in the package '{module}', which is not installed"
+        )
+    path = Path(next(iter(spec.submodule_search_locations))) / folder
+    if not path.is_dir():
+        raise WeightsError(
+            f"the package '{module}' holds no folder '{folder}' with weights of '{name}'. Install "
+            "it again"
+        )
+    return path
 
 
 def check_digest(path: Path, expected: str) -> Path:
@@ -113,30 +206,64 @@ def check_digest(path: Path, expected: str) -> Path:
     return path
 
 
+def read_fingerprint(record: Any, whose: str) -> Fingerprint:
+    """The fingerprint that stored weights state. Raises WeightsError: damaged, or a newer one."""
+    try:
+        return Fingerprint.from_json(record)
+    except DataError as error:
+        raise WeightsError(f"{whose}: {error}") from error
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """config.json, its shape checked. Raises WeightsError."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise WeightsError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict) or config.get("library_name") != "wsizoo":
-        raise WeightsError(f"{path} was not written by wsizoo (no library_name: wsizoo)")
-    if config.get("format") != FORMAT:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(
-            f"{path} has format {config.get('format')}, this wsizoo reads {FORMAT}: "
-            "pip install --upgrade wsizoo"
+            f"{path} is not valid JSON: {error}. Save or download it again"
+        ) from error
+    if not isinstance(config, dict) or config.get("library_name") != "wsizoo":
+        raise WeightsError(
+            f"{path} was not written by wsizoo (no library_name: wsizoo); models of other tools "
+            "are not read"
         )
+    found = config.get("format")
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        raise WeightsError(
+            f"{path} has format {found}, this wsizoo reads {FORMAT}"
+            + (": pip install --upgrade wsizoo" if newer else "; save or download it again")
+        )
+    _check_fields(path, config)
+    return config
+
+
+def stored_files(config: Mapping[str, Any]) -> list[str]:
+    """Names of all files of a stored model, from its config.json."""
+    golden = config.get("golden")
+    return [CONFIG, CARD, config["weights"]["file"], *([golden["file"]] if golden else [])]
+
+
+def _check_fields(path: Path, config: dict[str, Any]) -> None:
     files = [config.get("weights"), *([config["golden"]] if config.get("golden") else [])]
     well_formed = (
         isinstance(config.get("name"), str)
         and isinstance(config.get("spec"), dict)
+        and isinstance(config.get("training", {}), dict)
         and all(isinstance(f, dict) and {"file", "sha256"} <= set(f) for f in files)
     )
     if not well_formed:
-        raise WeightsError(f"{path} lacks name, spec, or a file with its sha256")
+        raise WeightsError(
+            f"{path} lacks name, spec, or a file with its sha256. Save or download it again"
+        )
     for file in files:
-        if Path(file["file"]).name != file["file"]:
+        assert isinstance(file, dict)  # well formed
+        if not re.fullmatch(r"[\w.-]+", str(file["file"])):
             raise WeightsError(
-                f"{path} names '{file['file']}', expected a plain file name beside it"
+                f"{path} names '{file['file']}', expected a file name without a folder"
             )
-    return config
+        check_safetensors(file["file"])
+        if not re.fullmatch(r"[0-9a-f]{64}", str(file["sha256"])):
+            raise WeightsError(
+                f"{path}: the sha256 of {file['file']} is '{file['sha256']}', not 64 hex digits"
+            )

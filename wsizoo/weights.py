@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import StrictnessError, WeightsError
+from wsizoo.files import check_safetensors
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -19,8 +20,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     from safetensors import SafetensorError, safe_open
 
-    if path.suffix != ".safetensors":
-        raise WeightsError(f"{path} is not safetensors; wsizoo loads nothing that can hold code")
+    check_safetensors(path)
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
@@ -30,7 +30,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file (each tensor on its own: shared storage is copied)."""
+    """Write a safetensors file (each tensor on its own: shared storage is copied).
+
+    With at most one key of metadata the bytes depend on nothing else: safetensors writes several in
+    an order that changes from run to run.
+    """
     from safetensors.torch import save_file
 
     own = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -39,11 +43,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         if tensor.numel() and tensor.untyped_storage().data_ptr() in seen:
             own[name] = tensor.clone()
         seen.add(own[name].untyped_storage().data_ptr())
-    save_file(own, path, metadata={"format": "pt", **metadata})
+    path.touch()
+    mode = path.stat().st_mode  # as any new file here; safetensors makes it the owner's alone
+    save_file(own, path, metadata=dict(metadata) or {"format": "pt"})  # {} gives a broken file
+    path.chmod(mode)
 
 
 def check_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: str) -> None:
-    """Raise unless both hold the same names with the same shapes.
+    """Raise unless both hold the same names with the same shapes and kinds of number.
 
     Raises:
         StrictnessError: listing what is missing, unexpected and misshapen.
@@ -51,9 +58,9 @@ def check_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
     missing = sorted(set(expected) - set(found))
     unexpected = sorted(set(found) - set(expected))
     misshapen = [
-        f"{name} {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        f"{name} {_describe(found[name])}, expected {_describe(expected[name])}"
         for name in sorted(set(expected) & set(found))
-        if expected[name].shape != found[name].shape
+        if not _fits(expected[name], found[name])
     ]
     parts = [
         f"{label}: {', '.join(items)}"
@@ -74,3 +81,14 @@ def load_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], who
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(found[name])
+
+
+def _fits(expected: Tensor, found: Tensor) -> bool:
+    """Same shape, and both floats (of any width) or both of one dtype: nothing is truncated."""
+    floats = expected.is_floating_point() and found.is_floating_point()
+    return expected.shape == found.shape and (floats or expected.dtype == found.dtype)
+
+
+def _describe(tensor: Tensor) -> str:
+    kind = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{kind}"

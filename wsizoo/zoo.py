@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
+import dataclasses
 import inspect
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from wsizoo import hub
 from wsizoo import weights as disk
-from wsizoo.errors import NotFoundError, NotPinnedError, SpecError, WeightsError
+from wsizoo.errors import NotFoundError, PluginError, SpecError, WeightsError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
-from wsizoo.pins import pinned
 from wsizoo.plugins import suggest
 from wsizoo.registry import Registry, default
 from wsizoo.spec import EncoderSpec, EncoderUse, ModelSpec
-from wsizoo.stored import CONFIG, StoredModel, read_stored
-
-HUB_PREFIX = "hf:"
+from wsizoo.stored import StoredModel, find_stored
 
 
 def build(
@@ -60,10 +57,9 @@ def load(
         SpecError: an override that changes a tensor's shape (see `adapt`).
     """
     registry = registry or default()
-    stored = find_stored(str(name), registry)
-    model = assemble(stored.name, stored.spec_with(overrides), registry, seed=0)
+    stored = find_stored(name, registry)
     try:
-        disk.load_strict(model.inference_state(), stored.tensors, f"'{stored.name}'")
+        return load_stored(stored, registry, overrides).to(device)
     except WeightsError as error:
         if not overrides:
             raise
@@ -71,7 +67,16 @@ def load(
             f"load('{name}') cannot take {list(overrides)}: {error}. load keeps every trained "
             f"tensor; for a new head: wsizoo.adapt('{name}', ...), for random weights: wsizoo.build"
         ) from error
-    return _as_trained(model, stored).to(device)
+
+
+def load_stored(
+    stored: StoredModel, registry: Registry, overrides: Sequence[str] = ()
+) -> SlideModel:
+    """The model of weights that were read already. Raises as `load`."""
+    model = assemble(stored.name, stored.spec_with(overrides), registry, seed=0)
+    _fill(model, stored, f"'{stored.name}'")
+    model.trained = True
+    return model
 
 
 def adapt(
@@ -86,37 +91,13 @@ def adapt(
     Raises: as `load`.
     """
     registry = registry or default()
-    stored = find_stored(str(name), registry)
+    stored = find_stored(name, registry)
     model = assemble(stored.name, stored.spec_with(overrides), registry, seed)
-    body = model.inference_state(only=("selector", "aggregator", "whole"))
     own = getattr(model.aggregator, "classifier_tensors", ())
     new = {f"aggregator.{tensor}" for tensor in own}
-    expected = {key: tensor for key, tensor in body.items() if key not in new}
-    found = {
-        key: tensor
-        for key, tensor in stored.tensors.items()
-        if not key.startswith("head.") and key not in new
-    }
-    disk.load_strict(expected, found, f"'{stored.name}' (without its head)")
-    model.requires = stored.fingerprint
+    new |= {key for key in {*stored.tensors, *model.inference_state()} if key.startswith("head.")}
+    _fill(model, stored, f"'{stored.name}' (without its head)", new)
     return model
-
-
-def find_stored(name: str, registry: Registry) -> StoredModel:
-    """Trained weights by name, Hub address or folder, checked and read. Raises as `load`."""
-    if name.startswith(HUB_PREFIX):
-        return _from_hub(name)
-    if "/" in name or "\\" in name or (Path(name) / CONFIG).is_file():
-        return read_stored(Path(name))
-    entry = registry.model(name)
-    spec = registry.model_spec(entry.name)
-    weights = pinned(entry.name, spec)
-    if weights.package:
-        return read_stored(_package_folder(entry.name, weights.package), weights.sha256)
-    assert weights.repo and weights.revision
-    path = hub.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
-    tensors, metadata = disk.read_tensors(path)
-    return StoredModel.of(entry.name, spec, tensors, metadata)
 
 
 def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
@@ -129,17 +110,20 @@ def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
     registry = registry or default()
     offered = {component.name for component in registry.plugins.components("encoder")}
     if name in offered and name not in registry.encoders:
-        encoder: Encoder = registry.plugins.load("encoder", name)()
-        return encoder.eval()
-    facts = registry.encoder_spec(name)
-    if facts.component is None:
-        raise NotFoundError(
-            f"The network of encoder '{name}' is not part of this wsizoo; features that another "
-            f"tool made with it can be used. Encoders that run here: {', '.join(sorted(offered))}"
-        )
-    maker = registry.plugins.load("encoder", facts.component, facts.plugin)
-    made = _call(maker, f"encoder '{name}'", dict(facts.params))
-    assert isinstance(made, Encoder)
+        maker, params = registry.plugins.load("encoder", name), {}
+    else:
+        facts = registry.encoder_spec(name)
+        if facts.component is None:
+            raise NotFoundError(
+                f"The network of encoder '{name}' is not part of this wsizoo; features that "
+                "another tool made with it can be used. Encoders that run here: "
+                + ", ".join(sorted(offered))
+            )
+        maker = registry.plugins.load("encoder", facts.component, facts.plugin)
+        params = dict(facts.params)
+    made = _call(maker, f"encoder '{name}'", params)
+    if not isinstance(made, Encoder):
+        raise PluginError(f"encoder '{name}' is a {type(made).__name__}, expected a wsizoo.Encoder")
     return made.eval()
 
 
@@ -147,7 +131,7 @@ def assemble(name: str, spec: ModelSpec, registry: Registry, seed: int) -> Slide
     """Make a model's parts from its checked entry, with seeded random weights, in eval mode."""
     in_dim, requires = _input(name, spec, registry)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
         if spec.model is not None:
             whole = _part(name, "model", spec, registry, in_dim=in_dim)
             model = SlideModel(name, spec, in_dim, whole=whole, requires=requires)
@@ -185,7 +169,7 @@ def _encoder_facts(use: EncoderUse, registry: Registry) -> EncoderSpec:
     offered = {component.name for component in registry.plugins.components("encoder")}
     if use.name not in registry.encoders and use.name in offered:
         encoder = registry.plugins.load("encoder", use.name)
-        return EncoderSpec(dim=encoder.dim)
+        return EncoderSpec(dim=(encoder if hasattr(encoder, "dim") else encoder()).dim)
     try:
         return registry.encoder_spec(use.name)
     except NotFoundError as error:
@@ -205,18 +189,25 @@ def _call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
     """Call a class; arguments it does not know, or lacks, are a SpecError that names them."""
     parameters = inspect.signature(maker).parameters
     accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    open_names = [n for n in parameters if n not in given]
+    open_names = [n for n, p in parameters.items() if n not in given and "VAR" not in p.kind.name]
     for param in params:
-        if param in given or (param not in parameters and not accepts_any):
+        if param in given or (param not in open_names and not accepts_any):
             raise SpecError(
                 f"{whose} has no argument '{param}'. {suggest(param, open_names, 'It takes: ')}"
             )
-    required = [n for n in open_names if parameters[n].default is inspect.Parameter.empty]
-    lacking = [n for n in required if n not in params and "VAR" not in parameters[n].kind.name]
+    empty = inspect.Parameter.empty
+    lacking = [n for n in open_names if parameters[n].default is empty and n not in params]
     if lacking:
-        hint = "head.classes=[normal,tumour]" if lacking == ["classes"] else f"{lacking[0]}=VALUE"
-        raise SpecError(f"{whose} needs {', '.join(lacking)}. Give it: {hint}")
-    return maker(**given, **params)
+        part, value = whose.partition(" ")[0], "VALUE"
+        if part == "encoder":
+            raise SpecError(f"{whose} needs {', '.join(lacking)}: its entry states them as params")
+        if lacking[0] == "classes":
+            value = "[normal,tumour]"
+        raise SpecError(f"{whose} needs {', '.join(lacking)}. Give it: {part}.{lacking[0]}={value}")
+    try:
+        return maker(**given, **params)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise SpecError(f"{whose} cannot be made with {params}: {error}") from error
 
 
 def _n_outputs(name: str, spec: ModelSpec, registry: Registry) -> dict[str, int]:
@@ -243,38 +234,26 @@ def _check_head_fits(name: str, spec: ModelSpec, registry: Registry, aggregator:
         )
 
 
-def _as_trained(model: SlideModel, stored: StoredModel) -> SlideModel:
-    model.requires = stored.fingerprint
-    model.trained = True
-    return model.eval()
+def _fill(model: SlideModel, stored: StoredModel, whose: str, new: Collection[str] = ()) -> None:
+    """Copy the trained tensors in, strictly but for `new` ones; the model requires their features.
 
-
-def _from_hub(address: str) -> StoredModel:
-    """`hf:owner/name@COMMIT`: config.json states the digest of the weights beside it."""
-    repo, _, revision = address.removeprefix(HUB_PREFIX).partition("@")
-    if not hub.COMMIT.fullmatch(revision):
-        now = hub.hub_head(repo)
-        raise NotPinnedError(
-            f"'{address}' names no commit, and a branch can move. It is at {now} now; pin it: "
-            f"hf:{repo}@{now}"
-        )
-    config = hub.hub_file(repo, revision, CONFIG)
-    return StoredModel.from_config(
-        config, lambda file, sha256: hub.hub_file(repo, revision, file, sha256)
-    )
-
-
-def _package_folder(name: str, package: str) -> Path:
-    """`"module:folder"`: a folder inside an installed package."""
-    module, _, folder = package.partition(":")
-    spec = importlib.util.find_spec(module)
-    if spec is None or not spec.submodule_search_locations:
+    Raises:
+        WeightsError: made for other features than the entry states, or tensors that do not fit.
+    """
+    for field, (mine, theirs) in stored.fingerprint.differences(model.requires).items():
         raise WeightsError(
-            f"the weights of '{name}' lie in the package '{module}', which is not installed"
+            f"the weights of {whose} were trained on features with {field} {mine}, the entry "
+            f"states {theirs}"
         )
-    path = Path(next(iter(spec.submodule_search_locations))) / folder
-    if not path.is_dir():
-        raise WeightsError(
-            f"the package '{module}' holds no folder '{folder}' with weights of '{name}'"
+    own = {key: tensor for key, tensor in model.inference_state().items() if key not in new}
+    found = {key: tensor for key, tensor in stored.tensors.items() if key not in new}
+    disk.load_strict(own, found, whose)
+    again = model.inference_state()
+    copies = [key for key, tensor in own.items() if again[key].data_ptr() != tensor.data_ptr()]
+    if copies:
+        raise PluginError(
+            f"{copies[0]} of {whose} is a copy in inference_state(), so weights cannot be loaded "
+            "into it; return the module's own tensors, as state_dict() does"
         )
-    return path
+    stated = {**model.requires.stated(), **stored.fingerprint.stated()}
+    model.requires = dataclasses.replace(stored.fingerprint, **stated)

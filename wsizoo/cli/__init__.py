@@ -71,11 +71,13 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 for an error of wsizoo, 2 for wrong usage."""
+    """Run the command line.
+
+    Exit code 0; 1 for an error of wsizoo, a slide that failed, or a reader of the output that has
+    gone (click sees to that, silently); 2 for wrong usage; 130 when interrupted.
+    """
     try:
-        cli(standalone_mode=False)
-    except click.exceptions.Exit as error:
-        sys.exit(error.exit_code)
+        code = cli(standalone_mode=False, prog_name="wsizoo")
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -85,6 +87,4 @@ def main() -> None:
     except WsizooError as error:
         click.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
+    sys.exit(code if isinstance(code, int) else 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 import time
 from pathlib import Path
 
@@ -16,7 +18,8 @@ import click
     "--slides", type=int, default=40, show_default=True, help="A multiple of 4, at least 12."
 )
 @click.option("--workers", type=click.IntRange(1), default=2, show_default=True, help="Processes.")
-def demo_command(out: Path, slides: int, workers: int) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Only the results, for scripts.")
+def demo_command(out: Path, slides: int, workers: int, as_json: bool) -> None:
     """Draw synthetic slides, extract features, train, evaluate, predict; write OUT/index.html.
 
     Takes a minute or two and 160 MB. Run it again after an interruption: what is finished is kept.
@@ -28,28 +31,41 @@ def demo_command(out: Path, slides: int, workers: int) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    from wsizoo.cli.zoo import print_table
+    from wsizoo.cli.text import print_table
     from wsizoo.demo.run import run_demo
 
     console = Console(stderr=True)
     start = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    show = console.is_terminal and not as_json
     with Progress(
-        *columns, console=console, disable=not console.is_terminal, transient=True
+        *columns,
+        console=console,
+        disable=not show,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
     ) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, visible=False)
         tour = run_demo(
             out,
             slides=slides,
             workers=workers,
-            say=click.echo,
+            say=(lambda text: None) if as_json else click.echo,
             tick=lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total
+                task, description=what, completed=done, total=total, visible=True
             ),
         )
+    rows = [result.row() for result in tour.results]
+    assert tour.located is not None
+    page = (out / "index.html").absolute()
+    if as_json:
+        told = {"results": rows, "located": vars(tour.located), "report": str(page)}
+        click.echo(json.dumps(told, indent=2))
+        return
     click.echo("")
-    print_table([result.row() for result in tour.results])
+    print_table(rows)
     click.echo(
-        f"\nSynthetic data, a toy: see what the numbers mean in {out / 'index.html'}"
-        f"\nDone in {time.monotonic() - start:.0f} s. Open {(out / 'index.html').absolute()}"
+        f"\nPatch scores of {tour.located.slide} against the tumour drawn in it:\n{tour.located}\n"
+        "\nSynthetic data, a toy: the report says what the numbers mean."
+        f"\nDone in {time.monotonic() - start:.0f} s. Open {page}"
     )

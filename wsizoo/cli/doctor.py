@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+
+from wsizoo.cli.text import print_field
+
+if TYPE_CHECKING:
+    from wsizoo.doctor import Finding
 
 
 @click.command("doctor")
@@ -29,16 +35,17 @@ def doctor_command(access: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))
     else:
-        _print([vars(finding) for finding in findings])
+        _print(findings)
     sys.exit(1 if any(f.needed and not f.works for f in findings) else 0)
 
 
-def _print(rows: list[dict[str, Any]]) -> None:
+def _print(findings: Sequence[Finding]) -> None:
     area = None
-    for row in rows:
-        if row["area"] != area:
-            area = row["area"]
-            click.echo(f"\n{area}" if area != rows[0]["area"] else area)
-        mark = "ok" if row["works"] else ("BROKEN" if row["needed"] else "-")
-        remedy = f" -> {row['remedy']}" if row["remedy"] else ""
-        click.echo(f"  {mark:<7} {row['name']:<26} {row['detail']}{remedy}")
+    for finding in findings:
+        if finding.area != area:
+            click.echo(finding.area if area is None else f"\n{finding.area}")
+            area = finding.area
+        mark = "ok" if finding.works else "BROKEN" if finding.needed else "-"
+        print_field(f"  {mark:<7} {finding.name:<26} ", finding.detail)
+        if finding.remedy:
+            click.echo(f"{'':<10}-> {finding.remedy}")

@@ -4,39 +4,78 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from wsizoo.extraction import Extracted
+    from wsizoo.inference import Predicted
+    from wsizoo.slides.extract import Request
 
 Command = Callable[..., Any]
 
 
 def patch_options(command: Command) -> Command:
-    """Options on how patches are cut."""
+    """Options on how patches are cut and encoded."""
     options = [
-        click.option("--mpp", type=float, help="Microns per level-0 px, where slides state none."),
+        click.option(
+            "--mpp", type=float, help="Microns per level-0 px, instead of what slides state."
+        ),
         click.option(
             "--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."
         ),
-        click.option("--patch-size", type=int, help="Edge of a patch in px [the encoder's own]."),
         click.option(
-            "--overlap", type=float, default=0.0, help="Share of an edge that neighbours share."
+            "--patch-size",
+            type=click.IntRange(1),
+            help="Edge of a patch in px [the encoder's own].",
+        ),
+        click.option(
+            "--overlap",
+            type=click.FloatRange(0, 1, max_open=True),
+            default=0.0,
+            help="Share of an edge that neighbours share [0].",
         ),
         click.option(
             "--min-tissue",
-            type=float,
+            type=click.FloatRange(0, 1),
             help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
         ),
         click.option(
-            "--batch-size", type=int, default=64, show_default=True, help="Patches at once."
+            "--batch-size",
+            type=click.IntRange(1),
+            default=64,
+            show_default=True,
+            help="Patches at once.",
+        ),
+        click.option(
+            "--overwrite",
+            is_flag=True,
+            help="Replace feature files that are damaged or were made in another way.",
         ),
     ]
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def out_option(help_text: str) -> Callable[[Command], Command]:
+    """-o/--out, a folder."""
+    return click.option(
+        "-o", "--out", required=True, type=click.Path(path_type=Path), help=help_text
+    )
+
+
+model_option = click.option(
+    "-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save."
+)
+device_option = click.option(
+    "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 
 
 @click.command("extract")
@@ -48,19 +87,24 @@ def patch_options(command: Command) -> Command:
     show_default=True,
     help="See: wsizoo list --encoders",
 )
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5."
-)
+@out_option("Folder for <slide>.h5.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
 @patch_options
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
+@json_option
 def extract_command(
-    slides: tuple[Path, ...], encoder: str, out: Path, workers: int, as_json: bool, **cut: Any
+    slides: tuple[Path, ...],
+    encoder: str,
+    out: Path,
+    workers: int,
+    overwrite: bool,
+    as_json: bool,
+    **cut: Any,
 ) -> None:
     """Cut SLIDES (files or folders) into patches and write their features to OUT/<slide>.h5.
 
     A slide that fails is reported and the others go on (exit code 1). Run the same command again
-    after an interruption: finished files are verified and kept.
+    after an interruption: finished files are verified and kept. OUT/extract.csv tells what became
+    of each slide.
 
     \b
     Examples:
@@ -68,133 +112,135 @@ def extract_command(
       wsizoo extract a.svs b.ndpi -e handcrafted-he -o features
       wsizoo extract scan.tiff --mpp 0.25 -o features
     """
-    from wsizoo.extraction import Extracted, extract
+    from wsizoo.extraction import SLIDE_SUFFIXES, extract, list_files
 
-    with progress_bar(quiet=as_json) as (progress, say):
-
-        def report(result: Extracted) -> None:
-            if as_json:
-                say(
-                    json.dumps(
-                        {k: str(v) if isinstance(v, Path) else v for k, v in vars(result).items()}
-                    )
-                )
-            elif result.reason:
-                say(f"FAILED   {result.slide_id}: {result.reason}")
-            else:
-                word = "present" if result.state == "present" else "done   "
-                say(f"{word}  {result.file}  {result.patches} patches  {result.seconds:.1f} s")
-
+    total = len(list_files(slides, SLIDE_SUFFIXES))
+    with progress_bar(total, quiet=as_json) as (progress, after):
         results = extract(
-            list(slides),
+            slides,
             encoder,
             out,
             request=_request(cut),
             progress=progress,
-            after_slide=report,
+            after_slide=after(_extracted_json if as_json else _extracted_line),
             workers=workers,
+            overwrite=overwrite,
         )
-    _finish([r.reason for r in results], as_json, f"{out}/extract.csv")
+    _finish([r.reason for r in results], as_json, out / "extract.csv")
+
+
+def _extracted_line(result: Extracted) -> str:
+    if result.reason:
+        return f"FAILED   {result.slide_id}: {result.reason}"
+    seconds = f"{result.seconds:.1f} s"
+    return f"{result.state:<8} {result.slide_id}  {result.patches} patches  {seconds}"
+
+
+def _extracted_json(result: Extracted) -> str:
+    return json.dumps(vars(result), default=str)
 
 
 @click.command("predict")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save."
-)
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the results."
-)
+@model_option
+@out_option("Folder for the results.")
 @click.option("--no-pictures", is_flag=True, help="Table and scores only.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda, mps.")
+@device_option
 @patch_options
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
+@json_option
 def predict_command(
     inputs: tuple[Path, ...],
     model: str,
     out: Path,
     no_pictures: bool,
     device: str,
+    overwrite: bool,
     as_json: bool,
     **cut: Any,
 ) -> None:
     """Predict INPUTS: slides, .h5 feature files, or folders of either.
 
     Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores of
-    its patches. Larger scores mattered more to the model.
+    its patches: larger scores mattered more to the model. OUT/run.json tells what made them.
+    Features of slides are kept in OUT/features for the next call. A slide that fails is reported
+    and the others go on (exit code 1).
 
     \b
     Examples:
       wsizoo predict slide.svs -m abmil-demo -o out
       wsizoo predict features/ -m ./my-model -o out --no-pictures
     """
-    from wsizoo.inference import Predicted, predict
+    from wsizoo.inference import list_inputs, predict
 
-    with progress_bar(quiet=as_json) as (progress, say):
-
-        def report(result: Predicted) -> None:
-            if as_json:
-                files = {kind: str(path) for kind, path in result.files.items()}
-                say(
-                    json.dumps(
-                        {
-                            **result.row,
-                            "slide": result.slide_id,
-                            "files": files,
-                            "reason": result.reason,
-                        }
-                    )
-                )
-            elif result.reason:
-                say(f"FAILED   {result.slide_id}: {result.reason}")
-            else:
-                say("  ".join(f"{key} {value}" for key, value in result.row.items()))
-
+    with progress_bar(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
         results = predict(
-            list(inputs),
+            inputs,
             model,
             out,
             pictures=not no_pictures,
             request=_request(cut),
             device=device,
             progress=progress,
-            after_slide=report,
+            after_slide=after(_predicted_json if as_json else _predicted_line),
+            overwrite=overwrite,
         )
-    _finish([r.reason for r in results], as_json, f"{out}/predictions.csv")
+    _finish([r.reason for r in results], as_json, out / "predictions.csv")
 
 
 @click.command("embed")
 @click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder.")
-@click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for <slide>.h5."
-)
+@model_option
+@out_option("Folder for <slide>.h5.")
+@device_option
 @patch_options
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
+@json_option
 def embed_command(
-    inputs: tuple[Path, ...], model: str, out: Path, as_json: bool, **cut: Any
+    inputs: tuple[Path, ...],
+    model: str,
+    out: Path,
+    device: str,
+    overwrite: bool,
+    as_json: bool,
+    **cut: Any,
 ) -> None:
     """Write the slide embedding of each of INPUTS to OUT/<slide>.h5 (dataset `features`, (E,)).
+
+    INPUTS are slides, .h5 feature files, or folders of either. Features of slides are kept in
+    OUT/features for the next call.
 
     \b
     Example:
       wsizoo embed features/ -m abmil-demo -o embeddings
     """
-    from wsizoo.inference import embed
+    from wsizoo.inference import embed, list_inputs
 
-    with progress_bar(quiet=as_json) as (progress, say):
-        results = embed(list(inputs), model, out, request=_request(cut), progress=progress)
-        for result in results:
-            if as_json:
-                say(json.dumps({"slide": result.slide_id, **result.row, "reason": result.reason}))
-            elif result.reason:
-                say(f"FAILED   {result.slide_id}: {result.reason}")
-            else:
-                say(f"done     {result.files['embedding']}")
-    _finish([r.reason for r in results], as_json, str(out))
+    with progress_bar(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
+        results = embed(
+            inputs,
+            model,
+            out,
+            request=_request(cut),
+            device=device,
+            progress=progress,
+            after_slide=after(_predicted_json if as_json else _predicted_line),
+            overwrite=overwrite,
+        )
+    _finish([r.reason for r in results], as_json, out)
 
 
-def _request(cut: dict[str, Any]) -> Any:
+def _predicted_line(result: Predicted) -> str:
+    if result.reason:
+        return f"FAILED   {result.slide_id}: {result.reason}"
+    numbers = [f"{key} {value}" for key, value in result.row.items() if key != "slide"]
+    return "  ".join([f"done     {result.slide_id}", *numbers])
+
+
+def _predicted_json(result: Predicted) -> str:
+    told = {**result.row, "slide": result.slide_id, "files": result.files, "reason": result.reason}
+    return json.dumps(told, default=str)
+
+
+def _request(cut: dict[str, Any]) -> Request:
     from wsizoo.slides.extract import Request
 
     return Request(
@@ -207,37 +253,48 @@ def _request(cut: dict[str, Any]) -> Any:
     )
 
 
+After = Callable[[Callable[[Any], str]], Callable[[Any], None]]
+"""(result -> line) -> what to call with each result"""
+
+
 @contextmanager
 def progress_bar(
-    quiet: bool = False,
-) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[str], None]]]:
-    """A bar of the current slide on a terminal; `say` prints lines above it."""
+    total: int, quiet: bool = False
+) -> Iterator[tuple[Callable[[str, int, int], None], After]]:
+    """On a terminal, bars of all slides and of the current one; each result's line above them."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+    from rich.progress import TimeRemainingColumn as Left
 
     console = Console(stderr=True)
     show = console.is_terminal and not quiet
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} patches"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not show, transient=True) as bar:
-        tasks: dict[str, Any] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
+    # Lines go through the bar's console only where stdout is the same terminal, not a file or pipe.
+    with Progress(
+        *columns,
+        console=console,
+        disable=not show,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        slides, patches = bar.add_task("slides", total=total), bar.add_task("", visible=False)
 
-        def progress(slide: str, done: int, total: int) -> None:
-            if slide not in tasks:
-                for old in tasks.values():
-                    bar.remove_task(old)
-                tasks.clear()
-                tasks[slide] = bar.add_task(slide, total=total)
-            bar.update(tasks[slide], completed=done, total=total)
+        def progress(slide: str, done: int, of: int) -> None:
+            name = slide if len(slide) <= 24 else slide[:23] + "…"
+            bar.update(patches, description=name, completed=done, total=of, visible=True)
 
-        yield progress, click.echo
+        def after(line: Callable[[Any], str]) -> Callable[[Any], None]:
+            def report(result: Any) -> None:
+                click.echo(line(result))
+                bar.update(patches, visible=False)
+                bar.advance(slides)
+
+            return report
+
+        yield progress, after
 
 
-def _finish(reasons: list[str], as_json: bool, where: str) -> None:
+def _finish(reasons: Sequence[str], as_json: bool, where: Path) -> None:
     """A closing line; exit code 1 if any slide failed."""
     failed = sum(bool(reason) for reason in reasons)
     if not as_json:

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from wsizoo.catalogue import list_models, show
+from wsizoo.cli.text import print_field, print_table
 from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry, default
@@ -59,26 +60,37 @@ def list_command(
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return
-    print_table(rows)
+    print_table([{k: v for k, v in row.items() if k != "plugin"} for row in rows])
     if not rows:
         click.echo(
             f"Nothing matches. Everything: wsizoo list ({len(registry.models)} models)", err=True
         )
+    for i, (plugin, names) in enumerate(_missing(rows).items()):
+        click.echo(f"{'' if i else chr(10)}pip install {plugin:<27} for {', '.join(names)}")
 
 
 def _model_row(registry: Registry, name: str) -> dict[str, Any]:
     entry = registry.models[name]
     part: Kind = "aggregator" if entry.part("aggregator") else "model"
     offered = {component.name for component in registry.plugins.components(part)}
-    here = entry.part(part) in offered
     return {
         "model": name,
-        "weights": "yes" if registry.has_weights(entry) else "-",
-        "encoder": entry.part("encoder") or "-",
-        part if part == "aggregator" else "aggregator": entry.part(part),
-        "installed": "yes" if here else f"pip install {entry.record.get('plugin')}",
+        "weights": registry.has_weights(entry),
+        "encoder": entry.part("encoder"),
+        "aggregator": entry.part(part),
+        "installed": entry.part(part) in offered,
+        "plugin": entry.record.get("plugin"),
         "summary": entry.record.get("summary", ""),
     }
+
+
+def _missing(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Models by the plugin that has to be installed for them."""
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("installed") is False and row["plugin"]:
+            missing.setdefault(row["plugin"], []).append(row["model"])
+    return missing
 
 
 def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
@@ -87,10 +99,10 @@ def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     return [
         {
             "encoder": name,
-            "dim": entry.record.get("dim") or "-",
+            "dim": entry.record.get("dim"),
             "mpp": entry.record.get("mpp"),
             "patch": entry.record.get("patch_size"),
-            "runs here": "yes" if entry.record.get("component") else "reads its features",
+            "runs here": bool(entry.record.get("component")),
             "licence": entry.record.get("licence"),
         }
         for name, entry in sorted(registry.encoders.items())
@@ -98,7 +110,7 @@ def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     ]
 
 
-def _part_rows(registry: Registry, kind: Any) -> list[dict[str, Any]]:
+def _part_rows(registry: Registry, kind: Kind) -> list[dict[str, Any]]:
     plugins = registry.plugins
     return [
         {kind: c.name, "from": plugins.owner(c).distribution, "summary": c.summary}
@@ -122,7 +134,8 @@ def show_command(model: str, as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for key, value in facts.items():
-        click.echo(f"{key:<{width}}  {_flat(value)}")
+        if value not in (None, "", [], {}):
+            print_field(f"{key:<{width}}  ", _flat(value))
     name = facts["name"]
     click.echo("")
     if not facts["installed"]:
@@ -171,21 +184,14 @@ def _plugin_row(plugin: Plugin) -> dict[str, Any]:
 
 
 def _flat(value: Any) -> str:
+    """A field's value on one line."""
     if isinstance(value, dict):
-        return ", ".join(f"{k}={v}" for k, v in value.items() if v not in (None, [], {}))
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        known = {k: v for k, v in value.items() if v not in (None, "", [], {})}
+        return ", ".join(f"{k}={_inner(v)}" for k, v in known.items())
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(_inner, value)) if isinstance(value, list) else str(value)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Columns as wide as they need; the last one is cut at the terminal's edge."""
-    import shutil
-
-    if not rows:
-        return
-    columns = list(rows[0])
-    widths = {c: max(len(c), *(len(str(row[c])) for row in rows)) for c in columns}
-    edge = shutil.get_terminal_size((120, 24)).columns
-    cut = click.get_text_stream("stdout").isatty()
-    for row in [{c: c for c in columns}, *rows]:
-        line = "  ".join(f"{row[c]!s:<{widths[c]}}" for c in columns).rstrip()
-        click.echo(line[: edge - 1] + "…" if cut and len(line) > edge else line)
+def _inner(value: Any) -> str:
+    return f"[{_flat(value)}]" if isinstance(value, list | dict) else _flat(value)

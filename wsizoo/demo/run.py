@@ -30,6 +30,7 @@ MODEL = "abmil-demo"
 CLASSES = {"tumour": ("normal", "tumour"), "clustered": ("scattered", "clustered")}
 AGGREGATORS = ("abmil", "mean")
 EPOCHS = 30
+TUMOUR_CELL = 0.5  # share of a cell from which on it counts as tumour
 COLUMNS = ("label", "aggregator", "test slides", "AUC", "95 % interval", "accuracy")
 Say = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
@@ -72,6 +73,24 @@ class Scored:
         return f"{self.label}: {self.aggregator}", fpr.tolist(), tpr.tolist(), self.auc
 
 
+@dataclass(frozen=True)
+class Located:
+    """How well the scores of one slide's patches find the tumour that was drawn in it.
+
+    Args:
+        auc: chance that a patch with tumour on half of it or more scores above one with none.
+        tumour, without: numbers of such patches; those in between are left out.
+    """
+
+    slide: str
+    auc: float
+    tumour: int
+    without: int
+
+    def __str__(self) -> str:
+        return f"AUC {self.auc:.3f} ({self.tumour} patches with tumour, {self.without} without)"
+
+
 @dataclass
 class Tour:
     """Everything the report shows."""
@@ -81,6 +100,7 @@ class Tour:
     extracted: list[Extracted] = field(default_factory=list)
     results: list[Scored] = field(default_factory=list)
     predicted: Predicted | None = None
+    located: Located | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -129,7 +149,7 @@ def run_demo(
     with tour.timed("save, load, verify"):
         _save_and_reload(tour, say)
     with tour.timed("predict one slide"):
-        tour.predicted = _predict(tour)
+        tour.predicted, tour.located = _predict(tour)
     write_csv(folder / "results.csv", [r.row() for r in tour.results], COLUMNS)
     write_page(tour)
     return tour
@@ -178,7 +198,8 @@ def _extract(tour: Tour, workers: int, tick: Tick) -> list[Extracted]:
         tick("slides encoded", done, len(tour.cohort))
 
     slides = [slide.slide for slide in tour.cohort]
-    found = extract(slides, ENCODER, tour.folder / "features", after_slide=after, workers=workers)
+    out = tour.folder / "features"
+    found = extract(slides, ENCODER, out, after_slide=after, workers=workers, overwrite=True)
     failed = [result for result in found if result.reason]
     if failed:
         raise DataError(f"slide {failed[0].slide_id} failed: {failed[0].reason}")
@@ -208,20 +229,31 @@ def training_facts(scored: Scored) -> dict[str, object]:
     row = scored.row()
     return {
         "data": "synthetic demo slides of wsizoo, drawn from random numbers",
-        "result": f"AUC {row['AUC']} ({row['95 % interval']}), {row['test slides']} held-out slides",
+        "result": f"AUC {row['AUC']} ({row['95 % interval']}), "
+        f"{row['test slides']} held-out slides",
         "limits": "A toy trained on synthetic slides. It says nothing about real tissue.",
     }
 
 
-def _predict(tour: Tour) -> Predicted:
+def _predict(tour: Tour) -> tuple[Predicted, Located]:
     """The first held-out slide with tumour, from its pixels."""
     slide = next(s for s in tour.cohort if s.part == "test" and s.tumour)
-    (result,) = predict(
-        slide.slide, str((tour.folder / "model").absolute()), tour.folder / "prediction"
-    )
+    model, out = str((tour.folder / "model").absolute()), tour.folder / "prediction"
+    (result,) = predict(slide.slide, model, out, overwrite=True)
     if result.reason:
         raise DataError(f"predicting {slide.name} failed: {result.reason}")
-    return result
+    return result, locate(result, slide)
+
+
+def locate(predicted: Predicted, slide: CohortSlide) -> Located:
+    """Hold the patch scores of a predicted slide against the tumour drawn in its cells."""
+    scores = np.loadtxt(predicted.files["scores"], delimiter=",", skiprows=1, usecols=2, ndmin=1)
+    column, row = read_bag(predicted.files["features"]).grid().numpy().T
+    share = np.load(slide.truth)[row, column]  # (N,), of the cell that each patch is
+    clear = (share >= TUMOUR_CELL) | (share == 0)
+    truth = (share[clear] >= TUMOUR_CELL).astype(np.int64)
+    auc = roc_auc(truth, scores[clear])
+    return Located(slide.name, auc, int(truth.sum()), int((truth == 0).sum()))
 
 
 def _features(folder: Path, slide: CohortSlide) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +19,11 @@ class ABMIL(Aggregator):
 
     Args:
         in_dim: width D of the features.
-        dim: width E of the embedding (Linear + ReLU).
+        dim: width E of the embedding.
         attention: width of the attention network.
         gated: with the sigmoid gate (Eq. 9) or without (Eq. 8).
-        dropout: after the embedding, training only.
+        dropout: after each layer of the embedding, training only.
+        layers: of the embedding, Linear + ReLU each.
 
     Returns (forward): `slide` (E,), `scores` (N,) the attention weights (they sum to 1),
     `instances` (N, E).
@@ -40,25 +43,32 @@ class ABMIL(Aggregator):
         attention: int = 256,
         gated: bool = True,
         dropout: float = 0.25,
+        layers: int = 1,
     ) -> None:
         super().__init__(in_dim, dim)
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(dropout))
+        widths = [in_dim, *[dim] * layers]
+        embedding = [
+            part
+            for a, b in itertools.pairwise(widths)
+            for part in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))
+        ]
+        self.embed = nn.Sequential(*embedding)
         self.value = nn.Linear(dim, attention)
         self.gate = nn.Linear(dim, attention) if gated else None
         self.score = nn.Linear(attention, 1)
 
     def forward(self, bag: Bag) -> Aggregated:
-        instances, logits = self._attend(bag.features)
+        instances, logits = self.attend(bag.features)
         weights = torch.softmax(logits, 0)  # (N,)
         return Aggregated(weights @ instances, weights, instances)
 
     def forward_packed(self, batch: BagBatch) -> Aggregated:
-        instances, logits = self._attend(batch.features)
+        instances, logits = self.attend(batch.features)
         weights = segment_softmax(logits, batch.offsets)  # (N_total,)
         slide = segment_sum(weights[:, None] * instances, batch.offsets)  # (B, E)
         return Aggregated(slide, weights, instances)
 
-    def _attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded patches (N, E) and their attention logits (N,)."""
         instances = self.embed(features)  # (N, E)
         hidden = torch.tanh(self.value(instances))  # (N, A)

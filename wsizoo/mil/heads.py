@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import DataError, SpecError
-from wsizoo.interfaces import Head, as_tensor
+from wsizoo.interfaces import Head
 from wsizoo.losses import cross_entropy, discrete_time_nll, mean_squared_error
 
 
@@ -35,8 +35,8 @@ class ClassificationHead(Head):
 
     def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
         rows = raw.reshape(-1, self.n_outputs)  # (n, C)
-        label = as_tensor(wanted(target, "label", self), raw, torch.int64)
-        return cross_entropy(rows, label.expand(len(rows)))
+        label = whole_numbers(target, "label", self, rows)
+        return cross_entropy(rows, check_range(label, "label", self, unknown=True))
 
 
 class SurvivalHead(Head):
@@ -55,8 +55,8 @@ class SurvivalHead(Head):
     task = "survival"
 
     def __init__(self, in_dim: int | None, bins: int = 4) -> None:
-        if bins < 1:
-            raise SpecError(f"head.bins is {bins}, expected at least 1 time bin")
+        if not isinstance(bins, int) or bins < 1:
+            raise SpecError(f"head.bins is {bins!r}, expected at least 1 time bin")
         super().__init__(in_dim, bins)
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
@@ -66,14 +66,9 @@ class SurvivalHead(Head):
 
     def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
         rows = raw.reshape(-1, self.n_outputs)  # (n, T)
-        time_bin = as_tensor(wanted(target, "time", self), raw, torch.int64).expand(len(rows))
-        event = as_tensor(wanted(target, "event", self), raw, torch.bool).expand(len(rows))
-        if bool((time_bin < 0).any() | (time_bin >= self.n_outputs).any()):
-            raise DataError(
-                f"target 'time' holds bin {time_bin.tolist()}, expected 0 to {self.n_outputs - 1}: "
-                "times are given to the head as bins"
-            )
-        return discrete_time_nll(rows, time_bin, event)
+        event = whole_numbers(target, "event", self, rows).bool()
+        time_bin = whole_numbers(target, "time", self, rows)
+        return discrete_time_nll(rows, check_range(time_bin, "time", self), event)
 
 
 class SegmentationHead(Head):
@@ -98,13 +93,8 @@ class SegmentationHead(Head):
         return {"instance_logits": raw}
 
     def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        labels = as_tensor(wanted(target, "instances", self), raw, torch.int64)  # (N,), -1: unknown
-        if labels.shape != raw.shape[:1]:
-            raise DataError(
-                f"target 'instances' is {tuple(labels.shape)}, expected one label for each of "
-                f"{raw.shape[0]} patches"
-            )
-        return cross_entropy(raw, labels)
+        labels = whole_numbers(target, "instances", self, raw)  # (N,), -1: unknown
+        return cross_entropy(raw, check_range(labels, "instances", self, unknown=True))
 
 
 class RegressionHead(Head):
@@ -126,8 +116,7 @@ class RegressionHead(Head):
 
     def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
         rows = raw.reshape(-1)  # (n,)
-        value = as_tensor(wanted(target, "value", self), raw, raw.dtype)
-        return mean_squared_error(rows, value.expand(len(rows)))
+        return mean_squared_error(rows, numbers(target, "value", self, rows).to(raw.dtype))
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -138,10 +127,52 @@ def check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def wanted(target: Mapping[str, Any], name: str, head: Head) -> Any:
-    """A field of a training target. Raises DataError when it is not there."""
+def numbers(target: Mapping[str, Any], name: str, head: Head, rows: Tensor) -> Tensor:
+    """One number a row (n,) from a training target, which may state one for all.
+
+    Raises:
+        DataError: not there, not numbers, or not as many as rows.
+    """
     if name not in target:
         raise DataError(
             f"a {head.task} head trains on target['{name}'], this target has {sorted(target)}"
         )
-    return target[name]
+    n, one_for_all = len(rows), head.reads == "slide"
+    try:
+        values: Tensor | None = torch.as_tensor(target[name], device=rows.device)
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is not None and one_for_all and values.numel() == 1:
+        values = values.reshape(1).expand(n)
+    if values is None or values.shape != (n,):
+        raise DataError(
+            f"target '{name}' is {_brief(target[name])}, expected {n} numbers"
+            + (" or one for all" if one_for_all else ", one a patch")
+        )
+    return values
+
+
+def whole_numbers(target: Mapping[str, Any], name: str, head: Head, rows: Tensor) -> Tensor:
+    """As `numbers`, int64. Raises DataError for fractions, which would be cut off."""
+    values = numbers(target, name, head, rows)
+    whole = values.to(torch.int64)
+    if bool((whole != values).any()):
+        raise DataError(f"target '{name}' is {_brief(target[name])}, expected whole numbers")
+    return whole
+
+
+def check_range(values: Tensor, name: str, head: Head, unknown: bool = False) -> Tensor:
+    """The values, if each is an output's index (or -1, `unknown`). Raises DataError."""
+    least = -1 if unknown else 0
+    wrong = values[(values < least) | (values >= head.n_outputs)]
+    if len(wrong):
+        hint = ", or -1 for unknown" if unknown else ": times are given to the head as bins"
+        raise DataError(
+            f"target '{name}' holds {int(wrong[0])}, expected 0 to {head.n_outputs - 1} for a "
+            f"{head.task} head of {head.n_outputs} outputs{hint}"
+        )
+    return values
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]

@@ -66,7 +66,8 @@ class MeanPooling(_Pooling):
         return pooled
 
     def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
-        return instances @ slide / (slide.norm() + 1e-12)
+        along: Tensor = instances @ slide / (slide.norm() + 1e-12)
+        return along
 
 
 class MaxPooling(_Pooling):

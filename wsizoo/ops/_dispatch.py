@@ -19,7 +19,7 @@ from wsizoo.errors import BackendError
 from wsizoo.hookspecs import OpBackend
 from wsizoo.plugins import installed, load_target, suggest
 
-REFERENCE = "reference"
+REFERENCE, AUTO = "reference", "auto"  # every op has these
 VARIABLE = "WSIZOO_BACKEND"
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("wsizoo_backend", default=None)
 _ops: dict[str, Op] = {}
@@ -42,11 +42,19 @@ class Op:
         self._given = backends
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        wish = _chosen.get() or os.environ.get(VARIABLE) or "auto"
+        if torch.compiler.is_compiling():
+            return self.reference(*args, **kwargs)
+        wish = _chosen.get()
+        if wish is None:
+            wish = os.environ.get(VARIABLE) or AUTO
+            _check_known(wish, f"{VARIABLE}={wish}: ", self)
         return self._run(wish, False, args, kwargs)
 
     def on(self, backend: str) -> Callable[..., Any]:
-        """This op on one backend; calling it raises BackendError where that cannot run."""
+        """This op on one backend; calling it raises BackendError where that cannot run.
+
+        `"reference"` and `"auto"` always work; under torch.compile the reference is traced.
+        """
         return lambda *args, **kwargs: self._run(backend, True, args, kwargs)
 
     def backends(self) -> list[OpBackend]:
@@ -64,19 +72,17 @@ class Op:
         if wish == REFERENCE or torch.compiler.is_compiling():
             return self.reference(*args, **kwargs)
         backends = self.backends()
-        if wish != "auto":
-            backends = [backend for backend in backends if backend.name == wish]
-            if not backends and insist:
-                known = [REFERENCE, *(b.name for b in self.backends())]
-                raise BackendError(
-                    f"{self.name} has no backend '{wish}'. {suggest(wish, known, 'Known: ')}"
-                )
-        for backend in backends:
+        named = [backend for backend in backends if backend.name == wish]
+        if wish != AUTO and insist and not named:
+            known = [REFERENCE, AUTO, *(backend.name for backend in backends)]
+            hint = suggest(wish, known, "Known: ")
+            raise BackendError(f"{self.name} has no backend '{wish}'. {hint}")
+        for backend in named or backends:
             reason = self.why_not(backend, *args, **kwargs)
             if reason is None:
                 run = load_target(backend.target, f"backend '{backend.name}' of {self.name}")
                 return run(*args, **kwargs)
-            if wish != "auto":
+            if named:
                 raise BackendError(
                     f"{self.name} cannot run on '{wish}': {reason}. Leave the choice to wsizoo "
                     f"({VARIABLE}=auto), or see: wsizoo doctor"
@@ -105,11 +111,20 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         BackendError: no op has such a backend.
     """
-    known = {REFERENCE, "auto", *(b.name for o in _ops.values() for b in o.backends())}
-    if name not in known:
-        raise BackendError(f"No op has a backend '{name}'. {suggest(name, known, 'Known: ')}")
+    _check_known(name)
     token = _chosen.set(name)
     try:
         yield
     finally:
         _chosen.reset(token)
+
+
+def _check_known(name: str, where: str = "", asking: Op | None = None) -> None:
+    if name in (REFERENCE, AUTO):
+        return
+    known = {REFERENCE, AUTO}
+    for each in (*_ops.values(), *([asking] if asking else [])):
+        known.update(backend.name for backend in each.backends())
+    if name not in known:
+        hint = suggest(name, known, "Known: ")
+        raise BackendError(f"{where}No op has a backend '{name}'. {hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -9,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsizoo.errors import SlideError
-from wsizoo.slides.reader import Pixels, Slide
+from wsizoo.errors import ScaleError, SlideError
+from wsizoo.slides.reader import ROUNDING, Pixels, Slide
 from wsizoo.slides.tissue import TissueMask, segment
 
 Cells = NDArray[np.int64]
@@ -18,6 +19,8 @@ TISSUE_MPP = 8.0  # um/px of the image that tissue is found on
 MIN_TISSUE = 0.5  # share of a patch that must be tissue
 MIN_TISSUE_SPARSE = 0.1  # the same for slides with less than SPARSE of tissue: biopsies, cytology
 SPARSE = 0.01
+MAX_ENLARGEMENT = 2.2  # a 20x scan under a 40x encoder is blurred, but used; a 10x one is no use
+SUBPIXEL = 4096  # patches begin at multiples of 1 / SUBPIXEL px of the level they are read from
 RUN_PIXELS = 2**24  # level px decoded at once, about 64 MB
 
 
@@ -47,16 +50,18 @@ class PatchGrid:
 
         Raises:
             SlideError: the slide is smaller than one patch, or an argument is out of range.
+            ScaleError: the slide was scanned too coarsely for these patches.
         """
-        if not 0 <= overlap < 1 or patch_size < 1 or mpp <= 0:
-            raise SlideError(
-                f"patches of {patch_size} px at {mpp} um/px with overlap {overlap}: expected a "
-                "positive size and scale, and an overlap in [0, 1)"
-            )
+        _check_scale(slide, mpp, patch_size, overlap)
         footprint = patch_size * mpp / slide.mpp
         spacing = footprint * (1 - overlap)
-        fits = [int((edge - footprint) / spacing + 1e-6) + 1 for edge in slide.size]
-        if any(edge < footprint - 1e-6 for edge in slide.size):
+        if spacing < 1:
+            raise SlideError(
+                f"patches of {patch_size} px with overlap {overlap} would lie {spacing:.3g} px of "
+                f"{slide.path} apart, expected 1 at least. Choose a smaller --overlap"
+            )
+        fits = [int((edge - footprint) / spacing + ROUNDING) + 1 for edge in slide.size]
+        if any(edge < footprint - ROUNDING for edge in slide.size):
             width, height = (edge * slide.mpp for edge in slide.size)
             raise SlideError(
                 f"{slide.path} is {width:.0f} x {height:.0f} um, smaller than one patch of "
@@ -78,6 +83,20 @@ class PatchGrid:
         return np.stack([x, y], 1).astype(np.int64)
 
 
+def _check_scale(slide: Slide, mpp: float, patch_size: int, overlap: float) -> None:
+    if not (0 <= overlap < 1 and patch_size >= 1 and 0 < mpp < float("inf")):
+        raise SlideError(
+            f"patches of {patch_size} px at {mpp} um/px with overlap {overlap}: expected a "
+            "positive size and scale, and an overlap in [0, 1)"
+        )
+    if slide.mpp > MAX_ENLARGEMENT * mpp:
+        raise ScaleError(
+            f"{slide.path} was scanned at {slide.mpp:.4g} um/px, too coarse for patches at "
+            f"{mpp:g} um/px: what they would show is not in it. Use an encoder of a coarser scale "
+            "(wsizoo list --encoders), or state --patch-mpp"
+        )
+
+
 def find_tissue(slide: Slide) -> TissueMask:
     """The tissue of a slide on an image of about 8 um/px; deterministic."""
     image, downsample = slide.image(max(1.0, TISSUE_MPP / slide.mpp))
@@ -96,29 +115,35 @@ def tissue_cells(
         SlideError: no cell does.
     """
     if not tissue.brightfield:
-        raise SlideError(f"{slide.path} is dark: not a brightfield slide (fluorescence?)")
+        raise SlideError(
+            f"{slide.path} is dark, so no brightfield slide (fluorescence?): tissue is found on "
+            "light backgrounds only"
+        )
     if min_tissue is None:
         min_tissue = MIN_TISSUE_SPARSE if tissue.fraction < SPARSE else MIN_TISSUE
+    if not 0 <= min_tissue <= 1:
+        raise SlideError(f"min_tissue is {min_tissue}, expected a share of a patch, 0 to 1")
     cells = grid.all_cells()
-    corner = grid.corners(cells)
-    share = tissue.share(
-        corner[:, 0],
-        corner[:, 1],
-        corner[:, 0] + grid.footprint,
-        corner[:, 1] + grid.footprint,
-        tissue.mpp / slide.mpp,
-    )
+    to_mask = np.divide(tissue.mask.shape[::-1], slide.size)  # mask px per level-0 px, (x, y)
+    low, high = grid.corners(cells) * to_mask, (grid.corners(cells) + grid.footprint) * to_mask
+    share = tissue.share(low[:, 0], low[:, 1], high[:, 0], high[:, 1], downsample=1)
     kept = cells[share >= min_tissue]
     if len(kept) == 0:
-        raise SlideError(
-            f"{slide.path}: no patch holds {min_tissue:.0%} tissue (tissue found: "
-            f"{tissue.fraction:.2%} of the slide). Take patches with less: --min-tissue 0.05"
+        fullest = float(share.max())
+        hint = (
+            f"the fullest one holds {fullest * 100:.3g} %. Take patches with less: --min-tissue "
+            f"{np.floor(fullest * 1000) / 1000:g}"
+            if fullest >= 0.001
+            else "none was found at all (blank, or too pale). Take every patch: --min-tissue 0"
         )
+        raise SlideError(f"{slide.path}: no patch holds {min_tissue * 100:g} % tissue; {hint}")
     return kept
 
 
 def read_patches(slide: Slide, grid: PatchGrid, cells: Cells) -> Iterator[tuple[int, Pixels]]:
     """Read cells in order, run by run along a row, each resampled once from the best level.
+
+    What a patch shows depends on its cell only, not on which others are read with it.
 
     Yields:
         (first, patches): `patches` (n, patch_size, patch_size, 3) uint8 of cells[first:first + n].
@@ -126,7 +151,10 @@ def read_patches(slide: Slide, grid: PatchGrid, cells: Cells) -> Iterator[tuple[
     level = slide.level_for(grid.footprint / grid.patch_size)
     scale = slide.downsamples[level]
     edge = grid.footprint / scale  # px of that level, fractional
+    margin = math.ceil(edge / grid.patch_size) + 1  # how far the filter reaches out of a patch
     longest = max(1, int(RUN_PIXELS / max(1.0, edge * edge)))
+    if not scale.is_integer():  # the reader's shift would depend on where a run begins
+        longest = 1
     first = 0
     while first < len(cells):
         last = first + 1
@@ -139,17 +167,26 @@ def read_patches(slide: Slide, grid: PatchGrid, cells: Cells) -> Iterator[tuple[
             last += 1
         corners = grid.corners(cells[first:last])
         width = corners[-1, 0] - corners[0, 0] + grid.footprint
-        strip, left, top = slide.read(corners[0, 0], corners[0, 1], width, grid.footprint, level)
-        image = Image.fromarray(strip)
-        offsets = left + (corners[:, 0] - corners[0, 0]) / scale
-        yield first, np.stack([_cut(image, x, top, edge, grid.patch_size) for x in offsets])
+        x, y = corners[0]
+        strip, left, top = slide.read(x, y, width, grid.footprint, level, margin)
+        offsets = left + (corners[:, 0] - x) / scale
+        cut = [_cut(strip, at, top, edge, grid.patch_size, margin) for at in offsets]
+        yield first, np.stack(cut)
         first = last
 
 
-def _cut(image: Image.Image, x: float, y: float, edge: float, size: int) -> Pixels:
-    """One square of an image at fractional px, resampled to size x size (exact where it is 1:1)."""
-    if abs(edge - size) < 1e-6 and abs(x - round(x)) < 1e-6 and abs(y - round(y)) < 1e-6:
+def _cut(strip: Pixels, x: float, y: float, edge: float, size: int, margin: int) -> Pixels:
+    """One square at fractional px, resampled to size x size; the very pixels where it is 1:1.
+
+    Pillow keeps a box in single precision, so it is given a window around the square: what it
+    computes is then the same wherever in a strip the square lies.
+    """
+    if max(abs(edge - size), abs(x - round(x)), abs(y - round(y))) < ROUNDING:
         left, top = round(x), round(y)
-        return np.asarray(image.crop((left, top, left + size, top + size)))
-    box = (max(0.0, x), max(0.0, y), min(x + edge, image.width), min(y + edge, image.height))
-    return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box))
+        return strip[top : top + size, left : left + size]
+    left, top = (max(0, math.floor(at) - margin) for at in (x, y))
+    right, bottom = (math.ceil(at + edge) + margin for at in (x, y))
+    window = Image.fromarray(np.ascontiguousarray(strip[top:bottom, left:right]))
+    x, y = (round((at - low) * SUBPIXEL) / SUBPIXEL for at, low in ((x, left), (y, top)))
+    box = (x, y, min(x + edge, window.width), min(y + edge, window.height))  # up to rounding
+    return np.asarray(window.resize((size, size), Image.Resampling.BILINEAR, box))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +18,8 @@ from wsizoo.errors import ScaleError, SlideError
 Pixels = NDArray[np.uint8]
 PLAUSIBLE_MPP = (0.05, 20.0)  # um/px; a resolution tag of 72 or 96 dpi reads as 353 or 265
 ANISOTROPY = 0.02  # relative difference of mpp in x and y that is still one number
+STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
+ROUNDING = 1e-6  # px
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
 
 
@@ -25,6 +30,7 @@ class Slide:
         slide_id: file name without its last suffix. size: (width, height) at level 0.
         mpp: um per level-0 px. mpp_source: where that number comes from.
         downsamples: level-0 px per px of each level, as OpenSlide maps them.
+        level_sizes: (width, height) of each level in its own px.
     """
 
     def __init__(self, path: Path, handle: Any, mpp: float | None) -> None:
@@ -33,30 +39,37 @@ class Slide:
         self._handle = handle
         self.size: tuple[int, int] = handle.dimensions
         self.downsamples: tuple[float, ...] = handle.level_downsamples
+        self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
         self.mpp, self.mpp_source = _resolve_mpp(path, handle.properties, mpp)
         self.quickhash: str = handle.properties.get("openslide.quickhash-1") or ""
 
     def read(
-        self, x: float, y: float, width: float, height: float, level: int
+        self, x: float, y: float, width: float, height: float, level: int, margin: int = 0
     ) -> tuple[Pixels, float, float]:
-        """Whole pixels of a level that cover a rectangle.
+        """Whole pixels of a level that cover a rectangle, and more around it.
+
+        Nothing outside the slide is read; what the rectangle covers beyond it repeats the edge.
 
         Args:
             x, y, width, height: level-0 px, fractional allowed.
+            margin: px of the level on each side, as far as the slide has them.
 
         Returns:
             Pixels (h, w, 3), and where (x, y) lies in them: fractional px of that level.
 
         Raises:
             SlideError: the region cannot be decoded.
+
+        Differs: where `downsample * px` is no whole number, OpenSlide, which takes whole level-0
+        px only, shifts the image by a fraction of a px; that shift is in the returned position.
         """
         scale = self.downsamples[level]
-        left, top = int(np.floor(x / scale)), int(np.floor(y / scale))
-        right, bottom = np.ceil((x + width) / scale) + 1, np.ceil((y + height) / scale) + 1
-        origin = (round(left * scale), round(top * scale))
-        size = (int(right) - left, int(bottom) - top)
-        pixels = self._region(origin, level, size)
-        return pixels, (x - origin[0]) / scale, (y - origin[1]) / scale
+        across = _span(x / scale, width / scale, self.level_sizes[level][0], scale, margin)
+        down = _span(y / scale, height / scale, self.level_sizes[level][1], scale, margin)
+        pixels = self._region((across.origin, down.origin), level, (across.count, down.count))
+        if across.missing or down.missing:
+            pixels = np.pad(pixels, ((0, down.missing), (0, across.missing), (0, 0)), mode="edge")
+        return pixels, across.offset, down.offset
 
     def level_for(self, downsample: float) -> int:
         """The coarsest level that is not coarser than wanted (up to rounding of its size)."""
@@ -64,20 +77,23 @@ class Slide:
         return max(fine, key=lambda i: self.downsamples[i]) if fine else 0
 
     def image(self, downsample: float) -> tuple[Pixels, float]:
-        """The whole slide, box-averaged to about this downsample, and the exact downsample."""
+        """The whole slide, box-averaged to about this downsample, and the exact downsample in x.
+
+        In y it is `height / rows` of the image: both sizes are whole numbers.
+        """
         width, height = self.size
         level = self.level_for(downsample)
         columns = max(1, round(width / downsample))
         rows = max(1, round(height / downsample))
         strips = []
-        step = max(1, int(2**24 // (columns * (downsample / self.downsamples[level]) ** 2)))  # rows
+        shrink = downsample / self.downsamples[level]
+        step = max(1, int(STRIP_PIXELS / (columns * shrink**2)))  # rows
         for top in range(0, rows, step):
             count = min(step, rows - top)
             y, span = top * height / rows, count * height / rows
             pixels, left, above = self.read(0, y, width, span, level)
             scale = self.downsamples[level]
             box = (left, above, left + width / scale, above + span / scale)
-            box = (box[0], box[1], min(box[2], pixels.shape[1]), min(box[3], pixels.shape[0]))
             image = Image.fromarray(pixels).resize((columns, count), Image.Resampling.BOX, box)
             strips.append(np.asarray(image))
         return np.concatenate(strips), width / columns
@@ -116,6 +132,28 @@ class Slide:
         self.close()
 
 
+@dataclass(frozen=True)
+class _Span:
+    """One axis of a region: where it begins, what there is of it, and where the wanted px lie."""
+
+    origin: int  # level-0 px
+    count: int  # px of the level that are read
+    missing: int  # px of the level beyond the slide's edge
+    offset: float  # of the wanted first px, in the px that were read
+
+
+def _span(low: float, length: float, size: int, scale: float, margin: int) -> _Span:
+    """Whole px around [low, low + length) on an axis of `size` px; all px of the level."""
+    first = min(max(0, math.floor(low) - margin), size - 1)
+    if first > 0 and round(first * scale) / scale > low:
+        first -= 1
+    origin = round(first * scale)
+    start = origin / scale  # OpenSlide's first px begins here, up to half a level-0 px off `first`
+    needed = math.ceil((low - start) + length)
+    count = max(1, min(needed + margin, math.floor(size - start + ROUNDING)))
+    return _Span(origin, count, max(0, needed - count), low - start)
+
+
 def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
     """Open a slide with OpenSlide.
 
@@ -132,15 +170,20 @@ def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
         raise SlideError(f"{path} is {kind}, expected a slide file")
+    if not os.access(path, os.R_OK):
+        raise SlideError(f"{path} may not be read by this user: chmod u+r, or ask its owner")
     try:
         handle = openslide.OpenSlide(path)
     except openslide.OpenSlideUnsupportedFormatError as error:
         raise SlideError(
             f"{path} is in no format OpenSlide reads (svs, ndpi, mrxs, dcm, pyramidal tiff, ...), "
-            "or it is not a slide"
+            "or it is not a slide, or only a part of one"
         ) from error
     except openslide.OpenSlideError as error:
-        raise SlideError(f"{path} cannot be opened: {error}") from error
+        raise SlideError(
+            f"{path} cannot be opened: {error}. If other viewers fail too, copy it again from its "
+            "source; else convert it to a pyramidal tiff"
+        ) from error
     try:
         return Slide(path, handle, mpp)
     except BaseException:
@@ -148,13 +191,22 @@ def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
         raise
 
 
+def check_mpp(mpp: float) -> None:
+    """Raise ScaleError unless a scanner may have made it."""
+    low, high = PLAUSIBLE_MPP
+    if not low <= mpp <= high:
+        raise ScaleError(
+            f"--mpp {mpp:g} is outside {low:g} to {high:g}; expected microns per px of the scan, "
+            "such as 0.25 (40x) or 0.5 (20x)"
+        )
+
+
 def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[float, str]:
     """um per level-0 px and where it comes from. Raises ScaleError."""
     low, high = PLAUSIBLE_MPP
     if given is not None:
-        if not low <= given <= high:
-            raise ScaleError(f"{path}: --mpp {given} is outside {low} to {high} um/px")
-        return given, "user"
+        check_mpp(given)
+        return float(given), "user"
     stated = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     advice = "If you know the scanner's, state it: --mpp 0.25 (40x) or --mpp 0.5 (20x)"
     try:
@@ -163,9 +215,11 @@ def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[floa
         raise ScaleError(f"{path} states no microns per pixel. {advice}") from None
     if not (low <= x <= high and low <= y <= high):
         raise ScaleError(
-            f"{path} states {x:.4g} microns per pixel, outside {low} to {high}: often the resolution "
-            f"of a screen, not of a microscope. {advice}"
+            f"{path} states {x:.4g} x {y:.4g} microns per pixel, outside {low:g} to {high:g}: "
+            f"often the resolution of a screen or of an overview, not of a scan. {advice}"
         )
-    if abs(x - y) > ANISOTROPY * x:
-        raise ScaleError(f"{path} states {x:.4g} um/px in x and {y:.4g} in y. {advice}")
+    if abs(x - y) > ANISOTROPY * min(x, y):
+        raise ScaleError(
+            f"{path} states {x:.4g} um/px in x and {y:.4g} in y, expected square pixels. {advice}"
+        )
     return (x + y) / 2, "file"

@@ -1,8 +1,8 @@
 """One HDF5 file a slide: features, coordinates, and everything needed to trust them.
 
 `/features` (N, D) and `/coords` (N, 2) as TRIDENT, torchmil and Patho-Bench read them, the exact
-grid beside, the encoder fingerprint and a digest of the content in the root attribute `wsizoo` (JSON).
-Files are written under a temporary name, flushed, synced and renamed.
+grid beside; in the root attribute `wsizoo` (JSON) the encoder fingerprint, and a digest of all that
+wsizoo reads back. Files are written under a temporary name, flushed, synced and renamed.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from wsizoo.slides.reader import Pixels
 
 SCHEMA = 1
 THUMBNAIL_QUALITY = 85
+EMBEDDING = "wsizoo_slide"  # root attribute of a file that holds one vector a slide
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SlideFacts:
 
 @dataclass(frozen=True)
 class FileHeader:
-    """The part of a feature file that is read without its features."""
+    """The part of a feature file that is read without its features; not checked by the digest."""
 
     n: int
     dim: int
@@ -62,7 +63,6 @@ class FileHeader:
     footprint: float | None
     mpp: float | None
     digest: str
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 def write_bag(
@@ -75,14 +75,20 @@ def write_bag(
     """Write one slide's features; the file appears complete or not at all.
 
     Args:
+        bag: its target, which is for training, is not written.
         path: ends in .h5. thumbnail: image (h, w, 3) uint8 and its downsample, for heatmaps.
 
     Raises:
-        DataError: another suffix, or the file cannot be written.
+        DataError: another suffix, a bag of several slides, or the file cannot be written.
     """
     path = Path(path)
     if path.suffix != ".h5":
-        raise DataError(f"'{path}': a feature file ends in .h5")
+        raise DataError(f"'{path}': expected a feature file's name to end in .h5")
+    if bag.parts is not None:
+        raise DataError(
+            f"'{path}': bag '{bag.slide_id}' joins {len(bag.parts) - 1} slides, expected one a "
+            "file. Write each before Bag.concat"
+        )
     facts = facts or SlideFacts(bag.slide_id)
     try:
         with replacing(path) as temporary:
@@ -101,9 +107,10 @@ def read_bag(path: Path | str) -> Bag:
     path = Path(path)
     with _opened(path) as file:
         header = _header(path, file)
-        features, coords = _content(file)
-        if _digest(features, coords) != header.digest:
+        content = {name: file[name][()] for name in _READ_BACK if name in file}
+        if _digest(json.loads(file.attrs["wsizoo"]), content) != header.digest:
             raise DataError(f"'{path}' is damaged: its content does not match its digest. {_AGAIN}")
+        features, coords = content["features"], content.get("coords")
     return Bag(
         torch.from_numpy(features),
         None if coords is None else torch.from_numpy(coords),
@@ -125,48 +132,60 @@ def read_header(path: Path | str) -> FileHeader:
 def read_thumbnail(path: Path | str) -> tuple[Pixels, float] | None:
     """The thumbnail (h, w, 3) uint8 and its downsample, or None. Raises DataError."""
     with _opened(Path(path)) as file:
+        _header(Path(path), file)
         if "thumbnail" not in file:
             return None
-        data = file["thumbnail"]
-        image = Image.open(io.BytesIO(data[()].tobytes())).convert("RGB")
-        return np.asarray(image), float(data.attrs["downsample"])
+        image = Image.open(io.BytesIO(file["thumbnail"][()].tobytes())).convert("RGB")
+        downsample = json.loads(file.attrs["wsizoo"])["thumbnail_downsample"]
+        return np.asarray(image), float(downsample)
 
 
-_AGAIN = "Extract the slide again: wsizoo extract SLIDE -e ENCODER -o DIR"
+_AGAIN = "Delete it and extract the slide again, or extract with --overwrite"
+_READ_BACK = ("features", "coords", "thumbnail")
 
 
 def _write(path: Path, bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -> None:
     import h5py
 
-    features = bag.features.detach().cpu().numpy()
-    coords = None if bag.coords is None else bag.coords.cpu().numpy()
+    content = _content(bag, thumbnail)
     with h5py.File(path, "w") as file:
-        file.create_dataset("features", data=features)
-        if coords is not None:
-            dataset = file.create_dataset("coords", data=coords)
-            dataset.attrs.update(_trident_attributes(bag, facts))
+        for name, data in content.items():
+            file.create_dataset(name, data=data)
+        if bag.coords is not None:
+            file["coords"].attrs.update(_trident_attributes(bag, facts))
             if bag.spacing is not None:
                 file.create_dataset("grid", data=bag.grid().cpu().numpy().astype(np.int32))
-        if thumbnail is not None:
-            image, downsample = thumbnail
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
-            stored = file.create_dataset(
-                "thumbnail", data=np.frombuffer(buffer.getvalue(), np.uint8)
-            )
-            stored.attrs["downsample"] = downsample
-        told = {
+        told: dict[str, Any] = {
             "schema": SCHEMA,
             "fingerprint": (bag.encoder or Fingerprint()).to_json(),
             "slide": asdict(facts),
-            "spacing": bag.spacing,
-            "footprint": bag.footprint,
-            "mpp": bag.mpp,
-            "digest": _digest(features, coords),
+            "spacing": _number(bag.spacing),
+            "footprint": _number(bag.footprint),
+            "mpp": _number(bag.mpp),
+            "thumbnail_downsample": None if thumbnail is None else float(thumbnail[1]),
         }
-        file.attrs["wsizoo"] = json.dumps(told)
+        file.attrs["wsizoo"] = json.dumps({**told, "digest": _digest(told, content)})
         file.flush()
         file.attrs["complete"] = 1
+
+
+def _content(bag: Bag, thumbnail: tuple[Pixels, float] | None) -> dict[str, NDArray[Any]]:
+    """The arrays of a file by name; the thumbnail as the bytes of a JPEG."""
+    features = bag.features.detach().cpu()
+    if features.dtype is torch.bfloat16:  # unknown to HDF5; float32 holds it exactly
+        features = features.float()
+    content = {"features": features.numpy()}
+    if bag.coords is not None:
+        content["coords"] = bag.coords.cpu().numpy()
+    if thumbnail is not None:
+        buffer = io.BytesIO()
+        Image.fromarray(thumbnail[0]).save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
+        content["thumbnail"] = np.frombuffer(buffer.getvalue(), np.uint8)
+    return content
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None else float(value)
 
 
 def _trident_attributes(bag: Bag, facts: SlideFacts) -> dict[str, Any]:
@@ -199,13 +218,17 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
         raise DataError(
-            f"'{path}' cannot be read as HDF5: {error}. It is damaged. {_AGAIN}"
+            f"'{path}' cannot be read: {error}. It is damaged, or no HDF5 file. {_AGAIN}"
         ) from error
 
 
 def _header(path: Path, file: Any) -> FileHeader:
+    if EMBEDDING in file.attrs:
+        raise DataError(
+            f"'{path}' holds the embedding of a slide, expected features of its patches"
+        )
     if "wsizoo" not in file.attrs:
         raise DataError(
             f"'{path}' was not written by wsizoo (it holds {sorted(file)}). In Python, make a "
@@ -235,13 +258,13 @@ def _header(path: Path, file: Any) -> FileHeader:
         raise DataError(f"'{path}' has a damaged header: {error}. {_AGAIN}") from error
 
 
-def _content(file: Any) -> tuple[NDArray[Any], NDArray[np.int64] | None]:
-    return file["features"][()], file["coords"][()] if "coords" in file else None
-
-
-def _digest(features: NDArray[Any], coords: NDArray[Any] | None) -> str:
-    digest = hashlib.sha256(str((features.dtype, features.shape)).encode())
-    digest.update(np.ascontiguousarray(features).data)
-    if coords is not None:
-        digest.update(np.ascontiguousarray(coords).data)
+def _digest(told: Mapping[str, Any], content: Mapping[str, NDArray[Any]]) -> str:
+    """sha256 of the header (but for the digest in it) and of every array that is read back."""
+    header = {name: value for name, value in told.items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in _READ_BACK:
+        if name in content:
+            data = np.ascontiguousarray(content[name])
+            digest.update(f"{name} {data.dtype} {data.shape}".encode())
+            digest.update(data.data)
     return digest.hexdigest()

@@ -22,6 +22,7 @@ from wsizoo.testing._subject import (
     check_same,
     evaluate,
     require,
+    seeded,
     training_scalar,
 )
 
@@ -35,8 +36,7 @@ def both_modes(subject: Subject, bag: Bag | None = None) -> list[tuple[str, Any]
     """What the part returns in eval and in training mode, with the mode's name."""
     module = subject.awake()
     given = subject.bag() if bag is None else bag
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         return [("eval", module.eval()(given)), ("training", module.train()(given))]
 
 
@@ -93,8 +93,7 @@ def _check_runs(subject: Subject, bag: Bag) -> None:
     """Both modes run, and forward and backward pass are finite."""
     module = subject.awake()
     check_finite(evaluate(subject, module, bag), f"{len(bag)} patches in eval")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         scalar = training_scalar(subject, module, bag)
     check_finite({"the sum of all outputs": scalar}, f"{len(bag)} patches in training")
     if scalar.requires_grad:
@@ -296,8 +295,7 @@ def check_gradients_reach_features(subject: Subject) -> None:
         return
     bag = subject.bag()
     features = bag.features.clone().requires_grad_()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         scalar = training_scalar(subject, subject.awake(), bag.replace(features=features))
     require(scalar.requires_grad, "in training mode no output depends on the features")
     scalar.backward()  # type: ignore[no-untyped-call]

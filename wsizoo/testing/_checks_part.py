@@ -21,6 +21,7 @@ from wsizoo.testing._subject import (
     check_same,
     evaluate,
     require,
+    seeded,
     training_scalar,
 )
 from wsizoo.weights import load_strict, read_tensors, write_tensors
@@ -63,8 +64,7 @@ def check_seeded_build(subject: Subject) -> None:
         require(torch.equal(tensor, again[name]), f"{name} differs between two builds with seed 0")
     draws = []
     for seed in (0, 1):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             subject.maker(**{**subject._given(), **subject.params})
             draws.append(float(torch.rand(())))
     require(draws[0] != draws[1], "building it sets the global seed, which only the zoo may do")
@@ -96,8 +96,7 @@ def check_eval_deterministic(subject: Subject) -> None:
 
 
 def _seeded_evaluation(subject: Subject, module: nn.Module, seed: int) -> dict[str, Tensor]:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return evaluate(subject, module)
 
 
@@ -176,8 +175,7 @@ def check_gradients_reach_parameters(subject: Subject) -> None:
 
 
 def _backward(subject: Subject, module: nn.Module, bag: Any = None) -> Tensor:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
+    with seeded(3):
         scalar = training_scalar(subject, module, bag)
         if scalar.requires_grad:
             scalar.backward()  # type: ignore[no-untyped-call]
@@ -208,16 +206,15 @@ def check_param_groups_cover(subject: Subject) -> None:
 
 
 def _train(subject: Subject, module: nn.Module, steps: range) -> None:
-    """Optimiser steps as the trainer does them."""
-    groups = [g for g in module.param_groups(1e-3) if g["params"]]  # type: ignore[operator]
-    optimiser = torch.optim.SGD(groups, lr=1e-3) if groups else None
+    """Steps of gradient descent of bounded length, with the calls that the trainer makes."""
+    groups: list[dict[str, Any]] = module.param_groups(1e-3)  # type: ignore[operator]
     for step in steps:
-        if optimiser is not None:
-            optimiser.zero_grad()
+        module.zero_grad()
         _backward(subject, module)
-        if optimiser is not None:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimiser.step()
+        with torch.no_grad():
+            for parameter in (p for group in groups for p in group["params"]):
+                if parameter.grad is not None:
+                    parameter.sub_(1e-3 * parameter.grad / (parameter.grad.norm() + 1e-12))
         module.after_step(step, STEPS)  # type: ignore[operator]
 
 

@@ -219,7 +219,8 @@ class PositionTable(Sound):
         self.position = nn.Embedding(1024, DIM)
 
     def instances(self, bag: Bag) -> Tensor:
-        return super().instances(bag) + self.position(torch.arange(len(bag)))
+        position: Tensor = self.position(torch.arange(len(bag)))
+        return super().instances(bag) + position
 
 
 class SixteenBitCells(Placed):

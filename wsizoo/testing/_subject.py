@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,14 @@ PER_ROW = frozenset(("scores", "instances", "instance_logits", "kept"))
 
 class CheckError(AssertionError):
     """A component breaks a rule of the contract; the message says which and how."""
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, torch draws from this seed on the CPU; the state outside is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def require(condition: bool, message: str) -> None:
@@ -72,8 +81,7 @@ class Subject:
 
     def make(self, seed: int = 0, **changes: Any) -> Any:
         """A new instance in eval mode, built as the zoo builds it: seeded, in a forked state."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             made = self.maker(**{**self._given(), **self.params, **changes})
         return made.eval()
 

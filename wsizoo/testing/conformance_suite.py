@@ -55,16 +55,21 @@ class Result:
     """What came of one check of one component.
 
     Args:
-        subject: whose it is, e.g. `"aggregator 'span'"`. check, reason: see `Check`.
+        component: whose it is, e.g. `"aggregator SPAN"`. check, why: the rule and its reason.
         outcome: passed; failed; or excepted: fails, as the class declares.
-        message: what is wrong, or the declared reason.
+        reason: what is wrong, or the declared reason.
     """
 
-    subject: str
+    component: str
     check: str
-    reason: str
+    why: str
     outcome: Outcome
-    message: str = ""
+    reason: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Nothing to mend: passed, or excepted."""
+        return self.outcome != "failed"
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ class BoundCheck:
     def __call__(self) -> None:
         result = self.result()
         if result.outcome == "failed":
-            raise CheckError(f"{result.subject}: {result.message}. Why: {result.reason}")
+            raise CheckError(f"{result.component}: {result.reason}. Why: {result.why}")
 
 
 def why_failed(check: Check, subject: Any) -> str | None:
@@ -170,7 +175,7 @@ def conformance(
     in_dim: int = IN_DIM,
     pixels: int = 32,
     **params: Any,
-) -> Any:
+) -> Callable[[Callable[..., Any]], Any]:
     """A pytest decorator: the test runs once a check, and takes it as its argument `check`.
 
     Args: as `check_component`.

@@ -37,7 +37,6 @@ FORMAT = 2
 EXACT = "exact"
 RULE = frozenset(("atol", "rtol", "of_max"))
 
-Claim = str | Callable[[Mapping[str, Any]], bool]
 Reader = Callable[["Case"], Mapping[str, Tensor]]
 
 
@@ -94,13 +93,13 @@ class Case:
 
 
 def parity_cases(system: str, folder: Path | str | None = None) -> list[Case]:
-    """All cases of one system, sorted by name.
+    """All cases of one system, sorted by name; a copy of a case counts once.
 
     Args:
         folder: where cases lie; default as `parity_folders`.
 
     Raises:
-        DataError: a meta.json that is malformed, or two cases of one name.
+        DataError: a meta.json that is malformed, or two different cases of one name.
     """
     folders = parity_folders() if folder is None else [Path(folder)]
     cases: dict[str, Case] = {}
@@ -108,7 +107,7 @@ def parity_cases(system: str, folder: Path | str | None = None) -> list[Case]:
         case = _read_case(path)
         if case.system != system:
             continue
-        if case.name in cases and cases[case.name].path.resolve() != case.path.resolve():
+        if case.name in cases and cases[case.name].meta != case.meta:
             raise DataError(
                 f"{case.path} and {cases[case.name].path} are both {system}/{case.name}"
             )
@@ -208,7 +207,7 @@ def _difference(got: Tensor, reference: Tensor, rule: Any) -> tuple[str, str] | 
     return f"{worst:.3g} at {position}, {wrong} of {off.numel()}", allowed
 
 
-def find_reader(case: Case, readers: Mapping[Claim, Reader]) -> Reader:
+def find_reader(case: Case, readers: Mapping[Any, Reader]) -> Reader:
     """The one reader that claims this case.
 
     Raises:
@@ -232,14 +231,14 @@ class BoundCase:
     """A case with the readers that may claim it; calling it compares."""
 
     case: Case
-    readers: Mapping[Claim, Reader]
+    readers: Mapping[Any, Reader]
 
     def __call__(self) -> None:
         compare(self.case, find_reader(self.case, self.readers)(self.case))
 
 
 def parity(
-    system: str, readers: Mapping[Claim, Reader], folder: Path | str | None = None
+    system: str, readers: Mapping[Any, Reader], folder: Path | str | None = None
 ) -> Callable[[Callable[..., Any]], Any]:
     """A pytest decorator: the test runs once a case of this system, and takes it as `check`.
 

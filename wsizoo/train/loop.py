@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch.optim import Optimizer
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
@@ -46,32 +48,37 @@ def fit(
     model.requires = common_fingerprint(model, bags)
     history = History()
     optimiser = torch.optim.AdamW(model.param_groups(lr), lr=lr, weight_decay=weight_decay)
-    total = epochs * len(bags)
-    with torch.random.fork_rng(devices=[]):
+    total, step = epochs * len(bags), 0
+    with torch.random.fork_rng(devices=_cuda_devices()):
         torch.manual_seed(seed)
         model.train()
-        model.start_training(total)
-        step = 0
-        for epoch in range(epochs):
-            sum_of_losses = 0.0
-            for index in torch.randperm(len(bags)).tolist():
-                loss = torch.stack(
-                    list(model.losses(model(bags[index]), bags[index]).values())
-                ).sum()
-                if not bool(torch.isfinite(loss)):
-                    raise DataError(f"the loss of slide '{bags[index].slide_id}' is {float(loss)}")
-                optimiser.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                step += 1
-                model.after_step(step, total)
-                sum_of_losses += float(loss.detach())
-            history.losses.append(sum_of_losses / len(bags))
-            if after_epoch:
-                after_epoch(epoch + 1, history.losses[-1])
-    model.eval()
+        try:
+            model.start_training(total)
+            for epoch in range(epochs):
+                losses = []
+                for index in torch.randperm(len(bags)).tolist():
+                    losses.append(_step(model, bags[index], optimiser))
+                    step += 1
+                    model.after_step(step, total)
+                history.losses.append(sum(losses) / len(losses))
+                if after_epoch:
+                    after_epoch(epoch + 1, history.losses[-1])
+        finally:
+            model.eval()
     model.trained = True
     return history
+
+
+def _step(model: SlideModel, bag: Bag, optimiser: Optimizer) -> float:
+    """One optimiser step on one slide; returns its loss."""
+    loss = torch.stack(list(model.losses(model(bag), bag).values())).sum()
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise DataError(f"the loss of slide '{bag.slide_id}' is {value}")
+    optimiser.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimiser.step()
+    return value
 
 
 def common_fingerprint(model: SlideModel, bags: Sequence[Bag]) -> Fingerprint:
@@ -82,13 +89,17 @@ def common_fingerprint(model: SlideModel, bags: Sequence[Bag]) -> Fingerprint:
     """
     if not bags:
         raise DataError("There are no bags to train on")
-    known = [bag for bag in bags if bag.encoder is not None]
+    known = [(bag.encoder, f"slide '{bag.slide_id}'") for bag in bags if bag.encoder is not None]
     if not known:
         return model.requires
-    first = known[0].encoder
-    assert first is not None
-    for bag in known:
-        assert bag.encoder is not None
-        model.requires.check_accepts(bag.encoder, f"'{model.name}'", f"slide '{bag.slide_id}'")
-        first.check_accepts(bag.encoder, f"'{model.name}' in training", f"slide '{bag.slide_id}'")
+    first, name = known[0]
+    for fingerprint, slide in known:
+        model.requires.check_accepts(fingerprint, f"'{model.name}'", slide)
+        first.check_same(fingerprint, name, slide)
     return first
+
+
+def _cuda_devices() -> list[int]:
+    """GPUs whose random state manual_seed changes: those of a process that uses CUDA at all."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    return list(range(torch.cuda.device_count())) if used else []

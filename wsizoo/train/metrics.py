@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from wsizoo.errors import DataError
+
 Scores = NDArray[np.float64]
 
 
@@ -16,28 +18,44 @@ def roc_auc(labels: NDArray[np.int64], scores: Scores) -> float:
 
     Returns:
         NaN when only one class is there.
+
+    Raises:
+        DataError: other labels, NaN among the scores, lengths that differ.
     """
-    positive, negative = scores[labels == 1], scores[labels == 0]
+    labels, scores = _checked(labels, scores)
+    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
     if len(positive) == 0 or len(negative) == 0:
         return float("nan")
-    difference = positive[:, None] - negative[None]  # (p, q)
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
+    below = np.searchsorted(negative, positive, "left")  # (p,)
+    not_above = np.searchsorted(negative, positive, "right")  # (p,)
+    return float((below + not_above).sum() / (2 * len(positive) * len(negative)))
 
 
 def roc_curve(labels: NDArray[np.int64], scores: Scores) -> tuple[Scores, Scores]:
-    """False- and true-positive rates at every threshold, from (0, 0) to (1, 1)."""
+    """False- and true-positive rates at every threshold, from (0, 0) to (1, 1).
+
+    Raises:
+        DataError: as `roc_auc`, and when only one class is there.
+    """
+    labels, scores = _checked(labels, scores)
+    if len(np.unique(labels)) < 2:
+        raise DataError("A ROC curve needs slides of both classes, 0 and 1")
     order = np.argsort(-scores, kind="stable")
-    hits = labels[order] == 1
-    last_of_tie = np.append(np.diff(scores[order]) != 0, True)
-    tpr = np.cumsum(hits)[last_of_tie] / max(1, hits.sum())
-    fpr = np.cumsum(~hits)[last_of_tie] / max(1, (~hits).sum())
+    hits, ranked = labels[order] == 1, scores[order]
+    last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
+    tpr = np.cumsum(hits)[last_of_tie] / hits.sum()
+    fpr = np.cumsum(~hits)[last_of_tie] / (~hits).sum()
     return np.insert(fpr, 0, 0.0), np.insert(tpr, 0, 0.0)
 
 
 def bootstrap_interval(
     labels: NDArray[np.int64], scores: Scores, samples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % percentile interval of the AUC over resampled slides, within each class."""
+    """95 % percentile interval of the AUC over resampled slides, within each class.
+
+    NaN, NaN when only one class is there. Raises DataError as `roc_auc`.
+    """
+    labels, scores = _checked(labels, scores)
     rng = np.random.default_rng(seed)
     groups = [np.flatnonzero(labels == value) for value in (0, 1)]
     if any(len(group) == 0 for group in groups):
@@ -48,3 +66,14 @@ def bootstrap_interval(
         values.append(roc_auc(labels[index], scores[index]))
     low, high = np.quantile(values, (0.025, 0.975))
     return float(low), float(high)
+
+
+def _checked(labels: NDArray[np.int64], scores: Scores) -> tuple[NDArray[np.int64], Scores]:
+    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if labels.ndim != 1 or labels.shape != scores.shape:
+        raise DataError(f"labels are {labels.shape} and scores {scores.shape}, expected (n,) both")
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError(f"labels are {np.unique(labels).tolist()}, expected 0 and 1")
+    if np.isnan(scores).any():
+        raise DataError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
+    return labels, scores

@@ -55,6 +55,10 @@ class Report:
                 self._add(f"<p>{html.escape(paragraph.strip())}</p>")
         return self
 
+    def code(self, text: str) -> Self:
+        """Commands or code, line by line as they stand."""
+        return self._add(f'<pre class="scroll"><code>{html.escape(text.strip())}</code></pre>')
+
     def facts(self, facts: Mapping[str, Any]) -> Self:
         """Names and values, two columns."""
         pairs = (

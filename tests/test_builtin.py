@@ -1,0 +1,32 @@
+import inspect
+
+import pytest
+
+from wsizoo.hookspecs import Component
+from wsizoo.interfaces import Aggregator, Encoder, Head, Part
+from wsizoo.plugins import CORE, discover, load_target
+
+PLUGINS = discover([], allow="")
+BASES: dict[str, type[Part]] = {"encoder": Encoder, "aggregator": Aggregator, "head": Head}
+
+
+def test_the_core_is_a_plugin_like_any_other() -> None:
+    (core,) = PLUGINS.all
+    assert (core.name, core.distribution, core.works) == (CORE, "wsizoo", True)
+    assert not core.imports_torch
+    assert core.registry is not None and (core.registry / "registry.yaml").is_file()
+
+
+@pytest.mark.parametrize("component", PLUGINS.components(), ids=lambda c: f"{c.kind}-{c.name}")
+def test_every_component_of_the_core_is_what_it_says(component: Component) -> None:
+    made = load_target(component.target, component.name)
+    assert issubclass(made, BASES[component.kind])
+    assert inspect.getdoc(made)
+    assert component.source == "folklore" or component.source.startswith(("https://", "wsizoo"))
+    assert 10 < len(component.summary) < 60 and not component.summary.endswith(".")
+
+
+def test_the_built_in_encoder_is_called_what_the_catalogue_calls_it() -> None:
+    (component,) = PLUGINS.components("encoder")
+    encoder = load_target(component.target, component.name)
+    assert encoder.name == component.name

@@ -1,0 +1,218 @@
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from wsizoo.bag import Bag
+from wsizoo.errors import DataError, PluginError
+from wsizoo.interfaces import Prediction, SlideOutput
+from wsizoo.losses import (
+    cross_entropy,
+    discrete_time_nll,
+    mean_squared_error,
+    merged,
+    training_losses,
+)
+from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
+
+PATIENTS = st.integers(1, 5).flatmap(
+    lambda bins: st.lists(
+        st.tuples(
+            st.lists(st.floats(-8, 8), min_size=bins, max_size=bins),
+            st.integers(0, bins - 1),
+            st.booleans(),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+
+
+def slow_nll(patients: list[tuple[list[float], int, bool]]) -> float:
+    """The definition, patient by patient and bin by bin."""
+    total = 0.0
+    for logits, time_bin, event in patients:
+        hazards = [1 / (1 + math.exp(-logit)) for logit in logits]
+        survived = math.prod(1 - h for h in hazards[:time_bin])
+        total -= math.log(survived)
+        total -= math.log(hazards[time_bin] if event else 1 - hazards[time_bin])
+    return total / len(patients)
+
+
+@given(PATIENTS)
+def test_survival_loss_equals_a_slow_loop(patients: list[tuple[list[float], int, bool]]) -> None:
+    logits, times, events = (list(column) for column in zip(*patients, strict=True))
+    loss = discrete_time_nll(
+        torch.tensor(logits, dtype=torch.float64), torch.tensor(times), torch.tensor(events)
+    )
+    assert float(loss) == pytest.approx(slow_nll(patients), rel=1e-9, abs=1e-12)
+
+
+def test_survival_loss_vanishes_for_a_certain_and_right_forecast() -> None:
+    event_in_second = torch.tensor([[-100.0, 100.0, 0.0]])
+    assert float(discrete_time_nll(event_in_second, torch.tensor([1]), torch.tensor([True]))) < 1e-6
+    never = torch.full((1, 3), -100.0)
+    assert float(discrete_time_nll(never, torch.tensor([2]), torch.tensor([False]))) < 1e-6
+
+
+def test_survival_loss_of_what_comes_after_is_nothing() -> None:
+    logits = torch.zeros(1, 4, requires_grad=True)
+    discrete_time_nll(logits, torch.tensor([1]), torch.tensor([True])).backward()
+    assert logits.grad is not None and logits.grad[0, 2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("scale", [-100.0, 100.0])
+@pytest.mark.parametrize("event", [True, False])
+def test_survival_gradients_are_finite_for_extreme_logits(scale: float, event: bool) -> None:
+    logits = torch.full((2, 4), scale, requires_grad=True)
+    loss = discrete_time_nll(logits, torch.tensor([0, 3]), torch.tensor([event, not event]))
+    loss.backward()
+    assert logits.grad is not None
+    assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+def test_survival_loss_has_the_right_gradient() -> None:
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    times, events = torch.tensor([0, 2, 3]), torch.tensor([True, False, True])
+    assert torch.autograd.gradcheck(lambda x: discrete_time_nll(x, times, events), logits)
+
+
+def test_cross_entropy_leaves_unknown_rows_out() -> None:
+    logits = torch.randn(4, 3)
+    label = torch.tensor([0, -1, 2, -1])
+    known = label >= 0
+    expected = torch.nn.functional.cross_entropy(logits[known], label[known])
+    assert float(cross_entropy(logits, label)) == pytest.approx(float(expected))
+
+
+def test_cross_entropy_of_no_labels_is_zero_with_zero_gradient() -> None:
+    logits = torch.randn(2, 3, requires_grad=True)
+    loss = cross_entropy(logits, torch.tensor([-1, -1]))
+    loss.backward()
+    assert loss.item() == 0.0
+    assert logits.grad is not None and float(logits.grad.abs().sum()) == 0.0
+
+
+def test_mean_squared_error_is_the_mean_of_squares() -> None:
+    assert float(mean_squared_error(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))) == 2.5
+
+
+def slide(target: dict[str, Any] | None, n: int = 3) -> Bag:
+    return Bag(torch.zeros(n, 2), slide_id="A1", target=target)
+
+
+def label(value: int) -> Bag:
+    return slide({"label": value})
+
+
+def terms(head: Any, output: SlideOutput, *slides: Bag) -> dict[str, Tensor]:
+    return training_losses(head, output, slides)
+
+
+CLASSES = ("a", "b", "c")
+
+
+def test_a_batch_has_the_mean_loss_of_its_slides() -> None:
+    head = ClassificationHead(None, CLASSES)
+    logits = torch.randn(2, 3)
+    both = terms(head, SlideOutput(logits=logits), label(0), label(2))
+    each = [
+        terms(head, SlideOutput(logits=logits[0]), label(0))["task"],
+        terms(head, SlideOutput(logits=logits[1]), label(2))["task"],
+    ]
+    assert float(both["task"]) == pytest.approx(float(sum(each)) / 2)
+
+
+def test_further_predictions_get_the_task_s_own_loss() -> None:
+    head = ClassificationHead(None, CLASSES)
+    one, two = torch.randn(3), torch.randn(4, 3)
+    chosen = torch.tensor([1, 2, -1, 0])
+    predictions = {
+        "bag": Prediction(one),
+        "pseudo": Prediction(two, weight=0.5),
+        "chosen": Prediction(two, chosen, 2.0),
+    }
+    found = terms(head, SlideOutput(logits=one, predictions=predictions), label(1))
+    of = torch.nn.functional.cross_entropy
+    assert float(found["bag"]) == pytest.approx(float(found["task"]))
+    assert float(found["pseudo"]) == pytest.approx(float(0.5 * of(two, torch.tensor([1] * 4))))
+    expected = 2 * of(two[[0, 1, 3]], chosen[[0, 1, 3]])
+    assert float(found["chosen"]) == pytest.approx(float(expected))
+
+
+def test_further_predictions_of_a_batch_belong_to_their_slides() -> None:
+    head = ClassificationHead(None, CLASSES)
+    logits = torch.randn(3)
+    packed = SlideOutput(
+        logits=torch.randn(2, 3), predictions={"second": Prediction(logits, slide=1)}
+    )
+    found = terms(head, packed, label(0), label(2))
+    alone = torch.nn.functional.cross_entropy(logits[None], torch.tensor([2]))
+    assert float(found["second"]) == pytest.approx(float(alone) / 2)
+
+
+def test_further_predictions_work_for_survival() -> None:
+    head = SurvivalHead(None, bins=4)
+    rows = torch.randn(5, 4)
+    output = SlideOutput(logits=torch.randn(4), predictions={"tier1": Prediction(rows)})
+    found = terms(head, output, slide({"time": 2, "event": True}))
+    times, events = torch.tensor([2] * 5), torch.tensor([True] * 5)
+    assert float(found["tier1"]) == pytest.approx(float(discrete_time_nll(rows, times, events)))
+
+
+def test_further_predictions_of_patches_are_compared_patch_by_patch() -> None:
+    head = SegmentationHead(None, CLASSES)
+    rows, chosen = torch.randn(3, 3), torch.tensor([2, 2, 2])
+    predictions = {"same": Prediction(rows), "chosen": Prediction(rows, chosen)}
+    output = SlideOutput(instance_logits=rows, predictions=predictions)
+    found = terms(head, output, slide({"instances": [0, 1, 2]}))
+    assert float(found["same"]) == pytest.approx(float(found["task"]))
+    expected = torch.nn.functional.cross_entropy(rows, chosen)
+    assert float(found["chosen"]) == pytest.approx(float(expected))
+
+
+def test_dropped_patches_teach_a_per_patch_head_nothing() -> None:
+    head = SegmentationHead(None, CLASSES)
+    rows = torch.randn(3, 3)
+    kept = torch.tensor([0, 2])
+    output = SlideOutput(instance_logits=rows, kept=kept)
+    found = terms(head, output, slide({"instances": torch.tensor([0, 1, 2])}))
+    expected = torch.nn.functional.cross_entropy(rows[kept], kept)
+    assert float(found["task"]) == pytest.approx(float(expected))
+
+
+def test_a_slide_without_a_target_is_named() -> None:
+    with pytest.raises(DataError, match=r"slide 'A1' has no target: Bag\(\.\.\., target=\{'label"):
+        terms(ClassificationHead(None, CLASSES), SlideOutput(logits=torch.zeros(3)), slide(None))
+
+
+def test_a_per_patch_head_without_patch_labels_is_an_error() -> None:
+    output = SlideOutput(instance_logits=torch.zeros(3, 3))
+    with pytest.raises(DataError, match=r"trains on target\['instances'\], one label a patch"):
+        terms(SegmentationHead(None, CLASSES), output, label(0))
+
+
+@pytest.mark.parametrize("head", [ClassificationHead, SegmentationHead])
+def test_a_head_that_fills_nothing_to_compare_is_an_error(head: Any) -> None:
+    made = head(None, CLASSES)
+    with pytest.raises(PluginError, match=f"the {made.task} head left '.*logits' None"):
+        terms(made, SlideOutput(), slide({"label": 0, "instances": [0, 0, 0]}))
+
+
+def test_two_terms_of_one_name_are_an_error() -> None:
+    one = torch.ones(())
+    assert merged({"a": one}, {"b": one}) == {"a": one, "b": one}
+    with pytest.raises(PluginError, match="two losses of one model are called 'a': rename one"):
+        merged({"a": one}, {"a": one})
+
+
+@pytest.mark.parametrize("field", ["losses", "predictions"])
+def test_a_term_that_is_called_task_is_an_error(field: str) -> None:
+    value = torch.ones(()) if field == "losses" else Prediction(torch.zeros(3))
+    output = SlideOutput(logits=torch.zeros(3), **{field: {"task": value}})
+    with pytest.raises(PluginError, match="called 'task'"):
+        terms(ClassificationHead(None, CLASSES), output, label(0))

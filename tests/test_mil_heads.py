@@ -1,0 +1,149 @@
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsizoo.errors import DataError, PluginError, SpecError
+from wsizoo.interfaces import Aggregated, Head
+from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
+
+LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
+
+
+def survival(logits: Any) -> dict[str, torch.Tensor]:
+    raw = torch.as_tensor(logits, dtype=torch.float64)
+    return SurvivalHead(None, bins=raw.shape[-1]).outputs(raw)
+
+
+@given(LOGITS)
+def test_risk_is_minus_the_expected_number_of_bins_survived(logits: list[float]) -> None:
+    found = survival(logits)
+    alive, expected = 1.0, 0.0
+    for hazard in found["hazards"].tolist():
+        alive *= 1 - hazard
+        expected -= alive
+    assert float(found["risk"]) == pytest.approx(expected)
+    assert -len(logits) <= float(found["risk"]) <= 0
+
+
+@given(LOGITS, st.integers(0, 5), st.floats(0.01, 10))
+def test_a_larger_hazard_in_any_bin_is_a_larger_risk(
+    logits: list[float], which: int, more: float
+) -> None:
+    raised = list(logits)
+    raised[which % len(logits)] += more
+    before, after = survival(logits), survival(raised)
+    assert (after["hazards"] >= before["hazards"]).all()
+    assert float(after["risk"]) >= float(before["risk"]) - 1e-12
+
+
+def test_an_event_in_an_earlier_bin_is_a_larger_risk() -> None:
+    forecasts = ([9.0, -9.0, -9.0], [-9.0, 9.0, -9.0], [-9.0, -9.0, -9.0])
+    early, late, never = (float(survival(logits)["risk"]) for logits in forecasts)
+    assert early > late > never
+
+
+@pytest.mark.parametrize(
+    ("head", "fields"),
+    [
+        (ClassificationHead(6, ("a", "b", "c")), {"logits": (3,)}),
+        (SurvivalHead(6, bins=4), {"logits": (4,), "hazards": (4,), "risk": ()}),
+        (SegmentationHead(6, ("a", "b")), {"instance_logits": (5, 2)}),
+        (RegressionHead(6), {"logits": (1,), "value": ()}),
+    ],
+)
+def test_each_head_names_its_fields(head: Head, fields: dict[str, tuple[int, ...]]) -> None:
+    found = head(Aggregated(torch.randn(6), instances=torch.randn(5, 6)))
+    assert {name: tuple(value.shape) for name, value in found.items()} == fields
+
+
+def test_a_head_without_width_names_the_aggregator_s_own_logits() -> None:
+    logits = torch.randn(3)
+    assert ClassificationHead(None, ("a", "b", "c"))(Aggregated(logits=logits))["logits"] is logits
+
+
+@pytest.mark.parametrize(
+    ("head", "field"),
+    [
+        (ClassificationHead(6, ("a", "b")), "slide"),
+        (ClassificationHead(None, ("a", "b")), "logits"),
+        (SegmentationHead(6, ("a", "b")), "instances"),
+    ],
+)
+def test_an_aggregator_that_does_not_fill_what_a_head_reads_is_named(
+    head: Head, field: str
+) -> None:
+    with pytest.raises(PluginError, match=f"head reads '{field}', which the aggregator left None"):
+        head(Aggregated())
+
+
+@pytest.mark.parametrize("classes", [[], ["one"], "normal"])
+@pytest.mark.parametrize("head", [ClassificationHead, SegmentationHead])
+def test_fewer_than_two_classes_are_refused(head: Any, classes: Any) -> None:
+    with pytest.raises(
+        SpecError, match=r"head\.classes is .*, expected two or more names: head\.c"
+    ):
+        head(4, classes)
+
+
+@pytest.mark.parametrize("bins", [0, -1, 2.5, "4"])
+def test_a_number_of_bins_that_makes_no_sense_is_refused(bins: Any) -> None:
+    with pytest.raises(SpecError, match=r"head\.bins is .*, expected at least 1 time bin"):
+        SurvivalHead(4, bins)
+
+
+CLASSIFY, SURVIVE = ClassificationHead(None, ("a", "b")), SurvivalHead(None, bins=3)
+SEGMENT, REGRESS = SegmentationHead(None, ("a", "b")), RegressionHead(None)
+
+
+@pytest.mark.parametrize(
+    ("head", "target", "message"),
+    [
+        (CLASSIFY, {"time": 1}, r"a classification head trains on target\['label'\], .*\['time'\]"),
+        (
+            CLASSIFY,
+            {"label": 2},
+            r"'label' holds 2, expected 0 to 1 for a classification head of 2",
+        ),
+        (CLASSIFY, {"label": -2}, r"'label' holds -2, .*, or -1 for unknown"),
+        (CLASSIFY, {"label": 0.7}, r"target 'label' is 0\.7, expected whole numbers"),
+        (CLASSIFY, {"label": "b"}, r"target 'label' is 'b', expected 1 numbers or one for all"),
+        (CLASSIFY, {"label": [0, 1]}, r"target 'label' is \[0, 1\], expected 1 numbers or one"),
+        (SURVIVE, {"time": 1}, r"a survival head trains on target\['event'\]"),
+        (SURVIVE, {"event": 1}, r"a survival head trains on target\['time'\]"),
+        (SURVIVE, {"time": 3, "event": 1}, r"'time' holds 3, expected 0 to 2 .*given .* as bins"),
+        (SURVIVE, {"time": -1, "event": 1}, r"'time' holds -1"),
+        (SURVIVE, {"time": 12.5, "event": 1}, r"target 'time' is 12\.5, expected whole numbers"),
+        (REGRESS, {}, r"a regression head trains on target\['value'\], this target has \[\]"),
+    ],
+)
+def test_a_target_that_does_not_fit_is_named(
+    head: Head, target: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        head.loss(torch.zeros(head.n_outputs), target)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.zeros(4).long(), r"is a tensor \(4,\), expected 3 numbers, one a patch"),
+        (torch.zeros(1).long(), r"is a tensor \(1,\), expected 3 numbers, one a patch"),
+        ([0, 1, 2], r"target 'instances' holds 2, expected 0 to 1 for a segmentation head"),
+    ],
+)
+def test_patch_labels_that_do_not_fit_are_named(labels: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        SEGMENT.loss(torch.zeros(3, 2), {"instances": labels})
+
+
+@pytest.mark.parametrize("label", [1, 1.0, True, torch.tensor(1), torch.tensor([1])])
+def test_a_label_may_be_a_number_of_any_kind(label: Any) -> None:
+    loss = CLASSIFY.loss(torch.tensor([0.0, 2.0]), {"label": label})
+    assert float(loss) == pytest.approx(0.126928, abs=1e-6)
+
+
+def test_a_value_is_compared_in_squares() -> None:
+    assert float(REGRESS.loss(torch.tensor([3.0]), {"value": 1})) == 4.0
