@@ -65,7 +65,7 @@ class TestLazyScores:
 
     @pytest.mark.parametrize("value", [None, torch.zeros(2)])
     def test_a_plain_value_stays_as_it_is(self, value: Tensor | None) -> None:
-        assert Aggregated(scores=value).scores is value  # type: ignore[arg-type]
+        assert Aggregated(scores=value).scores is value
 
     def test_unused_fields_are_none(self) -> None:
         for output in (Aggregated(), SlideOutput()):
@@ -81,7 +81,7 @@ class TestPart:
 
     def test_only_trainable_parameters_are_grouped(self) -> None:
         part = MeanPooling(4, 3)
-        part.embed[0].bias.requires_grad_(False)  # type: ignore[index,union-attr]
+        part.get_parameter("embed.0.bias").requires_grad_(False)
         (group,) = part.param_groups(0.1)
         assert group["lr"] == 0.1
         assert [p.shape for p in group["params"]] == [(3, 4)]
@@ -197,9 +197,8 @@ class TestSelector:
         made, one = self.make().train(), bag(target={"label": 1})
         terms = made.losses(made(one), one)
         assert set(terms) == {"task", "budget"}
-        terms["task"].backward()
-        assert made.selector is not None
-        slope = made.selector.scorer.weight.grad
+        torch.autograd.backward(terms["task"])
+        slope = made.get_parameter("selector.scorer.weight").grad
         assert slope is not None and float(slope.abs().sum()) > 0
 
     def test_in_training_every_patch_has_a_score(self) -> None:
@@ -325,8 +324,8 @@ def test_further_predictions_train_with_the_task_s_loss(head: Any, target: dict[
     tier = output.predictions["tier1"].logits
     assert tier.shape == (2, 3)
     torch.testing.assert_close(terms["tier1"], head.loss(tier, target))
-    terms["tier1"].backward()
-    assert made.aggregator is not None and made.aggregator.first.weight.grad is not None
+    torch.autograd.backward(terms["tier1"])
+    assert made.get_parameter("aggregator.first.weight").grad is not None
 
 
 def test_further_predictions_of_a_batch_are_averaged_over_its_slides() -> None:

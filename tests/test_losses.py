@@ -61,7 +61,7 @@ def test_survival_loss_vanishes_for_a_certain_and_right_forecast() -> None:
 
 def test_survival_loss_of_what_comes_after_is_nothing() -> None:
     logits = torch.zeros(1, 4, requires_grad=True)
-    discrete_time_nll(logits, torch.tensor([1]), torch.tensor([True])).backward()
+    torch.autograd.backward(discrete_time_nll(logits, torch.tensor([1]), torch.tensor([True])))
     assert logits.grad is not None and logits.grad[0, 2:].tolist() == [0, 0]
 
 
@@ -70,7 +70,7 @@ def test_survival_loss_of_what_comes_after_is_nothing() -> None:
 def test_survival_gradients_are_finite_for_extreme_logits(scale: float, event: bool) -> None:
     logits = torch.full((2, 4), scale, requires_grad=True)
     loss = discrete_time_nll(logits, torch.tensor([0, 3]), torch.tensor([event, not event]))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert logits.grad is not None
     assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
 
@@ -92,7 +92,7 @@ def test_cross_entropy_leaves_unknown_rows_out() -> None:
 def test_cross_entropy_of_no_labels_is_zero_with_zero_gradient() -> None:
     logits = torch.randn(2, 3, requires_grad=True)
     loss = cross_entropy(logits, torch.tensor([-1, -1]))
-    loss.backward()
+    torch.autograd.backward(loss)
     assert loss.item() == 0.0
     assert logits.grad is not None and float(logits.grad.abs().sum()) == 0.0
 
@@ -213,6 +213,7 @@ def test_two_terms_of_one_name_are_an_error() -> None:
 @pytest.mark.parametrize("field", ["losses", "predictions"])
 def test_a_term_that_is_called_task_is_an_error(field: str) -> None:
     value = torch.ones(()) if field == "losses" else Prediction(torch.zeros(3))
-    output = SlideOutput(logits=torch.zeros(3), **{field: {"task": value}})
+    fields: dict[str, Any] = {"logits": torch.zeros(3), field: {"task": value}}
+    output = SlideOutput(**fields)
     with pytest.raises(PluginError, match="called 'task'"):
         terms(ClassificationHead(None, CLASSES), output, label(0))

@@ -85,7 +85,8 @@ def test_abmil_is_equations_7_to_9_of_the_paper(gated: bool) -> None:
     torch.manual_seed(1)
     module = ABMIL(6, 5, 4, gated=gated).eval()
     whole = bag(8)
-    h = torch.relu(whole.features @ module.embed[0].weight.T + module.embed[0].bias)  # type: ignore[operator,union-attr]
+    weight, bias = module.embed[0].parameters()
+    h = torch.relu(whole.features @ weight.T + bias)
     rows = []
     for row in h:
         hidden = torch.tanh(module.value(row))
@@ -96,7 +97,7 @@ def test_abmil_is_equations_7_to_9_of_the_paper(gated: bool) -> None:
     found = module(whole)
     torch.testing.assert_close(found.scores, weights)
     torch.testing.assert_close(found.slide, sum(w * row for w, row in zip(weights, h, strict=True)))
-    assert float(filled(found.scores).sum()) == pytest.approx(1.0)
+    assert filled(found.scores).sum().item() == pytest.approx(1.0)
 
 
 def test_abmil_embeds_in_as_many_layers_as_asked_for() -> None:

@@ -186,7 +186,11 @@ def test_backends_of_other_ops_are_left_alone() -> None:
 
 def test_an_op_looks_like_its_reference() -> None:
     made = op()
-    assert (made.name, made.__name__, made.__doc__) == ("double", "double", "Twice the input.")
+    assert (made.name, vars(made)["__name__"], made.__doc__) == (
+        "double",
+        "double",
+        "Twice the input.",
+    )
     assert made.reference is double
 
 

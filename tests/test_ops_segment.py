@@ -27,7 +27,7 @@ def values_of(lengths: list[int], trailing: tuple[int, ...], seed: int) -> Tenso
 def test_pooling_equals_a_loop(lengths: list[int], trailing: tuple[int, ...], seed: int) -> None:
     values, offsets = values_of(lengths, trailing, seed), offsets_of(lengths)
     total, mean, most = (f(values, offsets) for f in (segment_sum, segment_mean, segment_max))
-    for i, rows in enumerate(values.split(lengths)):
+    for i, rows in enumerate(torch.split(values, lengths)):
         torch.testing.assert_close(total[i], rows.sum(0))
         if len(rows):
             torch.testing.assert_close(mean[i], rows.mean(0))
@@ -42,7 +42,7 @@ def test_softmax_equals_a_loop(lengths: list[int], trailing: tuple[int, ...], se
     values, offsets = values_of(lengths, trailing, seed), offsets_of(lengths)
     found = segment_softmax(values, offsets)
     assert found.shape == values.shape
-    expected = [rows.softmax(0) for rows in values.split(lengths)]
+    expected = [rows.softmax(0) for rows in torch.split(values, lengths)]
     torch.testing.assert_close(found, torch.cat(expected))
 
 

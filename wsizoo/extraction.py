@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -177,14 +176,13 @@ _job: _Job | None = None  # of this worker process: the encoder is sent once, no
 
 
 def _begin_worker(job: _Job) -> None:
-    """One torch thread; ends when terminated, tidily, and when the parent is gone."""
+    """One torch thread; ends when the parent says so, or is gone."""
     import torch
 
     global _job  # noqa: PLW0603
     _job = job
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -172,15 +172,8 @@ class Encoder(Part):
 
     def fingerprint(self, mpp: float | None = None, patch_size: int | None = None) -> Fingerprint:
         """What features made by this encoder are, at the scale and size that were asked for."""
-        return Fingerprint(
-            encoder=self.name,
-            revision=self.revision,
-            weights=self.weights,
-            preprocessing=self.preprocessing,
-            pooling=self.pooling,
-            mpp=mpp or self.mpp,
-            patch_size=patch_size or self.patch_size,
-        )
+        made = self.name, self.revision, self.weights, self.preprocessing, self.pooling
+        return Fingerprint(*made, mpp or self.mpp, patch_size or self.patch_size)
 
 
 class Selector(Part):

@@ -165,9 +165,8 @@ class SlideModel(nn.Module):
         unknown = [f for f in self.requires.unverified(features) if f not in self._reported]
         if unknown:
             self._reported.update(unknown)
-            log.warning(
-                "'%s': the features do not state %s; unverified", self.name, ", ".join(unknown)
-            )
+            fields = ", ".join(unknown)
+            log.warning("'%s': the features do not state %s; unverified", self.name, fields)
 
     def losses(self, output: SlideOutput, bags: Bag | BagBatch) -> dict[str, Tensor]:
         """Everything to minimise, by name: the task's loss, predictions, auxiliary terms.
@@ -178,9 +177,8 @@ class SlideModel(nn.Module):
             DataError: no head, or a target that does not fit it.
         """
         if self.head is None:
-            raise DataError(
-                f"'{self.name}' has no head, so no loss. Give it one: head=classification"
-            )
+            hint = "Give it one: head=classification"
+            raise DataError(f"'{self.name}' has no head, so no loss. {hint}")
         return training_losses(self.head, output, [bags] if isinstance(bags, Bag) else list(bags))
 
     def parts(self) -> Iterator[tuple[str, Part]]:

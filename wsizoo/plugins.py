@@ -121,9 +121,8 @@ def load_target(target: str, whose: str) -> Any:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise PluginError(
-            f"{whose} cannot be imported from '{target}': {describe(error)}"
-        ) from error
+        why = describe(error)
+        raise PluginError(f"{whose} cannot be imported from '{target}': {why}") from error
     if not hasattr(module, attribute):
         raise PluginError(f"{whose}: '{module_name}' holds no '{attribute}'")
     return getattr(module, attribute)
@@ -253,9 +252,8 @@ def _called(manager: pluggy.PluginManager, hook: str, kind: type[Data]) -> tuple
             raise PluginError(f"a backend of {item.op} is named '{item.name}', which every op has")
         for name, target in vars(item).items():
             if name in ("target", "why_not") and not re.fullmatch(r"[\w.]+:\w+", str(target)):
-                raise PluginError(
-                    f"'{item.name}' has {name} '{target}', expected 'package.module:Name'"
-                )
+                expected = "expected 'package.module:Name'"
+                raise PluginError(f"'{item.name}' has {name} '{target}', {expected}")
     return tuple(returned)
 
 

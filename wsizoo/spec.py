@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -199,7 +199,7 @@ def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
             raise SpecError(f"{whose}: {key} is {content[key]!r}, expected {{name: ..., ...}}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content))
-        spec: Any = OmegaConf.to_object(merged)
+        spec = cast(Spec, OmegaConf.to_object(merged))
     except ConfigKeyError as error:
         known = [f.name for f in fields(error.object_type)]  # type: ignore[arg-type]
         hint = suggest(str(error.key), known, "Fields: ")
@@ -212,8 +212,7 @@ def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
     for required in ("summary", "licence", "source"):
         if not getattr(spec, required).strip():
             raise SpecError(f"{whose} states no {required}")
-    checked: Spec = spec
-    return checked
+    return spec
 
 
 def _check_parts(whose: str, spec: ModelSpec) -> None:

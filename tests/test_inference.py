@@ -1,0 +1,335 @@
+"""wsizoo.inference: a trained model on slides and feature files, each answer with its origin."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from wsizoo import inference
+from wsizoo.bag import Bag
+from wsizoo.errors import BackendError, DataError, FingerprintError, NotFoundError, SpecError
+from wsizoo.fingerprint import Fingerprint
+from wsizoo.inference import describe, embed, predict
+from wsizoo.interfaces import Encoder, SlideOutput
+from wsizoo.mil.abmil import ABMIL
+from wsizoo.mil.heads import ClassificationHead
+from wsizoo.model import SlideModel
+from wsizoo.slides.extract import Request, extract_slide
+from wsizoo.slides.store import read_bag, write_bag
+from wsizoo.slides.tiff import write_pyramid
+from wsizoo.spec import ModelSpec, model_spec
+
+RECORD: dict[str, Any] = {
+    "summary": "toy",
+    "licence": "Apache-2.0",
+    "source": "tests",
+    "encoder": {"name": "mean-colour", "dim": 3, "mpp": 0.5, "patch_size": 64},
+    "aggregator": {"name": "abmil", "dim": 4, "attention": 4},
+    "head": {"name": "classification", "classes": ["normal", "tumour"]},
+}
+
+
+class MeanColour(Encoder):
+    name, dim, mpp, patch_size, preprocessing = "mean-colour", 3, 0.5, 64, "mean"
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches.float().mean((2, 3))
+
+
+def toy_spec() -> ModelSpec:
+    return model_spec("toy", RECORD)
+
+
+def toy_model(seed: int = 0, requires: Fingerprint | None = None) -> SlideModel:
+    torch.manual_seed(seed)
+    aggregator = ABMIL(3, dim=4, attention=4)
+    head = ClassificationHead(aggregator.out_dim, classes=["normal", "tumour"])
+    made = requires or MeanColour().fingerprint()
+    model = SlideModel("toy", toy_spec(), 3, aggregator=aggregator, head=head, requires=made)
+    model.trained = True
+    return model.eval()
+
+
+@pytest.fixture(autouse=True)
+def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`load_encoder` knows the toy encoder; others as ever."""
+    known = inference.load_encoder
+    monkeypatch.setattr(
+        inference,
+        "load_encoder",
+        lambda name: MeanColour() if name == "mean-colour" else known(name),
+    )
+
+
+@pytest.fixture(scope="module")
+def slides(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("slides")
+    for i in range(2):
+        rng = np.random.default_rng(i)
+        image = np.full((700, 900 + 50 * i, 3), 243, np.uint8)
+        image[100:-100, 100:-100] = rng.integers(90, 200, (500, 700 + 50 * i, 1)) // [1, 2, 1]
+        write_pyramid(folder / f"S{i}.svs", image, 0.5, (1, 4))
+    return folder
+
+
+@pytest.fixture
+def features(slides: Path, tmp_path: Path) -> Path:
+    """Two good feature files, one of another encoder, one damaged."""
+    folder = tmp_path / "features"
+    for i, name in enumerate(("F0", "F1")):
+        extract_slide(slides / f"S{i}.svs", MeanColour(), folder / f"{name}.h5", Request())
+    bag = read_bag(folder / "F0.h5")
+    write_bag(bag.replace(encoder=Fingerprint("uni", mpp=0.5)), folder / "foreign.h5")
+    (folder / "broken.h5").write_bytes((folder / "F1.h5").read_bytes()[:3000])
+    return folder
+
+
+def table(out: Path) -> dict[str, dict[str, str]]:
+    with open(out / "predictions.csv", newline="", encoding="utf-8") as file:
+        return {row["slide"]: row for row in csv.DictReader(file)}
+
+
+def run(out: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((out / "run.json").read_text())
+    return told
+
+
+def size_of(picture: Path) -> tuple[int, int]:
+    with Image.open(picture) as image:
+        return image.size
+
+
+def test_a_slide_becomes_a_row_scores_a_heatmap_and_geojson(slides: Path, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    (result,) = predict(
+        slides / "S0.svs", toy_model(), tmp_path, progress=lambda *told: seen.append(told)
+    )
+    bag = read_bag(tmp_path / "features" / "S0.h5")
+    with torch.inference_mode():
+        output = toy_model()(bag)
+    row = table(tmp_path)["S0"]
+    assert output.logits is not None
+    probability = float(output.logits.softmax(-1)[1])
+    assert float(row["prob_tumour"]) == pytest.approx(probability, rel=1e-5)
+    assert row["predicted"] == ("tumour" if probability > 0.5 else "normal")
+    with open(result.files["scores"], newline="", encoding="utf-8") as file:
+        scores = list(csv.DictReader(file))
+    assert output.scores is not None
+    assert np.allclose([float(s["score"]) for s in scores], output.scores, rtol=1e-4)
+    assert bag.coords is not None
+    assert [[int(s["x"]), int(s["y"])] for s in scores] == bag.coords.tolist()
+    assert size_of(result.files["heatmap"])[0] == 900
+    assert len(json.loads(result.files["geojson"].read_text())["features"]) == len(bag)
+    assert seen[-1] == ("S0", len(bag), len(bag))
+
+
+def test_a_feature_file_gives_the_answer_of_its_slide(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    predict(slides / "S0.svs", toy_model(), tmp_path / "a", pictures=False)
+    (result,) = predict(features / "F0.h5", toy_model(), tmp_path / "b", pictures=False)
+    a, b = table(tmp_path / "a")["S0"], table(tmp_path / "b")["F0"]
+    assert a["prob_tumour"] == b["prob_tumour"]
+    assert set(result.files) == {"features", "scores"}
+    assert not (tmp_path / "b" / "heatmaps").exists()
+
+
+def test_good_slides_are_predicted_beside_foreign_and_damaged_ones(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    (features / "text.svs").write_text("no slide")
+    results = predict([features, slides], toy_model(), tmp_path / "out")
+    reasons = {r.slide_id: r.reason for r in results if r.reason}
+    assert set(reasons) == {"foreign", "broken", "text"}
+    assert "'toy' was made for mean-colour features" in reasons["foreign"]
+    assert "slide 'foreign' was encoded with uni" in reasons["foreign"]
+    assert "damaged" in reasons["broken"]
+    assert "no format OpenSlide reads" in reasons["text"]
+    assert sorted(table(tmp_path / "out")) == ["F0", "F1", "S0", "S1"]
+    assert run(tmp_path / "out")["slides"]["broken"] == {"failed": reasons["broken"]}
+
+
+def test_run_json_tells_what_made_the_table(features: Path, tmp_path: Path) -> None:
+    model = toy_model()
+    bag = read_bag(features / "F0.h5")
+    assert bag.encoder is not None
+    declared = Fingerprint(encoder="mean-colour", declared=True)
+    write_bag(bag.replace(encoder=declared), features / "declared.h5")
+    predict([features / "F0.h5", features / "declared.h5"], model, tmp_path / "out")
+    told = run(tmp_path / "out")
+    assert (told["model"], told["trained"]) == ("toy", True)
+    assert told["requires"] == MeanColour().fingerprint().to_json()
+    assert len(told["weights"]) == 64
+    assert "unverified" not in told["slides"]["F0"]
+    assert len(told["slides"]["F0"]["digest"]) == 64
+    assert told["slides"]["declared"]["declared"] is True
+    assert told["slides"]["declared"]["unverified"] == ["preprocessing", "mpp", "patch_size"]
+
+
+def test_rows_of_earlier_calls_stay_with_the_same_model_only(
+    features: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    predict(features / "F0.h5", toy_model(), out)
+    predict(features / "F1.h5", toy_model(), out)
+    assert sorted(table(out)) == ["F0", "F1"]
+    assert sorted(run(out)["slides"]) == ["F0", "F1"]
+    predict(features / "F1.h5", toy_model(seed=1), out)
+    assert sorted(table(out)) == ["F1"]
+    (out / "run.json").write_text("{")
+    predict(features / "F0.h5", toy_model(seed=1), out)
+    assert sorted(table(out)) == ["F0"]
+
+
+def test_a_slide_that_fails_now_loses_its_earlier_row(features: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict([features / "F0.h5", features / "F1.h5"], toy_model(), out)
+    (features / "F1.h5").write_bytes(b"")
+    predict(features / "F1.h5", toy_model(), out)
+    assert sorted(table(out)) == ["F0"]
+
+
+def test_features_of_an_earlier_call_are_used_again(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict(slides, toy_model(), tmp_path)
+
+    def must_not_run(self: object, patches: Tensor) -> Tensor:
+        raise AssertionError("encoded again")
+
+    monkeypatch.setattr(MeanColour, "forward", must_not_run)
+    assert [r.reason for r in predict(slides, toy_model(), tmp_path)] == ["", ""]
+
+
+def test_features_of_other_settings_are_named_and_replaced_on_demand(
+    slides: Path, tmp_path: Path
+) -> None:
+    slide, overlap = slides / "S0.svs", Request(overlap=0.5)
+    predict(slide, toy_model(), tmp_path)
+    (result,) = predict(slide, toy_model(), tmp_path, request=overlap)
+    assert "S0.h5' exists and was made with overlap 0.0, now asked for 0.5" in result.reason
+    assert "Choose another folder with -o, delete it, or replace it: --overwrite" in result.reason
+    assert table(tmp_path) == {}
+    (result,) = predict(slide, toy_model(), tmp_path, request=overlap, overwrite=True)
+    assert result.reason == ""
+
+
+def test_a_slide_and_its_own_features_are_not_both_predicted(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    (features / "F0.h5").rename(features / "S0.h5")
+    with pytest.raises(DataError, match=r"S0\.h5' have one name \(S0\).*Give only one of them"):
+        predict([slides / "S0.svs", features / "S0.h5"], toy_model(), tmp_path / "out")
+    with pytest.raises(DataError, match="have one name"):
+        predict([slides, features], toy_model(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_would_fail_every_slide_is_said_once_before_any(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(
+        FingerprintError, match=r"made for mean-colour features with mpp 0\.5.*1\.0"
+    ):
+        predict(slides, toy_model(), out, request=Request(mpp=1.0))
+    nameless = toy_model(requires=Fingerprint(mpp=0.5))
+    with pytest.raises(SpecError, match=r"'toy' names no encoder.*give it feature files"):
+        predict(slides, nameless, out)
+    absent = toy_model(requires=Fingerprint("uni"))
+    with pytest.raises(NotFoundError, match="network of encoder 'uni' is not part"):
+        predict(slides, absent, out)
+    with pytest.raises(NotFoundError, match="No model named 'nonesuch'"):
+        predict(features / "F0.h5", "nonesuch", out)
+    with pytest.raises(BackendError, match=r"device 'cuda:77' cannot be used here.*wsizoo doctor"):
+        predict(features / "F0.h5", toy_model(), out, device="cuda:77")
+    with pytest.raises(BackendError, match="device 'gpu' cannot be used"):
+        predict(features / "F0.h5", toy_model(), out, device="gpu")
+    assert not list(out.glob("features/*"))
+
+
+def test_a_model_whose_encoder_is_not_here_reads_feature_files(
+    features: Path, tmp_path: Path
+) -> None:
+    absent = toy_model(requires=Fingerprint("uni"))
+    (result,) = predict(features / "foreign.h5", absent, tmp_path)
+    assert result.reason == ""
+
+
+def test_the_models_own_scale_and_size_are_asked_of_the_encoder(
+    slides: Path, tmp_path: Path
+) -> None:
+    coarse = toy_model(requires=MeanColour().fingerprint(1.0, 32))
+    (result,) = predict(slides / "S0.svs", coarse, tmp_path, request=Request(patch_size=32))
+    assert result.reason == ""
+    made = read_bag(result.files["features"]).encoder
+    assert made is not None
+    assert (made.mpp, made.patch_size) == (1.0, 32)
+
+
+def test_a_bag_without_coords_gets_scores_and_no_picture(tmp_path: Path) -> None:
+    bag = Bag(torch.randn(4, 3), encoder=MeanColour().fingerprint())
+    (result,) = predict(write_bag(bag, tmp_path / "b.h5"), toy_model(), tmp_path / "out")
+    assert set(result.files) == {"features", "scores"}
+    assert result.files["scores"].read_text().splitlines()[1].startswith(",,")
+
+
+def test_a_bag_without_thumbnail_is_drawn_on_white(tmp_path: Path) -> None:
+    coords = torch.tensor([[0, 0], [5000, 3000]])
+    bag = Bag(torch.randn(2, 3), coords, spacing=200.0, encoder=MeanColour().fingerprint())
+    (result,) = predict(write_bag(bag, tmp_path / "b.h5"), toy_model(), tmp_path / "out")
+    picture = np.asarray(Image.open(result.files["heatmap"]).convert("RGB"))
+    assert picture.shape[1] == 1024
+    assert (picture[300, 500] == 255).all()
+    assert (picture[5, 5] != 255).any()
+
+
+def test_every_task_becomes_a_row() -> None:
+    model = toy_model()
+    logits = torch.tensor([0.0, 2.0])
+    row = describe(model, SlideOutput(logits=logits))
+    assert row == {"prob_normal": 0.119203, "prob_tumour": 0.880797, "predicted": "tumour"}
+    hazards = SlideOutput(logits=logits, hazards=torch.tensor([0.1, 0.2]), risk=torch.tensor(1.5))
+    assert describe(model, hazards) == {"risk": 1.5, "hazard_0": 0.1, "hazard_1": 0.2}
+    assert describe(model, SlideOutput(value=torch.tensor(3.25))) == {"value": 3.25}
+    patches = SlideOutput(instance_logits=torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]]))
+    assert describe(model, patches) == {"share_normal": 0.25, "share_tumour": 0.75}
+    assert describe(model, SlideOutput(embedding=logits)) == {}
+
+
+def test_the_built_in_model_predicts_a_slide_by_name(slides: Path, tmp_path: Path) -> None:
+    (result,) = predict(slides / "S0.svs", "abmil-demo", tmp_path, request=Request(min_tissue=0.9))
+    assert result.reason == ""
+    assert set(result.row) == {"slide", "prob_normal", "prob_tumour", "predicted"}
+
+
+def test_an_embedding_is_written_with_its_origin(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    out, seen = tmp_path / "out", []
+    results = embed([slides / "S0.svs", features], toy_model(), out, after_slide=seen.append)
+    assert seen == results
+    assert {r.slide_id for r in results if r.reason} == {"foreign", "broken"}
+    with torch.inference_mode():
+        expected = toy_model()(read_bag(features / "F0.h5")).embedding
+    with h5py.File(out / "F0.h5", "r") as file:
+        assert np.array_equal(file["features"][()], expected)
+        assert file.attrs["model"] == "toy"
+        assert json.loads(file.attrs["wsizoo_slide"])["slide"] == "F0"
+    with pytest.raises(DataError, match="holds the embedding of a slide"):
+        read_bag(out / "F0.h5")
+    assert all(not r.reason for r in embed(features / "F0.h5", toy_model(), out))
+
+
+def test_an_embedding_never_replaces_features(slides: Path, features: Path) -> None:
+    before = (features / "F0.h5").read_bytes()
+    (result,) = embed(features / "F0.h5", toy_model(), features)
+    assert "F0.h5' exists and holds no embedding; choose another folder" in result.reason
+    assert (features / "F0.h5").read_bytes() == before
