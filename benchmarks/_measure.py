@@ -25,7 +25,8 @@ def report(
     """Print the median of the ratios of paired rounds, with the spread."""
     ratios = sorted(a / b for a, b in zip(mine, other, strict=True))
     goal = "" if limit is None else f", goal at most {limit:g}"
+    first, second = statistics.median(mine) * 1e3, statistics.median(other) * 1e3
     print(
-        f"  {name}: {statistics.median(ratios):.3f} x {of} ({ratios[0]:.3f} to {ratios[-1]:.3f}{goal});"
-        f" {statistics.median(mine) * 1e3:.1f} ms against {statistics.median(other) * 1e3:.1f} ms"
+        f"  {name}: {statistics.median(ratios):.3f} x {of} ({ratios[0]:.3f} to {ratios[-1]:.3f}"
+        f"{goal}); {first:.1f} ms against {second:.1f} ms"
     )

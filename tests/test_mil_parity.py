@@ -1,4 +1,4 @@
-"""ABMIL against what MIL-Lab's implementation computed (numbers only; see each case's meta.json)."""
+"""ABMIL against what MIL-Lab's implementation computed (see each case's meta.json)."""
 
 import pytest
 import torch

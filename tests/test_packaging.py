@@ -93,7 +93,8 @@ def test_a_rendered_plugin_installs_passes_its_tests_and_builds_by_name(
 
 def test_a_slide_is_predicted_at_once_after_installing(fresh: Fresh, tmp_path: Path) -> None:
     write = (
-        "import sys; from wsizoo.demo.cohort import draw; from wsizoo.slides.tiff import write_pyramid; "
+        "import sys; from wsizoo.demo.cohort import draw; "
+        "from wsizoo.slides.tiff import write_pyramid; "
         "write_pyramid(sys.argv[1], draw(1).image, 0.5)"
     )
     fresh.run("python", "-c", write, tmp_path / "demo-01.svs")

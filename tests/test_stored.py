@@ -19,6 +19,7 @@ from wsizoo.errors import (
     DigestError,
     NotFoundError,
     NotPinnedError,
+    NoWeightsError,
     RepoNotFoundError,
     SpecError,
     WeightsError,
@@ -127,16 +128,15 @@ def test_no_model_in_a_folder_is_said_with_the_hubs_spelling(tmp_path: Path) -> 
             wsizoo.load(name)
 
 
-def test_a_name_that_is_a_model_and_a_folder_is_refused(
+def test_a_bare_name_is_the_zoos_a_folder_has_a_slash(
     folder: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    for name in (NAME, "old-toy"):
-        folder = folder.rename(folder.parent / name)
-        with pytest.raises(SpecError, match=rf"'{name}' is a model of the zoo and also a folder"):
-            find_stored(name, registry)
-        assert find_stored(f"./{name}", registry).name == NAME
-        assert find_stored(Path(name), registry).name == NAME
+    folder = folder.rename(folder.parent / NAME)
+    with pytest.raises(NoWeightsError, match=f"released for '{NAME}'"):
+        find_stored(NAME, registry)
+    assert find_stored(f"./{NAME}", registry).name == NAME
+    assert find_stored(Path(NAME), registry).name == NAME
     folder.rename(folder.parent / "mine")
     assert find_stored("mine", registry).name == NAME
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsizoo.errors import DataError
-from wsizoo.train.metrics import bootstrap_interval, roc_auc, roc_curve
+from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve
 
 SLIDES = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=30)
 BOTH = SLIDES.filter(lambda slides: len({label for label, _ in slides}) == 2)
@@ -52,12 +52,12 @@ def test_infinite_scores_are_ranked_and_tied() -> None:
 def test_one_class_alone_has_no_auc(label: int) -> None:
     labels, scores = np.full(3, label), np.arange(3.0)
     assert math.isnan(roc_auc(labels, scores))
-    assert all(math.isnan(edge) for edge in bootstrap_interval(labels, scores, samples=5))
+    assert all(math.isnan(edge) for edge in auc_interval(labels, scores))
     with pytest.raises(DataError, match="A ROC curve needs slides of both classes"):
         roc_curve(labels, scores)
 
 
-@pytest.mark.parametrize("measure", [roc_auc, roc_curve, bootstrap_interval])
+@pytest.mark.parametrize("measure", [roc_auc, roc_curve, auc_interval])
 @pytest.mark.parametrize(
     ("labels", "scores", "message"),
     [
@@ -74,16 +74,31 @@ def test_what_cannot_be_measured_is_an_error(
         measure(np.array(labels), np.array(scores))  # type: ignore[operator]
 
 
-def test_the_interval_is_seeded_and_holds_the_auc() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(40) % 2
-    scores = labels + rng.normal(size=40)
-    low, high = bootstrap_interval(labels, scores, samples=200)
-    assert (low, high) == bootstrap_interval(labels, scores, samples=200)
-    assert (low, high) != bootstrap_interval(labels, scores, samples=200, seed=1)
-    assert 0 < low < roc_auc(labels, scores) < high <= 1
+def test_the_interval_of_a_perfect_score_is_that_of_newcombes_method_5() -> None:
+    # Solved by hand for 8 and 8 slides: (1 - t)^2 = z^2 t (1 - t) (1 + 7 (...)) / 64.
+    labels = np.repeat([0, 1], 8)
+    low, high = auc_interval(labels, labels.astype(float))
+    z2, t = 1.959964**2, low
+    variance = t * (1 - t) * (1 + 7 * ((1 - t) / (2 - t) + t / (1 + t))) / 64
+    assert (1 - t) ** 2 == pytest.approx(z2 * variance)
+    assert 0.74 < low < 0.77
+    assert high == 1.0
 
 
-def test_a_perfect_separation_has_an_interval_of_one_point() -> None:
-    labels = np.array([0, 0, 1, 1])
-    assert bootstrap_interval(labels, labels.astype(float), samples=20) == (1.0, 1.0)
+@given(BOTH)
+def test_the_interval_holds_the_auc_and_mirrors_with_the_labels(
+    slides: list[tuple[int, int]],
+) -> None:
+    labels, scores = columns(slides)
+    low, high = auc_interval(labels, scores)
+    assert 0 <= low <= roc_auc(labels, scores) <= high <= 1
+    assert auc_interval(1 - labels, scores) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+
+
+def test_more_slides_give_a_narrower_interval() -> None:
+    widths = []
+    for n in (8, 40, 200):
+        labels, scores = np.arange(n) % 2, np.arange(n) % 8 / 8.0
+        low, high = auc_interval(labels, scores)
+        widths.append(high - low)
+    assert widths == sorted(widths, reverse=True)

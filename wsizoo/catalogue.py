@@ -51,7 +51,7 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     Raises:
         NotFoundError, SpecError.
     """
-    from wsizoo.spec import PARTS, model_record
+    from wsizoo.spec import PARTS, build_call, model_record
 
     registry = registry or default()
     entry = registry.model(name)
@@ -67,6 +67,7 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     return {
         "name": entry.name,
         **model_record(spec),
+        "build": build_call(entry.name, spec),
         "installed": used <= offered,
         "weights_state": state,
         "commercial": allows_commercial_use(entry, registry),

@@ -201,6 +201,8 @@ class Aggregator(Part):
         reads: "features" (N, D) float, or "pixels" (N, 3, H, W) uint8.
         owns_classifier: fills `logits` itself; its constructor takes `n_outputs`.
         gives_instances: fills `instances`, so that per-patch heads fit.
+        classifier_tensors: names of its own tensors that belong to the classifier it owns; `adapt`
+            leaves them new.
     """
 
     order_matters: ClassVar[bool] = False
@@ -209,6 +211,7 @@ class Aggregator(Part):
     reads: ClassVar[Reads] = "features"
     owns_classifier: ClassVar[bool] = False
     gives_instances: ClassVar[bool] = False
+    classifier_tensors: ClassVar[tuple[str, ...]] = ()
 
     forward_packed: Callable[[BagBatch], Aggregated] | None = None
 

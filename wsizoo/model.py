@@ -171,11 +171,14 @@ class SlideModel(nn.Module):
     def losses(self, output: SlideOutput, bags: Bag | BagBatch) -> dict[str, Tensor]:
         """Everything to minimise, by name: the task's loss, predictions, auxiliary terms.
 
-        The sum of the values is the training loss. Packed: means over the slides.
+        The sum of the values is the training loss. Packed: means over the slides. A whole model
+        states its own, as `losses` of its output.
 
         Raises:
             DataError: no head, or a target that does not fit it.
         """
+        if self.whole is not None and output.losses:
+            return dict(output.losses)
         if self.head is None:
             hint = "Give it one: head=classification"
             raise DataError(f"'{self.name}' has no head, so no loss. {hint}")

@@ -12,7 +12,7 @@ from wsizoo import hub
 from wsizoo.errors import NotPinnedError, NoWeightsError, WeightsError
 from wsizoo.files import check_safetensors, sha256_of, write_json
 from wsizoo.registry import Registry, default
-from wsizoo.spec import ModelSpec, WeightsSpec
+from wsizoo.spec import ModelSpec, WeightsSpec, build_call
 
 FIELDS = ("repo", "revision", "file", "sha256")
 
@@ -27,7 +27,7 @@ def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
     if weights is None or not (weights.repo or weights.package):
         raise NoWeightsError(
             f"No weights have been released for '{name}'. For random weights, to train on your own "
-            f"slides: wsizoo.build('{name}'). With weights: wsizoo list --weights"
+            f"slides: {build_call(name, spec)}. With weights: wsizoo list --weights"
         )
     if weights.package:
         return weights

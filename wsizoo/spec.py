@@ -141,6 +141,14 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
     return spec
 
 
+def build_call(name: str, spec: ModelSpec) -> str:
+    """What to type for this model with random weights."""
+    head = spec.head or {}
+    per_class = head.get("name") in ("classification", "segmentation")
+    classes = ", 'head.classes=[normal,tumour]'" if per_class and not spec.classes else ""
+    return f"wsizoo.build('{name}'{classes})"
+
+
 def encoder_spec(name: str, record: Any) -> EncoderSpec:
     """Check one encoder of the catalogue. Raises SpecError."""
     whose = f"encoder '{name}'"

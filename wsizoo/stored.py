@@ -22,7 +22,6 @@ from wsizoo.errors import (
     DigestError,
     NotFoundError,
     NotPinnedError,
-    SpecError,
     WeightsError,
 )
 from wsizoo.files import check_safetensors, sha256_of
@@ -110,8 +109,8 @@ class StoredModel:
 def find_stored(name: str | Path, registry: Registry) -> StoredModel:
     """Trained weights by name, Hub address or folder, checked and read. Raises as `load`.
 
-    Text with a slash, and any `Path`, is a folder; a bare name that is both a model and a folder
-    here is refused.
+    Text with a slash, and any `Path`, is a folder; a bare name is a model of the zoo, and only if
+    there is none a folder.
     """
     if isinstance(name, Path) or (
         not name.startswith(HUB_PREFIX) and ("/" in name or "\\" in name)
@@ -119,12 +118,8 @@ def find_stored(name: str | Path, registry: Registry) -> StoredModel:
         return read_stored(Path(name))
     if name.startswith(HUB_PREFIX):
         return _from_hub(name)
-    if (Path(name) / CONFIG).is_file():
-        if name in registry.models or name in registry.aliases:
-            raise SpecError(
-                f"'{name}' is a model of the zoo and also a folder here. For the folder: ./{name}, "
-                "for the zoo's: rename the folder"
-            )
+    known = name in registry.models or name in registry.aliases
+    if not known and (Path(name) / CONFIG).is_file():
         return read_stored(Path(name))
     entry = registry.model(name)
     spec = registry.model_spec(entry.name)

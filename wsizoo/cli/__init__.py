@@ -64,9 +64,9 @@ def cli() -> None:
 
     \b
     Start here:
-      wsizoo demo                                   the whole job, on synthetic slides
-      wsizoo list                                   what is in the zoo
-      wsizoo predict slide.svs -m abmil-demo -o out a prediction and a heatmap
+      wsizoo demo     the whole job on synthetic slides, with a report
+      wsizoo list     what is in the zoo
+      wsizoo predict slide.svs -m abmil-demo -o out     a prediction, a heatmap
     """
 
 

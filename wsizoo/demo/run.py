@@ -22,7 +22,7 @@ from wsizoo.model import SlideModel
 from wsizoo.publish import save, verify
 from wsizoo.slides.store import read_bag
 from wsizoo.train.loop import fit
-from wsizoo.train.metrics import bootstrap_interval, roc_auc, roc_curve
+from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve
 from wsizoo.zoo import build, load
 
 ENCODER = "handcrafted-he"
@@ -58,7 +58,7 @@ class Scored:
         return roc_auc(self.truth, self.scores)
 
     def row(self) -> dict[str, object]:
-        low, high = bootstrap_interval(self.truth, self.scores)
+        low, high = auc_interval(self.truth, self.scores)
         return {
             "label": self.label,
             "aggregator": self.aggregator,

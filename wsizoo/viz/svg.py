@@ -63,7 +63,8 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     largest = max(abs(tick) for tick in ticks)
     step = min((b - a for a, b in itertools.pairwise(ticks)), default=largest) or 1.0
     if largest >= 1e6 or step < 1e-5:
-        return [f"{tick:.6g}" for tick in ticks]
+        digits = 6 if largest == 0 else max(6, math.ceil(math.log10(largest / step)) + 2)
+        return [f"{tick:.{digits}g}" for tick in ticks]
     for decimals in range(7):
         if abs(round(step, decimals) - step) < step * 1e-3:
             break

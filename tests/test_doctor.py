@@ -1,0 +1,124 @@
+"""wsizoo.doctor: it looks at everything and trips over nothing."""
+
+import builtins
+import importlib
+from typing import Any
+
+import pytest
+
+from wsizoo import doctor, hub
+from wsizoo.doctor import Finding, diagnose
+from wsizoo.errors import GatedError
+from wsizoo.plugins import Plugin, discover
+from wsizoo.registry import Entry, Registry
+
+
+def bare_registry() -> Registry:
+    return Registry.of(discover(entry_points=[]))
+
+
+def found(findings: list[Finding], area: str) -> dict[str, Finding]:
+    return {f.name: f for f in findings if f.area == area}
+
+
+def test_every_area_is_looked_at_in_order() -> None:
+    areas = list(dict.fromkeys(f.area for f in diagnose(registry=bare_registry())))
+    assert areas == [
+        "Python", "Core", "Devices", "Extras", "Encoders", "Op backends", "Plugins", "Hub",
+    ]  # fmt: skip
+
+
+def test_what_the_core_needs_works_here_and_is_marked_as_needed() -> None:
+    core = found(diagnose(registry=bare_registry()), "Core")
+    assert set(core) == set(doctor.CORE)
+    assert all(f.works and f.needed and f.detail for f in core.values())
+
+
+def test_a_broken_dependency_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = importlib.import_module
+
+    def broken(name: str, package: str | None = None) -> Any:
+        if name == "h5py":
+            raise OSError("libhdf5.so: cannot open shared object file")
+        return known(name, package)
+
+    monkeypatch.setattr(doctor.importlib, "import_module", broken)
+    finding = found(diagnose(registry=bare_registry()), "Core")["h5py"]
+    assert (finding.works, finding.needed) == (False, True)
+    assert finding.detail == "OSError: libhdf5.so: cannot open shared object file"
+    assert finding.remedy == "pip install --force-reinstall wsizoo"
+
+
+def test_a_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor.EXTRAS, "tiff", ("no_such_module_1", "json"))
+    finding = found(diagnose(registry=bare_registry()), "Extras")["tiff"]
+    assert (finding.works, finding.needed) == (False, False)
+    assert finding.detail == "missing no_such_module_1"
+    assert finding.remedy == 'pip install "wsizoo[tiff]"'
+
+
+def test_encoders_that_run_and_those_whose_features_are_read_are_told_apart() -> None:
+    encoders = found(diagnose(registry=bare_registry()), "Encoders")
+    assert encoders["handcrafted-he"].works
+    assert encoders["handcrafted-he"].detail == "208 features, 224 px at 0.5 um/px"
+    assert not encoders["uni"].works
+
+
+def test_an_encoder_that_breaks_is_one_finding_among_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("in a plugin")
+
+    monkeypatch.setattr("wsizoo.zoo.load_encoder", broken)
+    findings = diagnose(registry=bare_registry())
+    finding = found(findings, "Encoders")["handcrafted-he"]
+    assert (finding.works, finding.detail) == (False, "ZeroDivisionError: in a plugin")
+    assert found(findings, "Hub")
+
+
+def test_an_area_that_cannot_be_looked_at_does_not_hide_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    known = builtins.__import__
+
+    def no_ops(name: str, *rest: Any) -> Any:
+        if name == "wsizoo.ops":
+            raise ImportError("no ops today")
+        return known(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", no_ops)
+    findings = diagnose(registry=bare_registry())
+    assert found(findings, "Op backends")["looking further"].detail == "ImportError: no ops today"
+    assert found(findings, "Plugins")["wsizoo"].works
+
+
+def test_a_plugin_in_quarantine_is_shown_with_its_reason() -> None:
+    registry = bare_registry()
+    registry.plugins.all.append(Plugin("bad", "wsizoo-plugin-bad", "1", reason="fails on import"))
+    finding = found(diagnose(registry=registry), "Plugins")["wsizoo-plugin-bad"]
+    assert (finding.works, finding.detail) == (False, "fails on import")
+
+
+def test_access_to_gated_encoders_is_asked_only_when_wanted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def access(repo: str) -> None:
+        asked.append(repo)
+        if repo == "them/closed":
+            raise GatedError("not granted: https://huggingface.co/them/closed")
+
+    monkeypatch.setattr(hub, "hub_access", access)
+    registry = bare_registry()
+    registry.encoders.clear()
+    for name in ("open", "closed"):
+        record = {"gated": True, "repo": f"them/{name}"}
+        registry.encoders[name] = Entry(name, record, "wsizoo")
+    registry.encoders["no-repo"] = Entry("no-repo", {"gated": True}, "wsizoo")
+    assert found(diagnose(registry=registry), "Access") == {}
+    assert asked == []
+    findings = found(diagnose(access=True, registry=registry), "Access")
+    assert {name: f.works for name, f in findings.items()} == {"closed": False, "open": True}
+    assert "not granted" in findings["closed"].detail
