@@ -59,7 +59,7 @@ class Owner(Sound):
     """Sound too: it owns its classifier."""
 
     owns_classifier = True
-    classifier_tensors = ("classify.weight", "classify.bias")
+    classifier_tensors: ClassVar[tuple[str, ...]] = ("classify.weight", "classify.bias")
 
     def __init__(self, in_dim: int, n_outputs: int) -> None:
         super().__init__(in_dim)
