@@ -147,7 +147,9 @@ def _run(
     context = get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(files)), context, _begin_worker, (job,)) as pool:
         try:
-            for future in as_completed([pool.submit(_run_in_worker, slide) for slide in files]):
+            with _interrupts_held():
+                futures = [pool.submit(_run_in_worker, slide) for slide in files]
+            for future in as_completed(futures):
                 yield future.result()
         except BrokenProcessPool as error:
             raise DataError(
@@ -160,6 +162,19 @@ def _run(
                 worker.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Generator[None, None, None]:
+    """Ctrl-C waits; processes that are started meanwhile never see it: the parent decides."""
+    if os.name != "posix":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_sendable(job: _Job) -> None:
@@ -182,7 +197,7 @@ def _begin_worker(job: _Job) -> None:
     global _job  # noqa: PLW0603
     _job = job
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be held back
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

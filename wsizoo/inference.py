@@ -150,11 +150,8 @@ class FeatureSource:
         needs = model.requires
         self.model, self.folder, self.progress = model, folder, progress
         self.overwrite = overwrite
-        self.request = dataclasses.replace(
-            request,
-            mpp=request.mpp or needs.mpp,
-            patch_size=request.patch_size or needs.patch_size,
-        )
+        mpp, patch_size = request.mpp or needs.mpp, request.patch_size or needs.patch_size
+        self.request = dataclasses.replace(request, mpp=mpp, patch_size=patch_size)
         self._encoder: Encoder | None = None
 
     def prepare(self, files: Sequence[Path]) -> None:
@@ -273,11 +270,11 @@ def write_table(out: Path, model: SlideModel, results: Sequence[Predicted]) -> N
         "weights": _weights_digest(model),
         "requires": model.requires.to_json(),
     }
-    rows = {r.slide_id: r.row for r in results if not r.reason}
-    stamps = {r.slide_id: _stamp(model, r) for r in results}
-    earlier = _read_run(out, made)
-    kept = {name: row for name, row in earlier[0].items() if name not in stamps}
-    rows, stamps = {**kept, **rows}, {**earlier[1], **stamps}
+    rows, stamps = _read_run(out, made)
+    for result in results:
+        rows.pop(result.slide_id, None)
+        stamps[result.slide_id] = _stamp(model, result)
+    rows |= {r.slide_id: r.row for r in results if not r.reason}
     columns = list(dict.fromkeys(key for row in rows.values() for key in row)) or ["slide"]
     write_csv(out / TABLE, [rows[name] for name in sorted(rows)], columns)
     write_json(out / RUN, {**made, "slides": {name: stamps[name] for name in sorted(stamps)}})

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
+
+from wsizoo.cli.text import print_table
 
 
 @click.command("demo")
@@ -28,33 +32,12 @@ def demo_command(out: Path, slides: int, workers: int, as_json: bool) -> None:
     Example:
       wsizoo demo
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-    from wsizoo.cli.text import print_table
     from wsizoo.demo.run import run_demo
 
-    console = Console(stderr=True)
     start = time.monotonic()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    show = console.is_terminal and not as_json
-    with Progress(
-        *columns,
-        console=console,
-        disable=not show,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        task = bar.add_task("", total=None, visible=False)
-        tour = run_demo(
-            out,
-            slides=slides,
-            workers=workers,
-            say=(lambda text: None) if as_json else click.echo,
-            tick=lambda what, done, total: bar.update(
-                task, description=what, completed=done, total=total, visible=True
-            ),
-        )
+    with _bar(quiet=as_json) as tick:
+        say = (lambda text: None) if as_json else click.echo
+        tour = run_demo(out, slides=slides, workers=workers, say=say, tick=tick)
     rows = [result.row() for result in tour.results]
     assert tour.located is not None
     page = (out / "index.html").absolute()
@@ -69,3 +52,27 @@ def demo_command(out: Path, slides: int, workers: int, as_json: bool) -> None:
         "\nSynthetic data, a toy: the report says what the numbers mean."
         f"\nDone in {time.monotonic() - start:.0f} s. Open {page}"
     )
+
+
+@contextmanager
+def _bar(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on a terminal; gives what to call with (what, done, in all)."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        console=console,
+        disable=quiet or not console.is_terminal,
+        transient=True,
+        redirect_stdout=sys.stdout.isatty(),
+    ) as bar:
+        task = bar.add_task("", total=None, visible=False)
+
+        def tick(what: str, done: int, total: int) -> None:
+            bar.update(task, description=what, completed=done, total=total, visible=True)
+
+        yield tick

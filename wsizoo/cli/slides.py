@@ -19,45 +19,41 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+PATCH_OPTIONS = (
+    click.option("--mpp", type=float, help="Microns per level-0 px, instead of what slides state."),
+    click.option("--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."),
+    click.option(
+        "--patch-size", type=click.IntRange(1), help="Edge of a patch in px [the encoder's own]."
+    ),
+    click.option(
+        "--overlap",
+        type=click.FloatRange(0, 1, max_open=True),
+        default=0.0,
+        help="Share of an edge that neighbours share [0].",
+    ),
+    click.option(
+        "--min-tissue",
+        type=click.FloatRange(0, 1),
+        help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=64,
+        show_default=True,
+        help="Patches at once.",
+    ),
+    click.option(
+        "--overwrite",
+        is_flag=True,
+        help="Replace feature files that are damaged or were made in another way.",
+    ),
+)
+
+
 def patch_options(command: Command) -> Command:
     """Options on how patches are cut and encoded."""
-    options = [
-        click.option(
-            "--mpp", type=float, help="Microns per level-0 px, instead of what slides state."
-        ),
-        click.option(
-            "--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."
-        ),
-        click.option(
-            "--patch-size",
-            type=click.IntRange(1),
-            help="Edge of a patch in px [the encoder's own].",
-        ),
-        click.option(
-            "--overlap",
-            type=click.FloatRange(0, 1, max_open=True),
-            default=0.0,
-            help="Share of an edge that neighbours share [0].",
-        ),
-        click.option(
-            "--min-tissue",
-            type=click.FloatRange(0, 1),
-            help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
-        ),
-        click.option(
-            "--batch-size",
-            type=click.IntRange(1),
-            default=64,
-            show_default=True,
-            help="Patches at once.",
-        ),
-        click.option(
-            "--overwrite",
-            is_flag=True,
-            help="Replace feature files that are damaged or were made in another way.",
-        ),
-    ]
-    for option in reversed(options):
+    for option in reversed(PATCH_OPTIONS):
         command = option(command)
     return command
 
