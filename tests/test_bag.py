@@ -257,6 +257,25 @@ class TestConcat:
             Bag.concat([])
 
 
+class TestSharedGrid:
+    """The grid of a bag is computed once."""
+
+    def test_it_is_the_same_tensor_and_a_changed_bag_has_its_own(self) -> None:
+        one = bag(6)
+        assert one.grid() is one.grid()
+        assert one.coords is not None
+        moved = one.replace(coords=one.coords + 2 * int(one.spacing or 0))
+        assert torch.equal(moved.grid(), one.grid() + 2)
+
+    def test_one_made_without_gradients_serves_training_later(self) -> None:
+        one = bag(6)
+        with torch.inference_mode():
+            one.grid()
+        assert not one.grid().is_inference()
+        rows = torch.randn(100, 2, requires_grad=True)
+        rows[one.grid()[:, 0] % 100].sum().backward()
+
+
 class TestPack:
     """Slides packed end to end."""
 
@@ -266,6 +285,14 @@ class TestPack:
         assert batch.lengths.tolist() == [2, 0, 3]
         assert batch.segments.tolist() == [0, 0, 2, 2, 2]
         assert len(batch) == 3 and [len(b) for b in batch] == [2, 0, 3]
+
+    def test_a_batch_knows_its_cells(self) -> None:
+        batch = BagBatch.pack([bag(2), bag(3)])
+        cells = batch.cells()
+        assert cells.dtype == torch.int64 and cells.shape == (5, 2)
+        assert torch.equal(cells, torch.cat([bag(2).grid(), bag(3).grid()]))
+        with pytest.raises(BagError, match="has no coords, so no grid"):
+            BagBatch.pack([bag(2), bag(3, coords=None)]).cells()
 
     def test_the_slides_of_a_batch_are_views_of_it(self) -> None:
         batch = BagBatch.pack([bag(2), bag(3, slide_id="A2")])

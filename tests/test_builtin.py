@@ -4,7 +4,8 @@ import pytest
 
 from wsizoo.hookspecs import Component
 from wsizoo.interfaces import Aggregator, Encoder, Head, Part
-from wsizoo.plugins import CORE, discover, load_target
+from wsizoo.plugins import CORE, discover
+from wsizoo.targets import load_target
 
 PLUGINS = discover([], allow="")
 BASES: dict[str, type[Part]] = {"encoder": Encoder, "aggregator": Aggregator, "head": Head}

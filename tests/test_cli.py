@@ -1,5 +1,6 @@
 """wsizoo.cli: what is typed, what is printed, and the exit code."""
 
+import io
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from wsizoo import cli as cli_package
 from wsizoo.cli import COMMANDS, cli, main
+from wsizoo.cli.progress import bar, slide_bars
 from wsizoo.cli.text import print_field, print_table
 from wsizoo.errors import DataError
 from wsizoo.slides.store import read_bag
@@ -133,7 +135,7 @@ def test_the_overview_lists_every_command_in_eighty_columns() -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("words", [words for words in LEAVES if words not in {("push",)}])
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
 def test_commands_with_results_speak_json(words: tuple[str, ...]) -> None:
     assert words == ("new", "plugin") or "--json" in invoke(*words, "--help").output
 
@@ -147,6 +149,12 @@ def test_exit_code_is_2_for_wrong_usage(
         (["extract", "a.svs"], "Missing option '-o'"),
         (["extract", "a.svs", "-o", "out", "--overlap", "1"], "0<=x<1"),
         (["extract", "a.svs", "-o", "out", "--batch-size", "0"], "x>=1"),
+        (["extract", "a.svs", "-o", "out", "--patch-mpp", "0"], "x>0"),
+        (["extract", "a.svs", "-o", "out", "--patch-size", "-1"], "x>=1"),
+        (["extract", "a.svs", "-o", "out", "--mpp", "-0.5"], "x>0"),
+        (["extract", "a.svs", "-o", "out", "--min-tissue", "2"], "0<=x<=1"),
+        (["predict", "a.svs", "-m", "m", "-o", "out", "--patch-mpp", "0"], "x>0"),
+        (["demo", "--slides", "8"], "x>=12"),
     ]:
         code, out, err = run_main(monkeypatch, capsys, *arguments)
         assert (code, out) == (2, "")
@@ -370,6 +378,7 @@ def test_tables_and_fields_fit_a_terminal_and_are_whole_elsewhere(
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_bar_is_drawn_on_a_terminal_only(slides: Path, tmp_path: Path) -> None:
     code, sent = on_terminal(["extract", slides, "-o", tmp_path / "a"])
     assert code == 0
@@ -383,6 +392,66 @@ def test_a_bar_is_drawn_on_a_terminal_only(slides: Path, tmp_path: Path) -> None
     assert "\x1b" not in quiet.stdout + quiet.stderr
     assert len(quiet.stdout.splitlines()) == 2
     assert len(quiet.stderr.splitlines()) == 1
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()], ids=["terminal", "file"])
+def test_bars_are_drawn_on_a_terminal_only(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(sys, "stderr", stream)
+    with slide_bars(2) as (tick, after):
+        tick("S0", 1, 2)
+        after(lambda result: f"done {result}")("S0")
+    drawn = "slides" in stream.getvalue()
+    assert drawn is stream.isatty()
+    assert capsys.readouterr().out == "done S0\n"
+    with slide_bars(2, quiet=True) as (tick, _), bar(quiet=True) as other:
+        before = stream.getvalue()
+        tick("quiet", 1, 2)
+        other("quiet", 1, 2)
+    assert "quiet" not in stream.getvalue().removeprefix(before)
+
+
+def test_a_dark_slide_is_one_message(tmp_path: Path) -> None:
+    write_pyramid(tmp_path / "dark.svs", np.full((600, 600, 3), 5, np.uint8), 0.5, (1,))
+    result = shell(f"wsizoo extract {tmp_path / 'dark.svs'} -o {tmp_path / 'out'}")
+    assert result.returncode == 1
+    assert result.stdout.count("dark, so no brightfield slide") == 1
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_predict_says_the_limits_of_the_model_once(features: Path, tmp_path: Path) -> None:
+    result = invoke("predict", features, "-m", "abmil-demo", "-o", tmp_path)
+    assert result.stderr.count("A toy trained on synthetic slides") == 1
+    assert "A toy" not in result.stdout
+
+
+def test_predict_again_says_what_was_there(features: Path, tmp_path: Path) -> None:
+    invoke("predict", features, "-m", "abmil-demo", "-o", tmp_path)
+    again = invoke("predict", features, "-m", "abmil-demo", "-o", tmp_path)
+    assert re.search(r"^present  S0  prob_normal 0\.\d+  prob_tumour", again.stdout, re.M)
+
+
+def test_push_speaks_json_and_publishes_untrained_models_on_demand_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def push(folder: Path, repo: str, **told: Any) -> str:
+        asked.append(told)
+        return f"hf:{repo}@{'0' * 40}"
+
+    monkeypatch.setattr("wsizoo.publish.push", push)
+    told = json.loads(invoke("push", tmp_path, "me/m", "--json").stdout)
+    assert told == {"address": f"hf:me/m@{'0' * 40}", "public": False}
+    invoke("push", tmp_path, "me/m", "--untrained")
+    assert [call["untrained"] for call in asked] == [False, True]
 
 
 @pytest.mark.slow

@@ -14,13 +14,14 @@ from wsizoo.cli import cli
 from wsizoo.demo import run as demo
 from wsizoo.demo.cohort import CohortSlide
 from wsizoo.demo.page import _truth, write_page
-from wsizoo.demo.run import Located, Tour, locate, run_demo, train_all
+from wsizoo.demo.run import locate, run_demo, train_all
+from wsizoo.demo.tour import Located, Tour
 from wsizoo.errors import DataError
 from wsizoo.extraction import Extracted
 from wsizoo.inference import Predicted, predict
 from wsizoo.slides.store import SlideFacts, read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
-from wsizoo.viz.predicted import write_scores
+from wsizoo.viz.predicted import PatchAnswers, write_scores
 from wsizoo.zoo import load_encoder
 
 SIDE, CELL = 5, 224
@@ -101,7 +102,7 @@ def test_the_reloaded_model_is_the_trained_one(tour: Tour) -> None:
 def located(tmp_path: Path, slide: CohortSlide, scores: np.ndarray, bag: Bag) -> Located:
     """What `locate` says of these scores."""
     features = write_bag(bag, tmp_path / "f.h5")
-    file = write_scores(tmp_path / "s.csv", bag, scores, None)
+    file = write_scores(tmp_path / "s.csv", bag, PatchAnswers(len(bag), scores))
     return locate(Predicted(slide.name, files={"scores": file, "features": features}), slide)
 
 

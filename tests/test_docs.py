@@ -22,7 +22,7 @@ import wsizoo.testing
 from wsizoo import errors, hookspecs, spec
 from wsizoo.cli import COMMANDS, cli
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.interfaces import Encoder, Head, Part, Selector
+from wsizoo.interfaces import Encoder, Head, Part, Selector, WholeModel
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.testing import check_component
 
@@ -117,7 +117,12 @@ def test_every_part_of_the_tutorial_conforms() -> None:
     parts = [v for v in names.values() if isinstance(v, type) and issubclass(v, Part)]
     assert len(parts) >= 8
     for part in parts:
-        kinds = {Selector: "selector", Encoder: "encoder", Head: "head"}
+        kinds = {
+            Selector: "selector",
+            Encoder: "encoder",
+            Head: "head",
+            WholeModel: "model",
+        }
         kind = next((k for base, k in kinds.items() if issubclass(part, base)), "aggregator")
         failed = [f"{r.check}: {r.reason}" for r in check_component(part, kind) if not r.passed]
         assert failed == [], part.__name__

@@ -2,6 +2,8 @@
 
 import builtins
 import importlib
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,7 +32,8 @@ def test_every_area_is_looked_at_in_order() -> None:
 
 def test_what_the_core_needs_works_here_and_is_marked_as_needed() -> None:
     core = found(diagnose(registry=bare_registry()), "Core")
-    assert set(core) == set(doctor.CORE)
+    assert {"torch", "numpy", "openslide", "PIL", "yaml", "huggingface_hub"} <= set(core)
+    assert len(core) == len(declared("dependencies"))
     assert all(f.works and f.needed and f.detail for f in core.values())
 
 
@@ -50,11 +53,26 @@ def test_a_broken_dependency_is_reported_with_a_remedy(monkeypatch: pytest.Monke
 
 
 def test_a_missing_extra_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(doctor.EXTRAS, "tiff", ("no_such_module_1", "json"))
+    lines = ["torch>=2", "No-Such_Module>1; extra == 'tiff'", 'pluggy; extra == "tiff"']
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
     finding = found(diagnose(registry=bare_registry()), "Extras")["tiff"]
     assert (finding.works, finding.needed) == (False, False)
-    assert finding.detail == "missing no_such_module_1"
+    assert finding.detail == "missing no_such_module"
     assert finding.remedy == 'pip install "wsizoo[tiff]"'
+
+
+def test_extras_are_those_that_the_project_declares_for_users() -> None:
+    extras = found(diagnose(registry=bare_registry()), "Extras")
+    assert set(extras) == set(declared("optional-dependencies")) - {"all", "dev"}
+    told = " ".join(f.detail for f in extras.values())
+    assert "sklearn" in told and "lightning_fabric" in told
+
+
+def declared(field: str) -> Any:
+    path = Path(__file__).parent.parent / "pyproject.toml"
+    if not path.exists():
+        pytest.skip("this is not a checkout")
+    return tomllib.loads(path.read_text(encoding="utf-8"))["project"][field]
 
 
 def test_encoders_that_run_and_those_whose_features_are_read_are_told_apart() -> None:

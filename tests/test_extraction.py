@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo import extraction
-from wsizoo.errors import DataError, NotFoundError
+from wsizoo.errors import BackendError, DataError, NotFoundError
 from wsizoo.extraction import Extracted, check_writable, extract, list_files, remove_stale
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Request
@@ -280,7 +280,7 @@ def ended_process() -> int:
 
 
 def test_only_old_temporary_files_of_ended_processes_are_removed(tmp_path: Path) -> None:
-    dead, old = ended_process(), time.time() - 120
+    dead, old = ended_process(), time.time() - 7200
     stale = tmp_path / f".S0.h5.tmp-{dead}"
     kept = [
         tmp_path / f".S1.h5.tmp-{os.getpid()}",  # its process lives
@@ -402,3 +402,17 @@ def test_a_worker_that_is_killed_is_told_as_such(folder: Path, tmp_path: Path) -
         os.kill(int(pid), signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     assert "DataError: A worker process died" in errors
+
+
+def test_the_encoder_is_moved_to_the_device_and_features_come_back(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(MeanColour, "to", lambda self, device: asked.append(device), raising=False)
+    (result,) = extract(folder / "S0.svs", MeanColour(), tmp_path / "a", device="cpu")
+    assert (result.state, asked) == ("done", ["cpu"])
+    extract(folder / "S0.svs", MeanColour(), tmp_path / "b")
+    assert asked == ["cpu"]
+    with pytest.raises(BackendError, match="device 'cuda:77' cannot be used here"):
+        extract(folder, MeanColour(), tmp_path / "c", device="cuda:77")
+    assert not (tmp_path / "c").exists()

@@ -2,13 +2,16 @@
 
 import hashlib
 import os
+import re
+import threading
 from pathlib import Path
 
 import pytest
 
-from wsizoo.errors import WeightsError
+from wsizoo.errors import DataError, WeightsError
 from wsizoo.files import (
     check_safetensors,
+    locked,
     replacing,
     replacing_folder,
     sha256_of,
@@ -105,13 +108,42 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path) -> None:
     assert names(real) == ["new"]
 
 
-def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
-    left = tmp_path / f".model.tmp-{os.getpid()}"
-    left.mkdir()
-    (left / "half").touch()
-    with replacing_folder(tmp_path / "model") as temporary:
-        (temporary / "new").touch()
-    assert names(tmp_path / "model") == ["new"]
+def test_a_temporary_name_is_one_writers_alone_and_tells_the_process(tmp_path: Path) -> None:
+    target = tmp_path / "a.txt"
+    with replacing(target) as one, replacing(target) as two:
+        assert one != two
+        for temporary in (one, two):
+            assert re.fullmatch(rf"\.a\.txt\.\w+\.tmp-{os.getpid()}", temporary.name)
+            temporary.write_text(temporary.name)
+    assert target.read_text() == one.name
+    with replacing_folder(tmp_path / "b") as first, replacing_folder(tmp_path / "c" / "b") as other:
+        assert first.name != other.name
+
+
+def test_a_lock_lets_one_through_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "n.txt"
+    path.write_text("0")
+
+    def add() -> None:
+        for _ in range(20):
+            with locked(path):
+                path.write_text(str(int(path.read_text()) + 1))
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() == "80"
+    assert names(tmp_path) == ["n.txt"]
+
+
+def test_a_lock_that_nobody_gives_back_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pins.json.lock").touch()
+    told = r"pins\.json\.lock is held by another process\. If none is running, delete that file"
+    with pytest.raises(DataError, match=told), locked(tmp_path / "pins.json", patience=0.0):
+        pass
+    assert names(tmp_path) == ["pins.json.lock"]
 
 
 def test_text_json_and_tables_are_written(tmp_path: Path) -> None:

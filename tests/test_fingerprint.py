@@ -38,7 +38,9 @@ def test_each_field_that_differs_is_named_with_both_values(field: str) -> None:
     assert str(getattr(FULL, field)) in message and str(OTHERS[field]) in message
     assert field == "encoder" or field in message
     assert message.startswith("'m' was made for uni features")
-    assert "Widths may agree, the features do not. Extract again: wsizoo extract" in message
+    assert "Widths may agree, the features do not." in message
+    advice = {"encoder": "--encoder resnet50", "mpp": "--patch-mpp 0.5", "patch_size": "-size 256"}
+    assert message.endswith(advice.get(field, "wsizoo extract SLIDE -e uni"))
 
 
 def test_another_encoder_is_told_as_in_the_manual() -> None:
@@ -46,7 +48,7 @@ def test_another_encoder_is_told_as_in_the_manual() -> None:
     with pytest.raises(
         FingerprintError,
         match=r"^'m' was made for uni features; slide 'A1' was encoded with resnet50\. Widths .*"
-        r"wsizoo extract SLIDE -e uni, .* wsizoo list --encoder resnet50$",
+        r"Use features of uni, or .* wsizoo list --encoder resnet50$",
     ):
         FULL.check_accepts(theirs, "'m'", "slide 'A1'")
 

@@ -16,15 +16,24 @@ from wsizoo import inference
 from wsizoo.bag import Bag
 from wsizoo.errors import BackendError, DataError, FingerprintError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.inference import describe, embed, predict
-from wsizoo.interfaces import Encoder, SlideOutput
+from wsizoo.inference import embed, predict
+from wsizoo.interfaces import (
+    Aggregated,
+    Aggregator,
+    Encoder,
+    Selected,
+    Selector,
+    SlideOutput,
+    WholeModel,
+)
 from wsizoo.mil.abmil import ABMIL
-from wsizoo.mil.heads import ClassificationHead
+from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.model import SlideModel
 from wsizoo.slides.extract import Request, extract_slide
 from wsizoo.slides.store import read_bag, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.spec import ModelSpec, model_spec
+from wsizoo.viz.table import prediction_row
 
 RECORD: dict[str, Any] = {
     "summary": "toy",
@@ -55,6 +64,61 @@ def toy_model(seed: int = 0, requires: Fingerprint | None = None) -> SlideModel:
     model = SlideModel("toy", toy_spec(), 3, aggregator=aggregator, head=head, requires=made)
     model.trained = True
     return model.eval()
+
+
+class Brightest(Selector):
+    """The first two patches by their first feature."""
+
+    def forward(self, bag: Bag) -> Selected:
+        scores = bag.features[:, 0]
+        index = scores.topk(2).indices.sort().values
+        return Selected(bag.replace(features=bag.features[index], coords=None), index, scores)
+
+
+class Silent(Aggregator):
+    """One vector a patch and no scores."""
+
+    gives_instances = True
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, bag: Bag) -> Aggregated:
+        return Aggregated(bag.features.mean(0), None, bag.features)
+
+
+class Whole(WholeModel):
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        super().__init__()
+        self.classes = classes
+
+    def forward(self, bag: Bag) -> SlideOutput:
+        return SlideOutput(logits=bag.features.mean(0)[:2])
+
+
+def whole_model(classes: tuple[str, ...]) -> SlideModel:
+    made = MeanColour().fingerprint()
+    return SlideModel("whole", toy_spec(), 3, whole=Whole(classes), requires=made).eval()
+
+
+def segmentation(selector: Selector | None = None) -> SlideModel:
+    torch.manual_seed(0)
+    head = SegmentationHead(3, classes=["normal", "tumour"])
+    parts: dict[str, Any] = {"aggregator": Silent(), "head": head, "selector": selector}
+    return SlideModel("toy", toy_spec(), 3, requires=MeanColour().fingerprint(), **parts).eval()
+
+
+def four_patches(tmp_path: Path) -> Path:
+    """Four patches in a row on a slide without thumbnail; the first and the last are bright."""
+    coords = torch.tensor([[0, 0], [100, 0], [200, 0], [300, 0]])
+    features = torch.tensor([[9.0, 0, 1], [1, 2, 0], [2, 1, 0], [8, 1, 1]])
+    bag = Bag(features, coords, spacing=100.0, encoder=MeanColour().fingerprint())
+    return write_bag(bag, tmp_path / "four.h5")
+
+
+def csv_rows(file: Path) -> list[dict[str, str]]:
+    with open(file, newline="", encoding="utf-8") as opened:
+        return list(csv.DictReader(opened))
 
 
 @pytest.fixture(autouse=True)
@@ -294,14 +358,29 @@ def test_a_bag_without_thumbnail_is_drawn_on_white(tmp_path: Path) -> None:
 def test_every_task_becomes_a_row() -> None:
     model = toy_model()
     logits = torch.tensor([0.0, 2.0])
-    row = describe(model, SlideOutput(logits=logits))
+    row = prediction_row(model, SlideOutput(logits=logits))
     assert row == {"prob_normal": 0.119203, "prob_tumour": 0.880797, "predicted": "tumour"}
     hazards = SlideOutput(logits=logits, hazards=torch.tensor([0.1, 0.2]), risk=torch.tensor(1.5))
-    assert describe(model, hazards) == {"risk": 1.5, "hazard_0": 0.1, "hazard_1": 0.2}
-    assert describe(model, SlideOutput(value=torch.tensor(3.25))) == {"value": 3.25}
+    assert prediction_row(model, hazards) == {"risk": 1.5, "hazard_0": 0.1, "hazard_1": 0.2}
+    assert prediction_row(model, SlideOutput(value=torch.tensor(3.25))) == {"value": 3.25}
     patches = SlideOutput(instance_logits=torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]]))
-    assert describe(model, patches) == {"share_normal": 0.25, "share_tumour": 0.75}
-    assert describe(model, SlideOutput(embedding=logits)) == {}
+    assert prediction_row(model, patches) == {"share_normal": 0.25, "share_tumour": 0.75}
+    assert prediction_row(model, SlideOutput(embedding=logits)) == {}
+
+
+def test_shares_of_classes_are_of_the_patches_that_were_read() -> None:
+    logits, kept = torch.tensor([[0.0, 0], [0, 1], [0, 0], [0, 1]]), torch.tensor([1, 3])
+    row = prediction_row(toy_model(), SlideOutput(instance_logits=logits, kept=kept))
+    assert row == {"share_normal": 0.0, "share_tumour": 1.0}
+
+
+def test_classes_are_numbered_where_a_model_names_none_and_never_guessed() -> None:
+    model = toy_model()
+    with pytest.raises(DataError, match=r"'toy' gives 3 logits and names 2 classes .* one name"):
+        prediction_row(model, SlideOutput(logits=torch.zeros(3)))
+    nameless = whole_model(())
+    row = prediction_row(nameless, SlideOutput(logits=torch.zeros(2)))
+    assert row == {"prob_0": 0.5, "prob_1": 0.5, "predicted": "0"}
 
 
 def test_the_built_in_model_predicts_a_slide_by_name(slides: Path, tmp_path: Path) -> None:
@@ -333,3 +412,179 @@ def test_an_embedding_never_replaces_features(slides: Path, features: Path) -> N
     (result,) = embed(features / "F0.h5", toy_model(), features)
     assert "F0.h5' exists and holds no embedding; choose another folder" in result.reason
     assert (features / "F0.h5").read_bytes() == before
+
+
+def test_what_a_selector_dropped_is_neither_ranked_nor_coloured(tmp_path: Path) -> None:
+    model = toy_model()
+    model.selector = Brightest(3)
+    (result,) = predict(four_patches(tmp_path), model, tmp_path / "out")
+    assert result.reason == ""
+    rows = csv_rows(result.files["scores"])
+    assert [row["kept"] for row in rows] == ["1", "0", "0", "1"]
+    assert [row["score"] != "" for row in rows] == [True, False, False, True]
+    assert [row["selector_score"] for row in rows] == ["9", "1", "2", "8"]
+    picture = np.asarray(Image.open(result.files["heatmap"]).convert("RGB"))
+    assert (picture[50, [150, 250]] == 255).all()
+    assert (picture[50, [50, 350]] != 255).any(1).all()
+    tiles = json.loads(result.files["geojson"].read_text())["features"]
+    told = [tile["properties"]["measurements"] for tile in tiles]
+    assert ["score" in measured for measured in told] == [True, False, False, True]
+    colours = [tuple(tile["properties"]["color"]) for tile in tiles]
+    assert len({colours[0], colours[3]}) == 2  # ranks 0 and 1 of the two that were kept
+    assert colours[1] == colours[2] == min(colours[0], colours[3], key=sum)
+
+
+def test_the_answer_of_a_segmentation_model_is_written_patch_by_patch(tmp_path: Path) -> None:
+    model, file = segmentation(), four_patches(tmp_path)
+    (result,) = predict(file, model, tmp_path / "out")
+    with torch.inference_mode():
+        logits = model(read_bag(file)).instance_logits
+    assert logits is not None
+    expected = logits.softmax(-1)
+    rows = csv_rows(result.files["scores"])
+    assert list(rows[0]) == ["x", "y", "prob_normal", "prob_tumour", "predicted"]
+    found = [[float(row["prob_normal"]), float(row["prob_tumour"])] for row in rows]
+    assert np.allclose(found, expected, rtol=1e-5)
+    likeliest = [model.classes[i] for i in expected.argmax(1)]
+    assert [row["predicted"] for row in rows] == likeliest
+    tiles = [
+        tile["properties"] for tile in json.loads(result.files["geojson"].read_text())["features"]
+    ]
+    assert [tile["classification"]["name"] for tile in tiles] == likeliest
+    assert tiles[0]["measurements"]["probability tumour"] == pytest.approx(float(expected[0, 1]))
+    assert result.files["heatmap"].is_file()
+
+
+def test_patches_that_a_selector_dropped_have_no_class(tmp_path: Path) -> None:
+    (result,) = predict(four_patches(tmp_path), segmentation(Brightest(3)), tmp_path / "out")
+    rows = csv_rows(result.files["scores"])
+    assert [row["predicted"] != "" for row in rows] == [True, False, False, True]
+    assert [row["prob_tumour"] != "" for row in rows] == [True, False, False, True]
+    tiles = json.loads(result.files["geojson"].read_text())["features"]
+    classified = ["classification" in tile["properties"] for tile in tiles]
+    assert classified == [True, False, False, True]
+
+
+def test_a_whole_model_is_predicted_by_its_own_classes(tmp_path: Path) -> None:
+    (result,) = predict(four_patches(tmp_path), whole_model(("a", "b")), tmp_path / "out")
+    assert result.reason == ""
+    assert result.row["predicted"] == "a"
+    assert set(result.row) == {"slide", "prob_a", "prob_b", "predicted"}
+    assert set(result.files) == {"features"}
+    assert list(csv_rows(tmp_path / "out" / "predictions.csv")[0])[1:3] == ["prob_a", "prob_b"]
+
+
+def test_an_interruption_keeps_what_was_predicted_and_the_next_call_goes_on(
+    features: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, files = tmp_path / "out", [features / "F0.h5", features / "F1.h5"]
+
+    def interrupt(result: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        predict(files, toy_model(), out, after_slide=interrupt)
+    assert sorted(table(out)) == sorted(run(out)["slides"]) == ["F0"]
+    seen: list[str] = []
+    forward = SlideModel.forward
+
+    def watched(self: SlideModel, bag: Bag) -> SlideOutput:
+        seen.append(bag.slide_id)
+        return forward(self, bag)
+
+    monkeypatch.setattr(SlideModel, "forward", watched)
+    first = table(out)["F0"]
+    again = predict(files, toy_model(), out)
+    assert (seen, [r.present for r in again]) == (["F1"], [True, False])
+    assert set(again[0].files) == {"features", "scores", "heatmap", "geojson"}
+    assert again[0].row["prob_tumour"] == float(first["prob_tumour"])
+    assert table(out)["F0"] == first
+    again[0].files["heatmap"].unlink()
+    predict(files, toy_model(), out)
+    predict(files, toy_model(seed=1), out)
+    assert seen == ["F1", "F0", "F0", "F1"]
+
+
+def test_changed_features_and_overwrite_are_predicted_again(
+    slides: Path, features: Path, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "out", features / "F0.h5"
+    predict(file, toy_model(), out, pictures=False)
+    assert predict(file, toy_model(), out, pictures=False)[0].present
+    assert not predict(file, toy_model(), out)[0].present  # the pictures were not there
+    assert not predict(file, toy_model(), out, overwrite=True)[0].present
+    write_bag(read_bag(features / "F1.h5"), file)
+    assert not predict(file, toy_model(), out)[0].present
+    predict(slides / "S0.svs", toy_model(), out)
+    assert predict(slides / "S0.svs", toy_model(), out)[0].present
+
+
+def test_the_features_of_a_slide_are_digested_once(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wsizoo.slides import store
+
+    predict(slides / "S0.svs", toy_model(), tmp_path)
+    checked: list[Path] = []
+    check = store._check_digest
+
+    def watched(path: Path, *rest: Any) -> None:
+        checked.append(path)
+        check(path, *rest)
+
+    monkeypatch.setattr(store, "_check_digest", watched)
+    predict(slides / "S0.svs", toy_model(seed=1), tmp_path)
+    assert checked == [tmp_path / "features" / "S0.h5"]
+
+
+class RawPixels(Encoder):
+    name, dim, mpp, patch_size, preprocessing = "mean-colour", None, 0.5, 64, "mean"
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches
+
+
+class PixelMean(Aggregator):
+    reads = "pixels"
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+
+    def forward(self, bag: Bag) -> Aggregated:
+        means = bag.features.float().mean((2, 3))  # (N, 3)
+        return Aggregated(means.mean(0), means[:, 0])
+
+
+def test_a_model_of_pixels_predicts_a_slide(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference, "load_encoder", lambda name: RawPixels())
+    parts: dict[str, Any] = {
+        "aggregator": PixelMean(),
+        "head": ClassificationHead(3, classes=["normal", "tumour"]),
+        "requires": RawPixels().fingerprint(),
+    }
+    model = SlideModel("pixels", toy_spec(), 3, **parts).eval()
+    (result,) = predict(slides / "S0.svs", model, tmp_path)
+    assert result.reason == ""
+    bag = read_bag(result.files["features"])
+    assert (bag.features.dtype, bag.features.shape[1:]) == (torch.uint8, (3, 64, 64))
+    assert set(result.files) == {"features", "scores", "heatmap", "geojson"}
+
+
+def test_the_encoder_runs_on_the_device_that_was_asked_for(
+    slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        MeanColour, "to", lambda self, device: (asked.append(device), self)[1], raising=False
+    )
+    predict(slides / "S0.svs", toy_model(), tmp_path, device=torch.device("cpu"))
+    assert asked == [torch.device("cpu")]
+
+
+def test_run_json_states_the_limits_of_the_model(slides: Path, tmp_path: Path) -> None:
+    predict(slides / "S0.svs", "abmil-demo", tmp_path, request=Request(min_tissue=0.9))
+    assert "A toy trained on synthetic slides" in run(tmp_path)["limits"]
+    predict(slides / "S0.svs", toy_model(), tmp_path / "toy")
+    assert "limits" not in run(tmp_path / "toy")

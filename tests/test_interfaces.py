@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
+from wsizoo.errors import PluginError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import (
     Aggregated,
@@ -19,11 +21,15 @@ from wsizoo.interfaces import (
     Selected,
     Selector,
     SlideOutput,
+    WholeModel,
 )
+from wsizoo.losses import training_losses
+from wsizoo.mil.abmil import ABMIL
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 from wsizoo.mil.pooling import MeanPooling
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
+from wsizoo.testing import check_component
 from wsizoo.train.loop import fit
 
 SPEC = ModelSpec(summary="s", licence="MIT", source="x")
@@ -66,6 +72,26 @@ class TestLazyScores:
     @pytest.mark.parametrize("value", [None, torch.zeros(2)])
     def test_a_plain_value_stays_as_it_is(self, value: Tensor | None) -> None:
         assert Aggregated(scores=value).scores is value
+
+    @pytest.mark.parametrize("kind", [Aggregated, SlideOutput])
+    def test_it_is_called_without_gradients_and_before_pickling(self, kind: Any) -> None:
+        weight = torch.ones(3, requires_grad=True)
+        assert not filled(kind(scores=lambda: weight * 2).scores).requires_grad
+        again = pickle.loads(pickle.dumps(kind(scores=lambda: weight * 2)))
+        assert again.scores.tolist() == [2.0, 2.0, 2.0]
+        assert copy.deepcopy(kind(scores=lambda: weight + 1)).scores.tolist() == [2.0] * 3
+
+    def test_a_model_wraps_only_what_is_late(self) -> None:
+        for selector in (None, SoftSelector(DIM)):
+            prompt = model(ABMIL(DIM, 4, 3), selector=selector).eval()
+            late = model(MeanPooling(DIM, 4), selector=selector).eval()
+            bags = BagBatch.pack([bag(3), bag(4)])
+            assert not callable(prompt(bag()).scores_given)
+            assert not callable(prompt.forward_packed(bags).scores_given)
+            assert callable(late(bag()).scores_given)
+            assert callable(late.forward_packed(bags).scores_given)
+            restored = pickle.loads(pickle.dumps(late.forward_packed(bags)))
+            assert restored.scores.shape == (7,)
 
     def test_unused_fields_are_none(self) -> None:
         for output in (Aggregated(), SlideOutput()):
@@ -213,6 +239,18 @@ class TestSelector:
         assert scores.shape == (9,) and scores[dropped].tolist() == [0] * 5
         assert bool((scores[kept] != 0).all())
 
+    def test_its_own_scores_are_told_and_stand_in_for_missing_ones(self) -> None:
+        made = self.make().eval()
+        output = made(bag(9))
+        wanted = filled(output.selector_scores)
+        assert wanted.shape == (9,) and bool((wanted > 0).all())
+        assert not torch.equal(wanted, filled(output.scores))
+        silent = model(TeacherStudent(DIM), selector=made.selector).eval()
+        torch.testing.assert_close(silent(bag(9)).scores, wanted)
+        assert model(MeanPooling(DIM, 4))(bag(9)).selector_scores is None
+        packed = silent.forward_packed(BagBatch.pack([bag(9), bag(2, seed=1)]))
+        assert filled(packed.selector_scores).shape == (11,)
+
     def test_a_batch_falls_back_to_one_by_one(self) -> None:
         made, bags = self.make().eval(), [bag(n, seed=n) for n in (3, 8, 1)]
         packed, singles = made.forward_packed(BagBatch.pack(bags)), [made(b) for b in bags]
@@ -259,11 +297,11 @@ class PatchLabeller(Aggregator):
     classifier_tensors = ("classify.weight", "classify.bias")
 
     def __init__(self, in_dim: int, n_outputs: int) -> None:
-        super().__init__(in_dim, n_outputs)
+        super().__init__(in_dim, in_dim)
         self.classify = nn.Linear(in_dim, n_outputs)
 
     def forward(self, bag: Bag) -> Aggregated:
-        return Aggregated(bag.features.mean(0), logits=self.classify(bag.features))
+        return Aggregated(bag.features.mean(0), instance_logits=self.classify(bag.features))
 
 
 def test_an_aggregator_may_own_per_patch_logits() -> None:
@@ -295,6 +333,7 @@ class TwoTiers(Aggregator):
     """Pseudo-bags get predictions of their own (tier 1), and their vectors make the slide's."""
 
     owns_classifier = True
+    classifier_tensors = ("first.weight", "first.bias", "second.weight", "second.bias")
 
     def __init__(self, in_dim: int, n_outputs: int, groups: int = 2) -> None:
         super().__init__(in_dim, in_dim)
@@ -306,6 +345,52 @@ class TwoTiers(Aggregator):
         slide = groups.mean(0)
         predictions = {"tier1": Prediction(self.first(groups))} if self.training else {}
         return Aggregated(slide, logits=self.second(slide), predictions=predictions)
+
+
+class DualStream(Aggregator):
+    """A classifier of patches, the best of which attends to all others: two streams of logits."""
+
+    owns_classifier = True
+    gives_instances = True
+    classifier_tensors = ("patch.weight", "patch.bias", "slide.weight", "slide.bias")
+
+    def __init__(self, in_dim: int, n_outputs: int, dim: int = 5) -> None:
+        super().__init__(in_dim, dim, instance_dim=in_dim)
+        self.embed, self.patch = nn.Linear(in_dim, dim), nn.Linear(in_dim, n_outputs)
+        self.slide = nn.Linear(dim, n_outputs)
+
+    def forward(self, bag: Bag) -> Aggregated:
+        patches = self.patch(bag.features)  # (N, C)
+        best = patches.amax(0)  # (C,)
+        weights = torch.softmax(patches.amax(1), 0)  # (N,)
+        slide = weights @ torch.tanh(self.embed(bag.features))  # (E,)
+        predictions = {"patches": Prediction(best, weight=0.5)} if self.training else {}
+        return Aggregated(
+            slide,
+            weights,
+            bag.features,
+            self.slide(slide),
+            patches,
+            predictions=predictions,
+        )
+
+
+@pytest.mark.parametrize("maker", [TwoTiers, DualStream, PatchLabeller])
+def test_stand_ins_that_own_their_classifier_conform(maker: Any) -> None:
+    assert [(r.check, r.reason) for r in check_component(maker) if not r.passed] == []
+
+
+def test_patch_logits_stand_beside_those_of_the_slide() -> None:
+    aggregator = DualStream(DIM, 2)
+    assert (aggregator.out_dim, aggregator.instance_dim) == (5, DIM)
+    made = model(aggregator, head=ClassificationHead(None, ("a", "b")), selector=SoftSelector(DIM))
+    output = made.eval()(bag(8))
+    logits, kept = filled(output.instance_logits), filled(output.kept)
+    assert filled(output.logits).shape == (2,) and logits.shape == (8, 2)
+    dropped = [i for i in range(8) if i not in kept.tolist()]
+    assert logits[dropped].abs().sum().item() == 0
+    bags = [bag(n, seed=n) for n in (3, 5)]
+    assert filled(made.forward_packed(BagBatch.pack(bags)).instance_logits).shape == (8, 2)
 
 
 @pytest.mark.parametrize(
@@ -323,7 +408,8 @@ def test_further_predictions_train_with_the_task_s_loss(head: Any, target: dict[
     terms = made.losses(output, one)
     tier = output.predictions["tier1"].logits
     assert tier.shape == (2, 3)
-    torch.testing.assert_close(terms["tier1"], head.loss(tier, target))
+    rows = {name: torch.tensor([int(value)] * 2) for name, value in target.items()}
+    torch.testing.assert_close(terms["tier1"], head.loss(tier, rows))
     torch.autograd.backward(terms["tier1"])
     assert made.get_parameter("aggregator.first.weight").grad is not None
 
@@ -369,12 +455,13 @@ def test_a_local_method_reads_a_patient_s_slides_as_if_apart() -> None:
     torch.testing.assert_close(output.embedding, (alone * sizes[:, None]).sum(0) / 14)
 
 
-class Reporter(Part):
+class Reporter(WholeModel):
     """A whole model: it takes a bag and says what it has to say."""
 
     def __init__(self, in_dim: int) -> None:
         super().__init__()
         self.linear = nn.Linear(in_dim, 2)
+        self.classes = ("no", "yes")
 
     def forward(self, bag: Bag) -> SlideOutput:
         rows = self.linear(bag.features)
@@ -388,6 +475,62 @@ def test_a_whole_model_answers_for_itself() -> None:
     assert filled(output.logits).shape == (2, 2) and filled(output.scores).shape == (8,)
     assert [name for name, _ in made.parts()] == ["whole"]
     assert sorted(made.inference_state()) == ["whole.linear.bias", "whole.linear.weight"]
+    assert made.classes == ["no", "yes"]
+
+
+class Talkative(Reporter):
+    """Has a loss of its own, a further prediction, and a fast way through a batch."""
+
+    def forward(self, bag: Bag) -> SlideOutput:
+        output = super().forward(bag)
+        assert output.logits is not None
+        if self.training:
+            output.predictions = {"again": Prediction(output.logits, weight=0.5)}
+        return output
+
+    def forward_packed(self, batch: BagBatch) -> SlideOutput:
+        rows = self.linear(batch.features)
+        logits = torch.stack([r.mean(0) for r in rows.split(batch.lengths.tolist())])
+        return SlideOutput(logits=logits, embedding=logits, scores=rows[:, 0])
+
+
+class Answering(Talkative):
+    def losses(self, output: SlideOutput, slides: Any) -> dict[str, Tensor]:
+        return training_losses(ClassificationHead(None, self.classes), output, slides)
+
+
+def test_a_whole_model_states_its_own_losses_or_is_told_to() -> None:
+    one = bag(target={"label": 1})
+    for maker, told in ((Reporter, "no losses"), (Talkative, "predictions, which need a loss")):
+        silent = model(whole=maker(DIM)).train()
+        with pytest.raises(PluginError, match=f"{maker.__name__} gives {told}: fill output.losses"):
+            silent.losses(silent(one), one)
+    made = model(whole=Answering(DIM)).train()
+    terms = made.losses(made(one), one)
+    assert set(terms) == {"task", "again"}
+    assert float(terms["again"].detach()) == pytest.approx(float(terms["task"].detach()) / 2)
+
+
+def test_a_recipe_gives_a_whole_model_its_loss() -> None:
+    made, one = model(whole=Talkative(DIM)).train(), bag(target={"label": 1})
+
+    def loss(raw: Tensor, targets: Any) -> Tensor:
+        return nn.functional.cross_entropy(raw, targets["label"])
+
+    assert set(made.losses(made(one), one, task_loss=loss)) == {"task", "again"}
+
+
+def test_a_whole_model_may_take_a_batch_at_once() -> None:
+    made = model(whole=Talkative(DIM)).eval()
+    bags = [bag(n, seed=n) for n in (3, 5)]
+    packed, singles = made.forward_packed(BagBatch.pack(bags)), [made(b) for b in bags]
+    torch.testing.assert_close(packed.logits, torch.stack([filled(s.logits) for s in singles]))
+    assert filled(packed.offsets).tolist() == [0, 3, 8]
+
+
+def test_stand_in_whole_models_conform() -> None:
+    failed = [(r.check, r.reason) for r in check_component(Answering, "model") if not r.passed]
+    assert failed == []
 
 
 class Scheduled(Aggregator):

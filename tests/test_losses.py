@@ -11,6 +11,7 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError, PluginError
 from wsizoo.interfaces import Prediction, SlideOutput
 from wsizoo.losses import (
+    collate,
     cross_entropy,
     discrete_time_nll,
     mean_squared_error,
@@ -183,6 +184,83 @@ def test_dropped_patches_teach_a_per_patch_head_nothing() -> None:
     found = terms(head, output, slide({"instances": torch.tensor([0, 1, 2])}))
     expected = torch.nn.functional.cross_entropy(rows[kept], kept)
     assert float(found["task"]) == pytest.approx(float(expected))
+
+
+def test_the_loss_of_a_batch_is_one_call_with_everything_that_all_slides_state() -> None:
+    calls: list[tuple[Tensor, dict[str, Tensor]]] = []
+
+    def loss(raw: Tensor, targets: Any) -> Tensor:
+        calls.append((raw, dict(targets)))
+        return raw.sum()
+
+    slides = [
+        slide({"label": 1, "time": 2.5, "instances": [0, 1, 2]}),
+        slide({"label": torch.tensor([2]), "time": 7, "event": True, "instances": [2, 1, 0]}),
+    ]
+    logits = torch.randn(2, 3)
+    found = training_losses(ClassificationHead(None, CLASSES), SlideOutput(logits), slides, loss)
+    ((raw, targets),) = calls
+    assert torch.equal(raw, logits) and set(found) == {"task"}
+    assert {name: value.tolist() for name, value in targets.items()} == {
+        "label": [1, 2],
+        "time": [2.5, 7.0],
+    }
+    calls.clear()
+    rows = SlideOutput(instance_logits=torch.randn(6, 3))
+    training_losses(SegmentationHead(None, CLASSES), rows, slides, loss)
+    assert {k: v.tolist() for k, v in calls[0][1].items()} == {"instances": [0, 1, 2, 2, 1, 0]}
+
+
+def test_a_loss_may_be_several_terms_by_name() -> None:
+    def loss(raw: Tensor, targets: Any) -> dict[str, Tensor]:
+        return {"a": raw.sum(), "b": raw.square().sum()}
+
+    one = torch.randn(3)
+    output = SlideOutput(one, predictions={"again": Prediction(one, weight=0.5)})
+    found = training_losses(ClassificationHead(None, CLASSES), output, [label(0)], loss)
+    assert set(found) == {"a", "b", "again"}
+    assert float(found["again"]) == pytest.approx(float(found["a"] + found["b"]) / 2)
+
+
+def test_a_prediction_may_choose_whole_targets() -> None:
+    head, rows = SurvivalHead(None, bins=4), torch.randn(2, 4)
+    chosen = {"time": torch.tensor([0, 3]), "event": torch.tensor([1, 0])}
+    output = SlideOutput(torch.randn(4), predictions={"mixed": Prediction(rows, chosen)})
+    found = terms(head, output, slide({"time": 2, "event": True}))
+    expected = discrete_time_nll(rows, chosen["time"], chosen["event"])
+    assert float(found["mixed"]) == pytest.approx(float(expected))
+
+
+def test_a_prediction_of_kept_patches_is_compared_with_their_labels() -> None:
+    head, rows = SegmentationHead(None, CLASSES), torch.randn(6, 3)
+    kept = torch.tensor([0, 2, 4])
+    first = Prediction(rows[[0, 2]])
+    output = SlideOutput(instance_logits=rows, kept=kept, predictions={"kept": first})
+    labels = slide({"instances": [0, 1, 2]})
+    found = terms(head, output, labels, labels)
+    expected = torch.nn.functional.cross_entropy(rows[[0, 2]], torch.tensor([0, 2])) / 2
+    assert float(found["kept"]) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([{"label": "b"}], r"slide 'A1': target 'label' is 'b', expected a number"),
+        ([{"instances": [0, 1]}], r"'instances' is \(2,\), expected \(3,\), one label a patch"),
+        (
+            [{"label": 0}, {"label": [0, 1]}],
+            r"'label' has several shapes in one batch: \[\(\), \(2",
+        ),
+    ],
+)
+def test_targets_that_do_not_make_a_batch_are_named(targets: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        collate([slide(target) for target in targets])
+
+
+def test_a_model_without_a_head_needs_a_loss() -> None:
+    with pytest.raises(DataError, match="a model without a head has no loss of its own"):
+        training_losses(None, SlideOutput(torch.zeros(3)), [label(0)])
 
 
 def test_a_slide_without_a_target_is_named() -> None:

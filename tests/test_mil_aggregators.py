@@ -44,6 +44,33 @@ def test_packed_slides_give_the_same_as_one_by_one(aggregator: Aggregator) -> No
         torch.testing.assert_close(getattr(packed, field), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("gated", [True, False])
+def test_large_packed_slides_agree_in_bfloat16(gated: bool) -> None:
+    torch.manual_seed(0)
+    module = ABMIL(6, 5, 4, gated=gated).eval().bfloat16()
+    bags = [bag(n, seed=n).to(dtype=torch.bfloat16) for n in (5000, 3, 7000)]
+    packed, singles = module.forward_packed(BagBatch.pack(bags)), [module(b) for b in bags]
+    slide = torch.stack([filled(single.slide) for single in singles])
+    scores = torch.cat([filled(single.scores) for single in singles])
+    torch.testing.assert_close(filled(packed.slide), slide, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(filled(packed.scores), scores, rtol=2e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("maker", [MeanPooling, MaxPooling])
+def test_pooling_one_slide_equals_the_packed_op_with_its_gradient(maker: Any) -> None:
+    torch.manual_seed(0)
+    module = maker(6, None)
+    slopes = []
+    for packed in (False, True):
+        features = bag(9).features.round().requires_grad_()  # with ties
+        own = Bag(features)
+        slide = module.forward_packed(BagBatch.pack([own])).slide[0] if packed else None
+        slide = module(own).slide if slide is None else slide
+        (slide * torch.arange(1, 7)).sum().backward()
+        slopes.append((slide.detach(), features.grad))
+    torch.testing.assert_close(slopes[0], slopes[1])
+
+
 def test_the_order_of_patches_does_not_matter(aggregator: Aggregator) -> None:
     whole, order = bag(12), torch.randperm(12)
     first, second = aggregator(whole), aggregator(whole.subset(order))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import Bag, BagBatch
-from wsizoo.errors import BagError, DataError, FingerprintError
+from wsizoo.errors import BagError, DataError, FingerprintError, PluginError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Aggregated, Aggregator, Head, Selected, Selector
 from wsizoo.mil.abmil import ABMIL
@@ -235,10 +235,42 @@ def test_scores_stay_aligned_when_a_selector_only_reorders() -> None:
     torch.testing.assert_close(model(selector=Some(order))(bag()).scores, expected)
 
 
-def test_a_selector_may_name_what_it_would_keep_and_hand_on_everything() -> None:
-    output = model(selector=Some([1, 4], everything=True))(bag())
-    assert output.kept.tolist() == [1, 4]
-    torch.testing.assert_close(output.scores, model()(bag()).scores)
+def test_a_selector_that_names_other_patches_than_it_hands_on_is_refused() -> None:
+    message = r"the selector of 'm' names 2 patches and hands on 5: index=None means all"
+    with pytest.raises(PluginError, match=message):
+        model(selector=Some([1, 4], everything=True))(bag())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_large_half_precision_features_are_checked_by_one_sum(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = model()
+    monkeypatch.setattr(made, "_check_finite", lambda bag: pytest.fail("looked closer"))
+    features = torch.full((9, DIM), 6e4).to(dtype)
+    made(Bag(features))
+    made.forward_packed(BagBatch.pack([Bag(features), Bag(features)]))
+
+
+def test_a_slide_of_a_batch_that_is_not_finite_is_named() -> None:
+    bad = with_nan(float("nan")).replace(slide_id="A2")
+    with pytest.raises(BagError, match="slide 'A2': 1 of 5 patches have NaN"):
+        model().forward_packed(BagBatch.pack([bag(), bad]))
+
+
+def test_a_recipe_may_choose_the_loss() -> None:
+    made = model(head=SurvivalHead(4, bins=1))
+    bags = [bag(n, seed=n, target={"time": 10.5 * n, "event": n % 2}) for n in (3, 5, 8)]
+    batch = BagBatch.pack(bags)
+
+    def cox(raw: Tensor, targets: Any) -> dict[str, Tensor]:
+        order = targets["time"].argsort(descending=True)
+        risk, event = raw[order, 0], targets["event"][order]
+        partial = (risk - risk.logcumsumexp(0)) * event
+        return {"cox": -partial.sum() / event.sum(), "small": 0.01 * raw.square().mean()}
+
+    terms = made.losses(made.forward_packed(batch), batch, task_loss=cox)
+    assert set(terms) == {"cox", "small"} and float(terms["cox"].detach()) > 0
 
 
 def test_a_headless_model_gives_an_embedding_and_no_loss() -> None:

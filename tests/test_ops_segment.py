@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from wsizoo.bag import segment_ids
 from wsizoo.ops import segment_max, segment_mean, segment_softmax, segment_sum
-from wsizoo.ops.segment import segment_ids
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 TRAILING = st.sampled_from([(), (3,), (2, 3)])
@@ -90,6 +90,23 @@ def test_precision_follows_the_input() -> None:
         values = torch.ones(2, 3, dtype=dtype)
         for op in (segment_sum, segment_mean, segment_max, segment_softmax):
             assert op(values, offsets).dtype == dtype
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_summed_in_single(dtype: torch.dtype) -> None:
+    lengths = [5000, 3, 7000]
+    offsets = offsets_of(lengths)
+    ones = torch.ones(sum(lengths), 2, dtype=dtype)
+    expected = torch.tensor(lengths, dtype=torch.float32).to(dtype)[:, None].expand(3, 2)
+    assert torch.equal(segment_sum(ones, offsets), expected)
+    assert torch.equal(segment_mean(ones, offsets), torch.ones(3, 2, dtype=dtype))
+    logits = values_of(lengths, (), 3).to(dtype).requires_grad_()
+    weights = segment_softmax(logits, offsets)
+    for rows, own in zip(weights.split(lengths), logits.split(lengths), strict=True):
+        assert float(rows.detach().float().sum()) == pytest.approx(1, abs=4e-3)
+        torch.testing.assert_close(rows, own.float().softmax(0).to(dtype), rtol=8e-3, atol=1e-6)
+    (weights.float() * torch.arange(sum(lengths))).sum().backward()
+    assert logits.grad is not None and bool(torch.isfinite(logits.grad).all())
 
 
 def test_no_slides_and_no_rows_give_empty_results() -> None:

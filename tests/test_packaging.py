@@ -65,7 +65,7 @@ def test_a_named_model_loads_or_says_what_to_type(fresh: Fresh) -> None:
     fresh.python("import wsizoo; wsizoo.load('abmil-demo')")
     output = fresh.python("import wsizoo; wsizoo.load('span-mil-uni')", ok=False)
     assert "No weights have been released for 'span-mil-uni'" in output
-    assert "wsizoo.build('span-mil-uni')" in output
+    assert "wsizoo.build('span-mil-uni', " in output
 
 
 def test_a_model_of_a_plugin_that_is_not_installed_names_the_pip_command(fresh: Fresh) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def test_pins_are_added_to_those_that_are_there() -> None:
     write_pin("one", one)
     write_pin("two", {**one, "file": "x.safetensors"})
     assert read_pins() == {"one": one, "two": {**one, "file": "x.safetensors"}}
+
+
+def test_pins_that_are_written_at_the_same_time_are_all_kept() -> None:
+    one = {"repo": REPO, "revision": "a" * 40, "file": FILE, "sha256": "a" * 64}
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda i: write_pin(f"model-{i}", one), range(24)))
+    assert set(read_pins()) == {f"model-{i}" for i in range(24)}
 
 
 def test_the_lock_file_lies_where_the_environment_says(

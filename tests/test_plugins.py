@@ -8,7 +8,7 @@ import pytest
 
 from wsizoo.errors import NotFoundError, PluginError
 from wsizoo.hookspecs import Component, OpBackend, hookimpl
-from wsizoo.plugins import Plugin, Plugins, describe, discover, load_target, suggest
+from wsizoo.plugins import Plugin, Plugins, discover
 from wsizoo.registry import Registry
 
 TARGET = "math:sqrt"
@@ -197,10 +197,12 @@ def test_ctrl_c_passes_through_discovery() -> None:
         discover([Point("bad", raising(KeyboardInterrupt()))])
 
 
-def test_ctrl_c_passes_through_a_component_s_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: raising(KeyboardInterrupt())())
-    with pytest.raises(KeyboardInterrupt):
-        load_target("pkg.model:Class", "a test")
+def test_the_name_of_the_core_makes_no_core_of_a_plugin() -> None:
+    named = Point("wsizoo", raising(KeyError("x")), "wsizoo-plugin-odd")
+    core, good, odd = discover([named, GOOD], allow="wsizoo,good").all
+    assert reason(odd) == "has an entry point named 'wsizoo', the core's: rename it"
+    assert (core.core, odd.core, good.core) == (True, False, False)
+    assert core.works and good.works
 
 
 def test_the_first_of_two_plugins_with_one_name_keeps_it() -> None:
@@ -312,6 +314,15 @@ def test_a_name_that_a_known_plugin_holds_names_the_pip_command() -> None:
         discover([]).component("aggregator", "span", "wsizoo-plugin-span")
 
 
+def test_a_plugin_that_only_a_publisher_names_is_to_be_looked_at_first() -> None:
+    with pytest.raises(
+        NotFoundError,
+        match=r"Lab X names the plugin lab-x, which the registry of wsizoo does not list\. Look at "
+        r"whose it is, then: pip install lab-x$",
+    ):
+        discover([]).component("aggregator", "span", "lab-x", "Lab X")
+
+
 def test_a_name_of_a_quarantined_plugin_says_why() -> None:
     plugins = discover([Point("span", raising(KeyError("x")))])
     with pytest.raises(
@@ -346,34 +357,6 @@ def test_a_target_that_is_not_there_names_its_owner() -> None:
         plugins.load("aggregator", "x")
 
 
-def test_a_target_whose_module_fails_names_the_cause() -> None:
-    with pytest.raises(
-        PluginError,
-        match="a test cannot be imported from 'no_such:X': ModuleNotFoundError: No module named",
-    ):
-        load_target("no_such:X", "a test")
-
-
-@pytest.mark.parametrize("error", [SystemExit(1), AttributeError("half way"), KeyError("x")])
-def test_whatever_a_target_s_module_raises_is_a_plugin_error(
-    error: BaseException, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("importlib.import_module", lambda name: raising(error)())
-    with pytest.raises(PluginError, match=f"cannot be imported from .*{type(error).__name__}"):
-        load_target("pkg.model:Class", "a test")
-
-
-def test_describe_names_the_kind_of_an_error() -> None:
-    assert describe(KeyError("a")) == "KeyError: 'a'"
-    assert describe(SystemExit()) == "SystemExit"
-
-
-def test_suggestions_ignore_case_and_are_cut() -> None:
-    assert suggest("ABMIL", ["abmil", "mean"], "") == "Did you mean 'abmil'?"
-    listed = suggest("zzz", [f"name{i:02d}" for i in range(20)], "Known: ")
-    assert listed.startswith("Known: name00, ") and listed.endswith("name11 ....")
-
-
 class TestRegistryFiles:
     """A plugin's registry file is part of what can be broken."""
 
@@ -404,6 +387,10 @@ class TestRegistryFiles:
         "an encoder of the core": (
             "encoders: {uni: {dim: 3}}",
             "encoder 'uni' of wsizoo-plugin-bad exists already in wsizoo: uninstall one",
+        ),
+        "a plugin that is no distribution": (
+            "models: {a: {plugin: --index-url=http://evil.example x}}",
+            "models 'a': plugin is '--index-url=http://evil.example x', expected the name of a d",
         ),
         "an alias that is a model": (
             "models: {a: {aliases: [abmil-uni]}}",

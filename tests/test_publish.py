@@ -44,7 +44,9 @@ def registry() -> Registry:
 
 @pytest.fixture
 def model(registry: Registry) -> SlideModel:
-    return wsizoo.build("toy", seed=1, registry=registry)
+    made = wsizoo.build("toy", seed=1, registry=registry)
+    made.trained = True
+    return made
 
 
 @pytest.fixture
@@ -100,6 +102,7 @@ def test_a_model_comes_back_bit_for_bit(
     registry: Registry, tmp_path: Path, overrides: tuple[str, ...], given: set[str]
 ) -> None:
     model = wsizoo.build("toy", *overrides, seed=3, registry=registry)
+    model.trained = True
     bag = Bag(torch.randn(5, 8))
     before = outputs(model, bag)
     assert before.keys() == given
@@ -376,14 +379,31 @@ def test_what_does_not_verify_is_not_published(
     assert lab.log == []
 
 
+def test_random_weights_are_published_only_on_purpose(
+    lab: HubDouble, registry: Registry, tmp_path: Path
+) -> None:
+    model = wsizoo.build("toy", registry=registry)
+    folder = wsizoo.save(model, tmp_path / "model")
+    for source in (model, folder):
+        with pytest.raises(
+            DataError,
+            match=r"'toy' was saved with trained=False, so it was not pub.*wsizoo push --untrained",
+        ):
+            wsizoo.push(source, "lab/toy", registry=registry)
+    assert lab.log == []
+    address = wsizoo.push(model, "lab/toy", untrained=True, registry=registry)
+    assert not wsizoo.load(address, registry=registry).trained
+    assert b"**Not trained: its weights are random.**" in lab.files("lab/toy")["README.md"]
+
+
 def test_publishing_again_moves_the_address(
     lab: HubDouble, model: SlideModel, registry: Registry
 ) -> None:
     first = wsizoo.push(model, "lab/toy", registry=registry)
     assert wsizoo.push(model, "lab/toy", registry=registry) == first
-    second = wsizoo.push(
-        wsizoo.build("toy", seed=9, registry=registry), "lab/toy", registry=registry
-    )
+    other = wsizoo.build("toy", seed=9, registry=registry)
+    other.trained = True
+    second = wsizoo.push(other, "lab/toy", registry=registry)
     assert first != second
     bag = Bag(torch.randn(4, 8))
     assert_equal(outputs(wsizoo.load(first, registry=registry), bag), outputs(model, bag))

@@ -10,7 +10,7 @@ import yaml
 
 import wsizoo
 from wsizoo import registry as module
-from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.errors import NotFoundError, PluginError, SpecError
 from wsizoo.plugins import CORE, Plugin, Plugins, discover
 from wsizoo.registry import Registry, core_folder, read_file
 
@@ -106,6 +106,29 @@ def test_the_plugin_of_a_part_is_known_from_any_model_that_uses_it(core: Registr
     assert core.plugin_of("aggregator", "abmil") is None
 
 
+def test_the_core_vouches_for_the_plugins_that_its_registry_lists(core: Registry) -> None:
+    assert core.vouches_for("wsizoo-plugin-span")
+    assert not core.vouches_for("wsizoo-plugin-nobody")
+
+
+@pytest.mark.parametrize("kind", ["models", "encoders"])
+def test_a_plugin_of_a_name_that_pip_would_not_take_is_refused(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "registry.yaml").write_text(f"{kind}: {{a: {{plugin: -r evil.txt}}}}\n")
+    plugins = Plugins([Plugin(CORE, CORE, "1", registry=tmp_path, core=True)])
+    with pytest.raises(PluginError, match=rf"{kind} 'a': plugin is '-r evil\.txt', expected the n"):
+        Registry.of(plugins)
+
+
+def test_names_of_classes_in_a_file_are_text_as_they_stand(tmp_path: Path) -> None:
+    (tmp_path / "registry.yaml").write_text(
+        "models: {a: {summary: s, licence: MIT, source: x, aggregator: mean, "
+        "head: {name: classification, classes: [0.10, yes, null, 2]}}}\n"
+    )
+    plugins = discover([], allow="")
+    plugins.all[0].registry = tmp_path
+    assert Registry.of(plugins).model_spec("a").classes == ["0.10", "yes", "null", "2"]
+
+
 @pytest.mark.parametrize(
     ("weights", "has"),
     [(None, False), ({}, False), ({"repo": "a/b"}, True), ({"package": "a:b"}, True), (3, False)],
@@ -171,10 +194,8 @@ def test_a_name_that_yaml_reads_as_a_number_is_a_name(tmp_path: Path) -> None:
 
 
 def test_a_broken_file_of_the_core_itself_is_an_error(tmp_path: Path) -> None:
-    from wsizoo.errors import PluginError
-
     (tmp_path / "registry.yaml").write_text("- a\n")
-    plugins = Plugins([Plugin(CORE, CORE, "1", registry=tmp_path)])
+    plugins = Plugins([Plugin(CORE, CORE, "1", registry=tmp_path, core=True)])
     with pytest.raises(PluginError, match="expected a mapping with models and encoders"):
         Registry.of(plugins)
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -215,6 +216,88 @@ def test_impossible_requests_are_refused_at_once() -> None:
         Request(batch_size=0)
     with pytest.raises(ScaleError, match=r"--mpp 264 is outside 0\.05 to 20"):
         Request(slide_mpp=264)
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        ({"mpp": 0.0}, "mpp of patches is 0.0, expected um/px above 0"),
+        ({"mpp": float("nan")}, "mpp of patches is nan"),
+        ({"patch_size": 0}, "patch_size is 0, expected px, 1 or more"),
+        ({"overlap": 1.0}, "overlap is 1.0, expected a share of an edge, 0 to below 1"),
+        ({"min_tissue": 1.5}, "min_tissue is 1.5, expected a share of a patch"),
+    ],
+)
+def test_a_request_out_of_range_is_refused(asked: dict[str, float], match: str) -> None:
+    with pytest.raises(DataError, match=match):
+        Request(**asked)  # type: ignore[arg-type]
+
+
+class RawPixels(Encoder):
+    """The patches themselves."""
+
+    name, dim, mpp, patch_size = "pixels", None, 0.5, 64
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches
+
+
+def test_pixels_are_written_a_chunk_a_patch_and_come_back_exactly(
+    slide: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "S1.h5"
+    n, _ = extract_slide(slide, RawPixels(), out, Request(batch_size=7))
+    bag = read_bag(out)
+    assert (bag.features.dtype, tuple(bag.features.shape)) == (torch.uint8, (n, 3, 64, 64))
+    assert bag.coords is not None
+    with open_slide(slide) as opened:
+        whole, _, _ = opened.read(0, 0, *opened.size, 0)
+    x, y = bag.coords[-1].tolist()
+    assert np.array_equal(bag.features[-1].permute(1, 2, 0), whole[y : y + 64, x : x + 64])
+    with h5py.File(out, "r") as file:
+        assert file["features"].chunks == (1, 3, 64, 64)
+        assert file["features"].compression == "gzip"
+    assert extract_slide(slide, RawPixels(), out, Request()) == (n, True)
+
+
+def test_no_more_than_a_batch_is_in_memory(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wsizoo.slides._rows import Rows
+
+    written: list[int] = []
+    append = Rows.append
+
+    def watched(self: Rows, features: Tensor) -> None:
+        written.append(len(features))
+        append(self, features)
+
+    monkeypatch.setattr(Rows, "append", watched)
+    encoder = MeanColour()
+    n, _ = extract_slide(slide, encoder, tmp_path / "a.h5", Request(batch_size=10))
+    assert (written, sum(written)) == (encoder.batches, n)
+
+
+class NoPixels(RawPixels):
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches.float()
+
+
+def test_an_encoder_of_pixels_that_gives_none_is_named(slide: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"gave \(64, 3, 64, 64\) torch.float32, expected .*uint8"):
+        extract_slide(slide, NoPixels(), tmp_path / "a.h5", Request())
+
+
+def test_batches_go_to_the_device_that_was_named(slide: Path, tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    class Watched(MeanColour):
+        def forward(self, patches: Tensor) -> Tensor:
+            seen.append(patches.device.type)
+            return torch.zeros(len(patches), 3)
+
+    extract_slide(slide, Watched(), tmp_path / "a.h5", Request(), device="meta")
+    assert set(seen) == {"meta"}
 
 
 def test_a_blank_slide_has_no_features(tmp_path: Path) -> None:

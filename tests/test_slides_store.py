@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.slides.store import SlideFacts, read_bag, read_header, read_thumbnail, write_bag
+from wsizoo.slides.store import (
+    SlideFacts,
+    check_content,
+    read_bag,
+    read_header,
+    read_thumbnail,
+    write_bag,
+    writing,
+)
 
 MADE = Fingerprint("uni", "abc", None, "resize", "cls", 0.5, 224)
 FACTS = SlideFacts("A1", 20_000, 10_000, "q" * 64, "file", 0.25, 0.4)
@@ -202,3 +210,44 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         write_bag(make_bag(3), path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["A1.h5"]
+
+
+def test_features_written_in_parts_give_the_same_file(path: Path, tmp_path: Path) -> None:
+    bag, other = make_bag(), tmp_path / "parts.h5"
+    with writing(other, bag, facts=FACTS, thumbnail=thumbnail()) as write:
+        for part in bag.features.split(5):
+            write(part)
+    assert read_header(other) == read_header(path)
+    assert torch.equal(read_bag(other).features, bag.features)
+
+
+@pytest.mark.parametrize(
+    ("parts", "match"),
+    [
+        ([torch.zeros(5, 5)], "5 rows of features for 12 patches"),
+        ([torch.zeros(13, 5)], "13 rows of features for 12 patches"),
+        ([torch.zeros(6, 5), torch.zeros(6, 4)], r"from row 6 on are float32 \(4,\) each"),
+        ([torch.zeros(6, 5), torch.zeros(6, 5).double()], "from row 6 on are float64"),
+    ],
+)
+def test_parts_that_are_no_whole_leave_no_file(
+    tmp_path: Path, parts: list[torch.Tensor], match: str
+) -> None:
+    def write_all() -> None:
+        with writing(tmp_path / "a.h5", make_bag()) as write:
+            for part in parts:
+                write(part)
+
+    with pytest.raises(DataError, match=match):
+        write_all()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_content_is_checked_block_by_block(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wsizoo.slides._rows.BLOCK_BYTES", 64)
+    assert check_content(path) == read_header(path)
+    whole = bytearray(path.read_bytes())
+    whole[whole.index(make_bag().features.numpy()[7].tobytes())] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(DataError, match="does not match its digest"):
+        check_content(path)

@@ -130,6 +130,14 @@ def test_an_override_that_does_not_fit_is_named(override: str, message: str) -> 
             r"model 'm': head\.classes \['a', 'b', 'a'\] names one class twice",
         ),
         (
+            {"head": {"name": "classification", "classes": ["a", True]}},
+            r"model 'm': head\.classes holds True, expected text: quote it",
+        ),
+        (
+            {"plugin": "-r https://evil.example"},
+            r"model 'm': plugin is '-r https://evil\.example', expected the name of a distribution",
+        ),
+        (
             {"weights": {"repo": "lab/m", "revision": "main"}},
             r"model 'm': weights: revision 'main' is not a commit, expected 40 hex digits",
         ),
@@ -167,12 +175,19 @@ def test_an_encoder_is_held_to_the_same_pins() -> None:
     assert encoder_spec("e", {**facts, "dim": None, "gated": True}).gated
     with pytest.raises(SpecError, match=r"encoder 'e': revision 'main' is not a commit"):
         encoder_spec("e", {**facts, "revision": "main"})
+    with pytest.raises(SpecError, match=r"encoder 'e': plugin is 'a b', expected the name of a"):
+        encoder_spec("e", {**facts, "plugin": "a b"})
     with pytest.raises(SpecError, match=r"encoder 'e': unknown field 'dims'\. Did you mean 'dim'"):
         encoder_spec("e", {**facts, "dims": 3})
 
 
 def test_classes_are_texts_in_order() -> None:
     assert spec("head.classes=[2,10]").classes == ["2", "10"]
+    assert spec("head.classes=[0,1]").classes == ["0", "1"]
+    assert spec("head.classes=[yes,no]").classes == ["yes", "no"]
+    assert spec("head.classes=[0.10, null, ~, 1e-3]").classes == ["0.10", "null", "~", "1e-3"]
+    assert spec("head={name: classification, classes: [on, off]}").classes == ["on", "off"]
+    assert spec("head.classes=['a, b', c]").classes == ["a, b", "c"]
     assert spec("head=null").classes == []
     assert spec("head.classes=null").classes == []
 

@@ -25,7 +25,7 @@ from wsizoo.errors import (
     WeightsError,
 )
 from wsizoo.plugins import discover
-from wsizoo.registry import Registry
+from wsizoo.registry import Entry, Registry
 from wsizoo.stored import find_stored, read_config, read_stored
 from wsizoo.testing.hub import HubDouble
 
@@ -71,6 +71,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def content(registry: Registry, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """The files of a saved model."""
     model = wsizoo.build(NAME, registry=registry)
+    model.trained = True
     folder = wsizoo.save(model, tmp_path_factory.mktemp("saved") / "model")
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -178,7 +179,7 @@ def test_a_digest_recorded_elsewhere_must_agree(folder: Path) -> None:
         ),
         (
             '{"library_name": "wsizoo", "format": 1, "weights": {}}',
-            "lacks name, spec, or a file with its sha256",
+            "lacks name, spec, trained, or a file with its sha256",
         ),
     ],
 )
@@ -191,10 +192,10 @@ def test_a_config_that_is_damaged_or_not_ours_is_named(
         read_config(path)
 
 
-@pytest.mark.parametrize("field", ["name", "spec", "weights", "golden", "training"])
+@pytest.mark.parametrize("field", ["name", "spec", "weights", "golden", "training", "trained"])
 def test_a_field_of_another_shape_is_named(folder: Path, field: str) -> None:
     edit(folder, lambda config: config.update({field: 3}))
-    with pytest.raises(WeightsError, match=r"config\.json lacks name, spec, or a file"):
+    with pytest.raises(WeightsError, match=r"config\.json lacks name, spec, trained, or a file"):
         wsizoo.load(folder)
 
 
@@ -248,8 +249,40 @@ def test_an_entry_without_plugin_names_the_plugin(folder: Path, registry: Regist
         config["spec"] |= {"aggregator": {"name": "far-away"}, "plugin": "wsizoo-plugin-far"}
 
     edit(folder, change)
-    with pytest.raises(NotFoundError, match="pip install wsizoo-plugin-far"):
+    with pytest.raises(
+        NotFoundError,
+        match=r"The publisher of 'toy-mean' names the plugin wsizoo-plugin-far, which the registry "
+        r"of wsizoo does not list\. Look at whose it is, then: pip install wsizoo-plugin-far$",
+    ):
         wsizoo.load(folder, registry=registry)
+
+
+def test_a_plugin_that_the_core_lists_is_simply_named(folder: Path, registry: Registry) -> None:
+    plugin = "wsizoo-plugin-listed"
+    listed = Entry("x", {"plugin": plugin}, "wsizoo")
+    known = dataclasses.replace(registry, models={**registry.models, "x": listed})
+
+    def change(config: dict[str, Any]) -> None:
+        config["spec"] |= {"aggregator": {"name": "far-away"}, "plugin": plugin}
+
+    edit(folder, change)
+    with pytest.raises(NotFoundError, match=rf"is installed\. Install it: pip install {plugin}$"):
+        wsizoo.load(folder, registry=known)
+
+
+@pytest.mark.parametrize("plugin", ["--index-url http://evil.example x", "a\nb", "a;b"])
+def test_a_plugin_that_is_no_distribution_is_refused(folder: Path, plugin: Any) -> None:
+    edit(folder, lambda config: config["spec"].update(plugin=plugin))
+    with pytest.raises(SpecError, match=r"plugin is .*, expected the name of a distribution"):
+        wsizoo.load(folder)
+
+
+def test_an_untrained_model_is_loaded_as_what_it_is(
+    folder: Path, registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(folder, lambda config: config.update(trained=False))
+    assert not wsizoo.load(folder, registry=registry).trained
+    assert f"'{NAME}' was saved untrained: its weights are random" in caplog.text
 
 
 # The Hub

@@ -75,12 +75,13 @@ def test_grey_dust_beside_tissue_is_no_tissue() -> None:
 
 @pytest.mark.parametrize("value", [0, 30])
 def test_a_dark_image_is_not_brightfield(value: int, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.DEBUG):
         found = segment(np.full((50, 60, 3), value, np.uint8))
     assert not found.brightfield
     assert not found.mask.any()
     assert np.isnan(found.threshold)
     assert "not brightfield" in caplog.text
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
 @pytest.mark.parametrize("colour", [PINK, PURPLE])

@@ -141,13 +141,42 @@ def test_bags_of_another_encoder_than_the_model_s_are_refused() -> None:
 def test_bags_of_different_encoders_are_refused_before_any_step() -> None:
     made = model()
     before = state(made)
-    mixed = [*bags(2, Fingerprint("uni", mpp=0.5)), *bags(1), *bags(1, Fingerprint("uni", mpp=1.0))]
+    mixed = [*bags(2, Fingerprint("uni", mpp=0.5)), *bags(1, Fingerprint("uni", mpp=1.0))]
     with pytest.raises(
         FingerprintError,
         match=r"slide 's0' and slide 's0' were encoded differently: mpp 0\.5 and 1",
     ):
         fit(made, mixed)
     assert all(torch.equal(a, b) for a, b in zip(before, state(made), strict=True))
+
+
+def test_every_bag_and_the_entry_state_what_is_then_required() -> None:
+    made = model(Fingerprint("uni", patch_size=256))
+    stated = [Fingerprint("uni", revision="r1"), Fingerprint("uni", mpp=0.5, declared=True)]
+    fit(made, [*bags(2, stated[0]), *bags(2, stated[1])], epochs=1)
+    assert made.requires == Fingerprint("uni", "r1", mpp=0.5, patch_size=256, declared=True)
+
+
+def test_each_bag_is_compared_with_all_others() -> None:
+    stated = [Fingerprint("uni"), Fingerprint("uni", mpp=0.5), Fingerprint("uni", mpp=1.0)]
+    mixed = [bag for i, one in enumerate(stated) for bag in bags(i + 1, one)[i:]]
+    with pytest.raises(FingerprintError, match=r"slide 's1' and slide 's2' were encoded diff"):
+        common_fingerprint(model(), mixed)
+
+
+def test_a_bag_of_unknown_make_among_known_ones_is_named() -> None:
+    mixed = [*bags(1, Fingerprint("uni")), *bags(3)[2:]]
+    with pytest.raises(
+        DataError, match=r"slide 's2' states no encoder, slide 's0' states uni: .*bag\.replace\(enc"
+    ):
+        fit(model(), mixed)
+
+
+def test_a_training_that_fails_changes_no_requirement() -> None:
+    made = model(Fingerprint("uni"), Poisoned())
+    with pytest.raises(DataError, match="the loss of slide 's3' is nan"):
+        fit(made, bags(encoder=Fingerprint("uni", mpp=0.5)), epochs=1)
+    assert made.requires == Fingerprint("uni")
 
 
 def test_no_bags_are_an_error() -> None:

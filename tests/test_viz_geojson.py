@@ -103,3 +103,30 @@ def test_what_does_not_fit_is_refused(change, message):
     call = {"coords": [[0, 0]], "footprint": 1.0, "scores": [1.0]} | change
     with pytest.raises(DataError, match=message):
         patches_geojson(**call)
+
+
+def test_dropped_patches_have_no_score_no_class_and_the_lowest_colour():
+    probabilities = [[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]]
+    collection = patches_geojson(
+        [[0, 0], [1, 0], [2, 0]],
+        1.0,
+        [-5.0, 0.0, -4.0],
+        kept=[0, 2],
+        probabilities=probabilities,
+        classes=["a", "b"],
+        measurements={"selector score": [3, 1, 2]},
+    )
+    low, dropped, high = (feature["properties"] for feature in collection["features"])
+    assert low["color"] == dropped["color"] == colours([0.0])[0].tolist()
+    assert high["color"] == colours([1.0])[0].tolist()
+    assert dropped["measurements"] == {"kept": 0, "selector score": 1.0}
+    assert "classification" not in dropped
+    assert high["classification"]["name"] == "b"
+    assert high["measurements"]["score"] == -4.0
+
+
+def test_without_scores_the_last_class_gives_the_colour():
+    collection = patches_geojson([[0, 0]], 1.0, probabilities=[[0.25, 0.75]], classes=["a", "b"])
+    (tile,) = (feature["properties"] for feature in collection["features"])
+    assert tile["color"] == colours([0.75])[0].tolist()
+    assert "score" not in tile["measurements"]

@@ -21,11 +21,13 @@ _PUBLIC = {
     "Fingerprint": "wsizoo.fingerprint",
     "Head": "wsizoo.interfaces",
     "OpBackend": "wsizoo.hookspecs",
+    "Part": "wsizoo.interfaces",
     "Prediction": "wsizoo.interfaces",
     "Selected": "wsizoo.interfaces",
     "Selector": "wsizoo.interfaces",
     "SlideModel": "wsizoo.model",
     "SlideOutput": "wsizoo.interfaces",
+    "WholeModel": "wsizoo.interfaces",
     "WsizooError": "wsizoo.errors",
     "adapt": "wsizoo.zoo",
     "build": "wsizoo.zoo",
@@ -47,30 +49,40 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from wsizoo.bag import Bag, BagBatch
-    from wsizoo.catalogue import list_models, show
-    from wsizoo.errors import WsizooError
-    from wsizoo.extraction import extract
-    from wsizoo.fingerprint import Fingerprint
-    from wsizoo.hookspecs import Component, OpBackend, hookimpl
-    from wsizoo.inference import predict
-    from wsizoo.interfaces import (
-        Aggregated,
-        Aggregator,
-        Encoder,
-        Head,
-        Prediction,
-        Selected,
-        Selector,
-        SlideOutput,
-    )
-    from wsizoo.model import SlideModel
-    from wsizoo.ops import use_backend
-    from wsizoo.pins import pin
-    from wsizoo.publish import push, save, verify
-    from wsizoo.slides.reader import open_slide
-    from wsizoo.slides.store import read_bag, write_bag
-    from wsizoo.zoo import adapt, build, load, load_encoder
+    from wsizoo.bag import Bag as Bag
+    from wsizoo.bag import BagBatch as BagBatch
+    from wsizoo.catalogue import list_models as list_models
+    from wsizoo.catalogue import show as show
+    from wsizoo.errors import WsizooError as WsizooError
+    from wsizoo.extraction import extract as extract
+    from wsizoo.fingerprint import Fingerprint as Fingerprint
+    from wsizoo.hookspecs import Component as Component
+    from wsizoo.hookspecs import OpBackend as OpBackend
+    from wsizoo.hookspecs import hookimpl as hookimpl
+    from wsizoo.inference import predict as predict
+    from wsizoo.interfaces import Aggregated as Aggregated
+    from wsizoo.interfaces import Aggregator as Aggregator
+    from wsizoo.interfaces import Encoder as Encoder
+    from wsizoo.interfaces import Head as Head
+    from wsizoo.interfaces import Part as Part
+    from wsizoo.interfaces import Prediction as Prediction
+    from wsizoo.interfaces import Selected as Selected
+    from wsizoo.interfaces import Selector as Selector
+    from wsizoo.interfaces import SlideOutput as SlideOutput
+    from wsizoo.interfaces import WholeModel as WholeModel
+    from wsizoo.model import SlideModel as SlideModel
+    from wsizoo.ops import use_backend as use_backend
+    from wsizoo.pins import pin as pin
+    from wsizoo.publish import push as push
+    from wsizoo.publish import save as save
+    from wsizoo.publish import verify as verify
+    from wsizoo.slides.reader import open_slide as open_slide
+    from wsizoo.slides.store import read_bag as read_bag
+    from wsizoo.slides.store import write_bag as write_bag
+    from wsizoo.zoo import adapt as adapt
+    from wsizoo.zoo import build as build
+    from wsizoo.zoo import load as load
+    from wsizoo.zoo import load_encoder as load_encoder
 
 
 def __getattr__(name: str) -> Any:
@@ -85,38 +97,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *_PUBLIC})
 
 
-__all__ = [
-    "Aggregated",
-    "Aggregator",
-    "Bag",
-    "BagBatch",
-    "Component",
-    "Encoder",
-    "Fingerprint",
-    "Head",
-    "OpBackend",
-    "Prediction",
-    "Selected",
-    "Selector",
-    "SlideModel",
-    "SlideOutput",
-    "WsizooError",
-    "__version__",
-    "adapt",
-    "build",
-    "extract",
-    "hookimpl",
-    "list_models",
-    "load",
-    "load_encoder",
-    "open_slide",
-    "pin",
-    "predict",
-    "push",
-    "read_bag",
-    "save",
-    "show",
-    "use_backend",
-    "verify",
-    "write_bag",
-]
+__all__ = sorted({*_PUBLIC, "__version__"})  # noqa: PLE0605

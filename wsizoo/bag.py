@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -126,16 +127,23 @@ class Bag:
     def grid(self) -> Tensor:
         """Integer cells (N, 2): round(coords / spacing) from level-0 (0, 0), the only definition.
 
+        Computed once for a bag and shared: do not write into it.
+
         Raises:
             BagError: without coords or spacing.
         """
+        return self._cells
+
+    @functools.cached_property
+    def _cells(self) -> Tensor:
         if self.coords is None or self.spacing is None:
             missing = "coords" if self.coords is None else "spacing"
             raise BagError(
                 f"{self.slide_id} has no {missing}, so no grid. Make it with "
                 "Bag(features, coords=xy, spacing=level0_px_between_patches)"
             )
-        return torch.round(self.coords.double() / self.spacing).long()  # (N, 2)
+        with torch.inference_mode(False):  # a later training run may meet the same bag
+            return torch.round(self.coords.double() / self.spacing).long()  # (N, 2)
 
     def require_unique_cells(self) -> Tensor:
         """`grid()`, checked: no two patches share a cell.
@@ -230,8 +238,11 @@ class BagBatch:
     @property
     def segments(self) -> Tensor:
         """(N_total,) int64, the slide that each row belongs to."""
-        ids = torch.arange(len(self), device=self.offsets.device)
-        return torch.repeat_interleave(ids, self.lengths)
+        return segment_ids(self.offsets, len(self.features))
+
+    def cells(self) -> Tensor:
+        """(N_total, 2) int64, `grid()` of each slide in its own frame. Raises as `Bag.grid`."""
+        return torch.cat([bag.grid() for bag in self.bags])
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
@@ -253,3 +264,13 @@ def _packed(features: Tensor, coords: Tensor | None, bags: Sequence[Bag]) -> Bag
         own = None if own is None else own.to(features.device)
         views.append(bag.replace(features=features[a:b], coords=own))
     return BagBatch(features, torch.tensor(ends, device=features.device), coords, tuple(views))
+
+
+def segment_ids(offsets: Tensor, n: int | None = None) -> Tensor:
+    """(N,) int64, the slide each row belongs to.
+
+    Args:
+        offsets: (B+1,) int64. n: N, where it is known: spares a wait for the GPU.
+    """
+    ids = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(ids, offsets.diff(), output_size=n)

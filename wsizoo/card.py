@@ -32,6 +32,7 @@ def model_card(config: dict[str, Any]) -> str:
         "out = model(wsizoo.read_bag('slide.h5'))\n```",
         _features(config["fingerprint"]),
         "## Training and results",
+        *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
         *(_stated(training) or ["Not stated by the publisher."]),
         "## Intended use and limits",
         str(training.get("limits") or "Research only. Not validated for diagnosis."),

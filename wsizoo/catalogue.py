@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsizoo.registry import Entry, Registry, default
+
+if TYPE_CHECKING:
+    from wsizoo.spec import ModelSpec
 
 COMMERCIAL_LICENCES = frozenset(
     ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0")
@@ -51,7 +54,7 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     Raises:
         NotFoundError, SpecError.
     """
-    from wsizoo.spec import PARTS, build_call, model_record
+    from wsizoo.spec import PARTS, model_record
 
     registry = registry or default()
     entry = registry.model(name)
@@ -73,6 +76,14 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
         "commercial": allows_commercial_use(entry, registry),
         "encoder_facts": dict(encoder.record) if encoder else None,
     }
+
+
+def build_call(name: str, spec: ModelSpec) -> str:
+    """What to type for this model with random weights."""
+    head = spec.head or {}
+    per_class = head.get("name") in ("classification", "segmentation")
+    classes = ", 'head.classes=[normal,tumour]'" if per_class and not spec.classes else ""
+    return f"wsizoo.build('{name}'{classes})"
 
 
 def allows_commercial_use(entry: Entry, registry: Registry) -> bool:

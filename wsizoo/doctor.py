@@ -7,30 +7,21 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from wsizoo.errors import WsizooError
-from wsizoo.plugins import describe
+from wsizoo.names import describe
 from wsizoo.registry import Registry, default
 
-CORE = (
-    "torch",
-    "numpy",
-    "scipy",
-    "h5py",
-    "openslide",
-    "tifffile",
-    "PIL",
-    "safetensors",
-    "huggingface_hub",
-)
-EXTRAS = {
-    "encoders": ("timm", "transformers"),
-    "tiff": ("imagecodecs",),
-    "train": ("lightning_fabric", "sklearn", "lifelines"),
-    "report": ("matplotlib",),
+IMPORTED_AS = {  # distributions whose module has another name
+    "openslide-python": "openslide",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "scikit-learn": "sklearn",
 }
+NOT_FOR_USERS = ("all", "dev")  # extras: the others together, and this project's own tools
 
 
 @dataclass(frozen=True)
@@ -80,7 +71,8 @@ def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Findi
 
 def _core() -> Iterator[Finding]:
     yield Finding("Python", platform.python_version(), True, platform.platform())
-    for module in CORE:
+    for distribution in _required()[""]:
+        module = _module(distribution)
         try:
             importlib.import_module(module)
         except Exception as error:
@@ -93,7 +85,8 @@ def _core() -> Iterator[Finding]:
                 needed=True,
             )
         else:
-            yield Finding("Core", module, True, _version(module), needed=True)
+            version = importlib.metadata.version(distribution)
+            yield Finding("Core", module, True, version, needed=True)
 
 
 def _devices() -> Iterator[Finding]:
@@ -112,7 +105,10 @@ def _devices() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for extra, modules in EXTRAS.items():
+    for extra, distributions in _required().items():
+        if extra in ("", *NOT_FOR_USERS):
+            continue
+        modules = [_module(distribution) for distribution in distributions]
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         detail = f"missing {', '.join(missing)}" if missing else ", ".join(modules)
         remedy = f'pip install "wsizoo[{extra}]"' if missing else ""
@@ -188,9 +184,16 @@ def _access(registry: Registry) -> Iterator[Finding]:
             yield Finding("Access", name, True, repo)
 
 
-def _version(module: str) -> str:
-    names = {"openslide": "openslide-python", "PIL": "pillow"}
-    try:
-        return importlib.metadata.version(names.get(module, module))
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def _required() -> dict[str, list[str]]:
+    """Distributions that wsizoo needs by extra, as it was installed; "" is the core."""
+    by_extra: dict[str, list[str]] = {"": []}
+    for line in importlib.metadata.requires("wsizoo") or ():
+        name = re.match(r"[\w.-]+", line)
+        extra = re.search(r"extra == ['\"]([\w-]+)", line)
+        if name and name[0] != "wsizoo":
+            by_extra.setdefault(extra[1] if extra else "", []).append(name[0].lower())
+    return by_extra
+
+
+def _module(distribution: str) -> str:
+    return IMPORTED_AS.get(distribution, distribution.replace("-", "_"))

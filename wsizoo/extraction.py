@@ -17,13 +17,16 @@ from dataclasses import dataclass, fields
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wsizoo.errors import DataError, WsizooError
+from wsizoo.errors import BackendError, DataError, WsizooError
 from wsizoo.files import write_csv
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, extract_slide
 from wsizoo.zoo import load_encoder
+
+if TYPE_CHECKING:
+    import torch
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu"}
@@ -31,7 +34,7 @@ SLIDE_SUFFIXES = frozenset(
 )
 REPORT = "extract.csv"
 TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
-STALE_AFTER = 60.0  # s; a file of another computer, whose processes are not seen, is written faster
+STALE_AFTER = 3600.0  # s; for files of another computer, whose processes are not seen
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +62,7 @@ def extract(
     out: Path | str,
     *,
     request: Request | None = None,
+    device: torch.device | str | None = None,
     progress: Progress | None = None,
     after_slide: Callable[[Extracted], None] | None = None,
     workers: int = 1,
@@ -71,6 +75,7 @@ def extract(
 
     Args:
         slides: files, or folders that hold slides. encoder: a name, or an Encoder.
+        device: to which the encoder is moved; None: where it is, which is the CPU for a name.
         progress: called as (slide_id, patches done, patches in all); with one worker only.
         after_slide: called with each result, in the order in which slides are finished.
         workers: processes of one torch thread each; 1 works in this process.
@@ -81,14 +86,16 @@ def extract(
 
     Raises:
         DataError: no slides, two of one name, `out` cannot be written, or a worker was killed.
-        NotFoundError: no such encoder.
+        NotFoundError: no such encoder. BackendError: no such device.
     """
     files = list_files([slides] if isinstance(slides, (str, Path)) else slides, SLIDE_SUFFIXES)
     check_one_name_each(files)
     out = Path(out)
+    if device is not None:
+        check_device(device)
     check_writable(out)
     network = load_encoder(encoder) if isinstance(encoder, str) else encoder.eval()
-    job = _Job(network, out, request or Request(), overwrite)
+    job = _Job(network, out, request or Request(), overwrite, device)
     results: list[Extracted] = []
     try:
         with contextlib.closing(_run(job, files, workers, progress)) as finished:
@@ -110,6 +117,12 @@ class _Job:
     out: Path
     request: Request
     overwrite: bool
+    device: torch.device | str | None = None
+
+    def begin(self) -> None:
+        """Move the encoder to its device: in the process that uses it, as memory is not sent."""
+        if self.device is not None:
+            self.encoder.to(self.device)
 
     def run(self, slide: Path, progress: Progress | None = None) -> Extracted:
         file = self.out / f"{slide.stem}.h5"
@@ -117,7 +130,7 @@ class _Job:
         n, state, reason = 0, "failed", ""
         try:
             n, present = extract_slide(
-                slide, self.encoder, file, self.request, progress, self.overwrite
+                slide, self.encoder, file, self.request, progress, self.overwrite, self.device
             )
             state = "present" if present else "done"
         except Exception as error:
@@ -139,6 +152,7 @@ def _run(
 ) -> Generator[Extracted, None, None]:
     """Each slide as soon as it is finished, in any order."""
     if workers <= 1 or len(files) == 1:
+        job.begin()
         for slide in files:
             yield job.run(slide, progress)
         return
@@ -197,6 +211,7 @@ def _begin_worker(job: _Job) -> None:
     global _job  # noqa: PLW0603
     _job = job
     torch.set_num_threads(1)
+    job.begin()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be held back
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -268,6 +283,19 @@ def check_one_name_each(files: Sequence[Path]) -> None:
         first[file.stem] = file
 
 
+def check_device(device: torch.device | str) -> None:
+    """Raise BackendError unless tensors can be made on it."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise BackendError(
+            f"device '{device}' cannot be used here: {first} See: wsizoo doctor"
+        ) from error
+
+
 def check_writable(folder: Path) -> None:
     """Make a folder, and clear it of what killed processes left.
 
@@ -284,7 +312,7 @@ def check_writable(folder: Path) -> None:
 
 
 def remove_stale(folder: Path) -> list[Path]:
-    """Remove temporary files of processes that are gone, a minute after they were last written.
+    """Remove temporary files of processes that are gone, an hour after they were last written.
 
     Returns:
         What was removed.

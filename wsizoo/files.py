@@ -7,23 +7,26 @@ import csv
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsizoo.errors import WeightsError
+from wsizoo.errors import DataError, WeightsError
 
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
     """A temporary name beside `path`; on success it is flushed to disk and renamed to it.
 
-    The temporary name ends in `.tmp-<pid>` and is removed when the block raises.
+    The temporary name is one writer's alone, also on a shared disk, and ends in `.tmp-<pid>`; the
+    file is removed when the block raises.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary = _beside(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -38,13 +41,11 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
     """The same for a folder: its new content replaces the old one, which is kept until then.
 
     Should the process die between the two renames, the old content lies beside it, as
-    `.<name>.old.tmp-<pid>`.
+    `.<name>.old.<random>.tmp-<pid>`.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    retired = folder.with_name(f".{folder.name}.old.tmp-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary, retired = _beside(folder), _beside(folder, ".old")
     temporary.mkdir()
     try:
         yield temporary
@@ -52,6 +53,47 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
         _swap(temporary, folder, retired)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path | str, patience: float = 10.0) -> Iterator[None]:
+    """One process or thread at a time changes `path`, on any system: the one that made its lock.
+
+    Args:
+        patience: s to wait for the others.
+
+    Raises:
+        DataError: the lock is still there after that; its holder may have died.
+    """
+    lock = Path(f"{path}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    last = time.monotonic() + patience
+    while not _made(lock):
+        if time.monotonic() > last:
+            raise DataError(
+                f"{lock} is held by another process. If none is running, delete that file"
+            )
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+
+
+def _made(lock: Path) -> bool:
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except PermissionError:
+        if os.name != "nt":  # there: one that is being deleted
+            raise
+        return False
+    return True
+
+
+def _beside(path: Path, what: str = "") -> Path:
+    return path.with_name(f".{path.name}{what}.{secrets.token_hex(4)}.tmp-{os.getpid()}")
 
 
 def _flush(folder: Path) -> None:

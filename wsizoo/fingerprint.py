@@ -70,16 +70,17 @@ class Fingerprint:
         """
         for field, (mine, theirs) in self.differences(features).items():
             if field == "encoder":
-                what = f"{model} was made for {mine} features; {bag} was encoded with {theirs}."
-            else:
-                what = (
-                    f"{model} was made for {self.encoder or 'encoder'} features with "
-                    f"{field} {mine}; those of {bag} were made with {field} {theirs}."
+                raise FingerprintError(
+                    f"{model} was made for {mine} features; {bag} was encoded with {theirs}. Widths "
+                    f"may agree, the features do not. Use features of {mine}, or a model that reads "
+                    f"yours: wsizoo list --encoder {theirs}"
                 )
+            option = {"mpp": " --patch-mpp {}", "patch_size": " --patch-size {}"}.get(field, "")
             raise FingerprintError(
-                f"{what} Widths may agree, the features do not. Extract again: "
-                f"wsizoo extract SLIDE -e {self.encoder or 'ENCODER'}, or choose another model: "
-                f"wsizoo list --encoder {features.encoder or 'ENCODER'}"
+                f"{model} was made for {self.encoder or 'encoder'} features with {field} {mine}; "
+                f"those of {bag} were made with {field} {theirs}. Widths may agree, the features "
+                f"do not. Extract again: wsizoo extract SLIDE -e {self.encoder or 'ENCODER'}"
+                f"{option.format(mine)}"
             )
 
     def check_same(self, other: Fingerprint, mine: str, theirs: str) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,26 +12,28 @@ from typing import Any
 
 import torch
 
-import wsizoo
-from wsizoo.errors import BackendError, DataError, SpecError
+from wsizoo.bag import Bag
+from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction import (
     SLIDE_SUFFIXES,
+    check_device,
     check_one_name_each,
     check_writable,
     list_files,
     reason_of,
 )
-from wsizoo.files import replacing, write_csv, write_json
-from wsizoo.interfaces import Encoder, SlideOutput
+from wsizoo.files import replacing
+from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
-from wsizoo.slides.extract import Progress, Request, extract_slide
-from wsizoo.slides.store import EMBEDDING, read_bag, read_header
-from wsizoo.viz.predicted import write_pictures, write_scores
-from wsizoo.zoo import load, load_encoder
+from wsizoo.registry import default
+from wsizoo.slides.extract import Progress, Request, bag_of_slide, header_of_slide
+from wsizoo.slides.store import EMBEDDING, FileHeader, read_bag, read_header
+from wsizoo.stored import find_stored
+from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
+from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
+from wsizoo.zoo import load_encoder, load_stored
 
 FEATURES = ".h5"
-TABLE = "predictions.csv"
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,16 @@ class Predicted:
 
     Args:
         row: columns of predictions.csv. files: what was written, by kind.
-        reason: why it failed; "" where it did not.
+        reason: why it failed; "" where it did not. present: an earlier call had done it.
+        stamp: what it rests on, as in run.json.
     """
 
     slide_id: str
     row: dict[str, Any] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     reason: str = ""
+    present: bool = False
+    stamp: dict[str, Any] = field(default_factory=dict)
 
 
 def predict(
@@ -66,17 +69,20 @@ def predict(
     """Predict slides or feature files.
 
     Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards),
-    `out/run.json` (what made it) and, a slide, `scores/<slide>.csv`, `heatmaps/<slide>.png`,
-    `geojson/<slide>.geojson` (level-0 px, for QuPath). Features of slides are kept in
-    `out/features` and taken from there by the next call; rows of earlier calls with the same model
-    stay in the table.
+    `out/run.json` (what made it, and the limits that the model states) and, a slide,
+    `scores/<slide>.csv`, `heatmaps/<slide>.png`, `geojson/<slide>.geojson` (level-0 px, for
+    QuPath): scores or class probabilities of patches, as far as the model gives them. Features of
+    slides are kept in `out/features`. An interruption keeps what was finished, and the next call
+    with the same model leaves out the slides whose features and outputs are there unchanged.
 
     Args:
         inputs: slides, .h5 feature files, or folders of either.
         model: a name, "hf:owner/name@COMMIT", a folder, or a SlideModel.
         pictures: False: the table and the scores only.
+        device: of the model and of its encoder.
         progress: called as (slide, patches encoded, patches in all).
-        overwrite: replace features in `out/features` that are damaged or were made in another way.
+        overwrite: replace features in `out/features` that are damaged or were made in another way,
+            and predict every slide again.
 
     Raises:
         DataError: nothing to predict, two slides of one name, `out` not writable.
@@ -85,15 +91,23 @@ def predict(
         BackendError: no such device. What concerns single slides is reported in the result, and
         the others go on.
     """
-    files = list_inputs(inputs)
+    files, source, limits = _begin(inputs, model, out, request, device, progress, overwrite)
     out = Path(out)
-    check_writable(out)
-    network = _loaded(model, device)
-    source = FeatureSource(network, out / "features", request or Request(), progress, overwrite)
-    source.prepare(files)
-    work = partial(_predict_one, network, source, out, pictures)
-    results = [_attempt(work, path, after_slide) for path in files]
-    write_table(out, network, results)
+    table = Table(out, source.model, limits)
+    work = partial(_predict_one, source, table, out, pictures)
+    results: list[Predicted] = []
+    try:
+        for path in files:
+            result = _attempt(work, path)
+            results.append(result)
+            if result.reason:
+                table.fail(result.slide_id, result.reason)
+            else:
+                table.add(result.slide_id, result.row, result.stamp)
+            if after_slide:
+                after_slide(result)
+    finally:
+        table.write()
     return results
 
 
@@ -114,14 +128,14 @@ def embed(
     attributes `model` (its name) and `wsizoo_slide` (JSON: the slide, the model, the fingerprint it
     requires). Other arguments and errors: as `predict`.
     """
-    files = list_inputs(inputs)
-    out = Path(out)
-    check_writable(out)
-    network = _loaded(model, device)
-    source = FeatureSource(network, out / "features", request or Request(), progress, overwrite)
-    source.prepare(files)
-    work = partial(_embed_one, network, source, out)
-    return [_attempt(work, path, after_slide) for path in files]
+    files, source, _ = _begin(inputs, model, out, request, device, progress, overwrite)
+    work = partial(_embed_one, source, Path(out))
+    results: list[Predicted] = []
+    for path in files:
+        results.append(_attempt(work, path))
+        if after_slide:
+            after_slide(results[-1])
+    return results
 
 
 def list_inputs(inputs: Sequence[Path | str] | Path | str) -> list[Path]:
@@ -146,11 +160,13 @@ class FeatureSource:
         request: Request,
         progress: Progress | None = None,
         overwrite: bool = False,
+        device: torch.device | str = "cpu",
     ) -> None:
         needs = model.requires
         self.model, self.folder, self.progress = model, folder, progress
-        self.overwrite = overwrite
-        mpp, patch_size = request.mpp or needs.mpp, request.patch_size or needs.patch_size
+        self.overwrite, self.device = overwrite, device
+        mpp = needs.mpp if request.mpp is None else request.mpp
+        patch_size = needs.patch_size if request.patch_size is None else request.patch_size
         self.request = dataclasses.replace(request, mpp=mpp, patch_size=patch_size)
         self._encoder: Encoder | None = None
 
@@ -161,7 +177,7 @@ class FeatureSource:
             check_writable(self.folder)
 
     def encoder(self) -> Encoder:
-        """The model's encoder on the model's device.
+        """The model's encoder on the device.
 
         Raises:
             SpecError: the model names none. NotFoundError: it does not run here.
@@ -177,152 +193,104 @@ class FeatureSource:
             encoder = load_encoder(name)
             made = encoder.fingerprint(self.request.mpp, self.request.patch_size)
             self.model.requires.check_accepts(made, f"'{self.model.name}'", "these slides")
-            self._encoder = encoder.to(self.model.device)
+            self._encoder = encoder.to(self.device)
         return self._encoder
 
     def file(self, path: Path) -> Path:
-        """The feature file of a slide (made now if it is not there), or the one that was given."""
+        """Where the features of a slide lie: the file that was given, or one in `folder`."""
+        return path if path.suffix == FEATURES else self.folder / f"{path.stem}{FEATURES}"
+
+    def header(self, path: Path) -> FileHeader | None:
+        """Of the feature file, where there is one that answers the request; cheap."""
         if path.suffix == FEATURES:
-            return path
-        file = self.folder / f"{path.stem}{FEATURES}"
-        extract_slide(path, self.encoder(), file, self.request, self.progress, self.overwrite)
-        return file
+            return read_header(path)
+        return header_of_slide(path, self.encoder(), self.file(path), self.request)
+
+    def bag(self, path: Path) -> Bag:
+        """The features of a slide, made now if they are not there, under the slide's name."""
+        file = self.file(path)
+        if path.suffix == FEATURES:
+            bag = read_bag(file)
+        else:
+            bag = bag_of_slide(
+                path,
+                self.encoder(),
+                file,
+                self.request,
+                self.progress,
+                self.overwrite,
+                self.device,
+            )
+        return bag.replace(slide_id=path.stem)  # the name that its outputs get
 
 
-def _loaded(model: str | Path | SlideModel, device: torch.device | str) -> SlideModel:
-    """A model in eval mode on a device that is there."""
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).splitlines()[0]
-        raise BackendError(
-            f"device '{device}' cannot be used here: {first} See: wsizoo doctor"
-        ) from error
-    network = model if isinstance(model, SlideModel) else load(model)
-    return network.to(device).eval()
+def _begin(
+    inputs: Sequence[Path | str] | Path | str,
+    model: str | Path | SlideModel,
+    out: Path | str,
+    request: Request | None,
+    device: torch.device | str,
+    progress: Progress | None,
+    overwrite: bool,
+) -> tuple[list[Path], FeatureSource, Any]:
+    """The files, where their features come from, and the limits that the model states.
+
+    Raises what would make every slide fail, see `predict`.
+    """
+    files = list_inputs(inputs)
+    out = Path(out)
+    check_writable(out)
+    check_device(device)
+    limits = None
+    if not isinstance(model, SlideModel):
+        stored = find_stored(model, default())
+        limits = stored.training.get("limits")
+        model = load_stored(stored, default())
+    network = model.to(device).eval()
+    folder = out / "features"
+    source = FeatureSource(network, folder, request or Request(), progress, overwrite, device)
+    source.prepare(files)
+    return files, source, limits
 
 
-def _attempt(
-    work: Callable[[Path], Predicted], path: Path, after_slide: Callable[[Predicted], None] | None
-) -> Predicted:
+def _attempt(work: Callable[[Path], Predicted], path: Path) -> Predicted:
     """One slide's result; what fails is its reason."""
     try:
-        result = work(path)
+        return work(path)
     except Exception as error:
-        result = Predicted(path.stem, reason=reason_of(error))
-    if after_slide:
-        after_slide(result)
-    return result
+        return Predicted(path.stem, reason=reason_of(error))
 
 
 def _predict_one(
-    model: SlideModel, source: FeatureSource, out: Path, pictures: bool, path: Path
+    source: FeatureSource, table: Table, out: Path, pictures: bool, path: Path
 ) -> Predicted:
-    name, file = path.stem, source.file(path)
-    bag = read_bag(file).replace(slide_id=name)  # the name that its outputs get
+    name, file, model = path.stem, source.file(path), source.model
+    header = None if source.overwrite else source.header(path)
+    known = None if header is None else table.known(name, header.digest, pictures)
+    if known is not None:
+        written = {"features": file, **known}
+        return Predicted(name, table.rows[name], written, "", True, table.stamps[name])
+    bag = source.bag(path)
     with torch.inference_mode():
         output = model(bag)
-        importance = output.scores
-    row = {"slide": name, **describe(model, output)}
-    written: dict[str, Path] = {"features": file}
-    if importance is not None:
-        scores = importance.double().cpu().numpy()
-        kept = None if output.kept is None else output.kept.cpu().numpy()
-        written["scores"] = write_scores(out / "scores" / f"{name}.csv", bag, scores, kept)
+        logits = output.instance_logits
+        names = [] if logits is None else class_names(model, logits)
+        answers = PatchAnswers.of(output, len(bag), names)
+    row = {"slide": name, **prediction_row(model, output)}
+    written = {}
+    if answers:
+        written["scores"] = write_scores(output_files(out, name)["scores"], bag, answers)
         if pictures and bag.coords is not None and bag.footprint is not None:
-            written |= write_pictures(out, name, file, bag, scores, kept)
-    return Predicted(name, row, written)
+            written |= write_pictures(out, name, file, bag, answers)
+    stamp = stamp_of(model, file, read_header(file), pictures, list(written))
+    return Predicted(name, row, {"features": file, **written}, stamp=stamp)
 
 
-def describe(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
-    """One row of numbers of an output: probabilities and class, or risk and hazards, or a value."""
-    if output.hazards is not None and output.risk is not None:
-        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(output.hazards)}
-        return {"risk": _number(output.risk), **hazards}
-    if output.value is not None:
-        return {"value": _number(output.value)}
-    if output.logits is not None:
-        probabilities = torch.softmax(output.logits.float(), -1)
-        columns = {
-            f"prob_{c}": _number(p) for c, p in zip(model.classes, probabilities, strict=True)
-        }
-        return {**columns, "predicted": model.classes[int(probabilities.argmax())]}
-    if output.instance_logits is not None:
-        share = torch.bincount(output.instance_logits.argmax(-1), minlength=len(model.classes))
-        share = share / len(output.instance_logits)
-        return {f"share_{c}": _number(s) for c, s in zip(model.classes, share, strict=True)}
-    return {}
-
-
-def _number(value: Any) -> float:
-    return float(f"{float(value):.6g}")
-
-
-def write_table(out: Path, model: SlideModel, results: Sequence[Predicted]) -> None:
-    """predictions.csv, and run.json: what made it.
-
-    Rows of earlier calls stay if run.json says that the same model made them.
-    """
-    made = {
-        "wsizoo": wsizoo.__version__,
-        "model": model.name,
-        "trained": model.trained,
-        "weights": _weights_digest(model),
-        "requires": model.requires.to_json(),
-    }
-    rows, stamps = _read_run(out, made)
-    for result in results:
-        rows.pop(result.slide_id, None)
-        stamps[result.slide_id] = _stamp(model, result)
-    rows |= {r.slide_id: r.row for r in results if not r.reason}
-    columns = list(dict.fromkeys(key for row in rows.values() for key in row)) or ["slide"]
-    write_csv(out / TABLE, [rows[name] for name in sorted(rows)], columns)
-    write_json(out / RUN, {**made, "slides": {name: stamps[name] for name in sorted(stamps)}})
-
-
-def _read_run(
-    out: Path, made: Mapping[str, Any]
-) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Rows and stamps, by slide, of earlier calls with the same model; else none."""
-    try:
-        run = json.loads((out / RUN).read_text(encoding="utf-8"))
-        if {**run, "slides": None} != {**made, "slides": None}:
-            return {}, {}
-        with open(out / TABLE, newline="", encoding="utf-8") as file:
-            return {row["slide"]: dict(row) for row in csv.DictReader(file)}, dict(run["slides"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}, {}
-
-
-def _stamp(model: SlideModel, result: Predicted) -> dict[str, Any]:
-    """What a prediction rests on: its features, and what they leave open of the model's needs."""
-    if result.reason:
-        return {"failed": result.reason}
-    header = read_header(result.files["features"])
-    stamp: dict[str, Any] = {"features": str(result.files["features"]), "digest": header.digest}
-    unverified = model.requires.unverified(header.fingerprint)
-    if unverified:
-        stamp["unverified"] = unverified
-    if header.fingerprint.declared:
-        stamp["declared"] = True
-    return stamp
-
-
-def _weights_digest(model: SlideModel) -> str:
-    """sha256 of a model's tensors, by name, wherever they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.inference_state().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _embed_one(model: SlideModel, source: FeatureSource, out: Path, path: Path) -> Predicted:
+def _embed_one(source: FeatureSource, out: Path, path: Path) -> Predicted:
     import h5py
 
-    name = path.stem
-    bag = read_bag(source.file(path)).replace(slide_id=name)
+    name, model = path.stem, source.model
+    bag = source.bag(path)
     with torch.inference_mode():
         embedding = model(bag).embedding
     if embedding is None:

@@ -6,7 +6,7 @@ optional fields are None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
@@ -15,28 +15,10 @@ from torch import Tensor, nn
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import PluginError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.outputs import LATE, OnFirstAccess, Scored
 
 Reads = Literal["features", "pixels"]
 Task = Literal["classification", "survival", "segmentation", "regression"]
-
-
-class _OnFirstAccess:
-    """A dataclass field whose value may be a function, called on first access only."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.slot = "_" + name
-
-    def __get__(self, instance: Any, owner: type) -> Tensor | None:
-        if instance is None:
-            return None  # the field's default
-        value: Any = getattr(instance, self.slot)
-        if callable(value):
-            value = value()
-            setattr(instance, self.slot, value)
-        return cast("Tensor | None", value)
-
-    def __set__(self, instance: Any, value: Tensor | Callable[[], Tensor | None] | None) -> None:
-        setattr(instance, self.slot, value)
 
 
 @dataclass(frozen=True)
@@ -44,14 +26,15 @@ class Prediction:
     """A further prediction of a method, to which the trainer applies the task's own loss.
 
     Args:
-        logits: (C,) for the slide's own target, or (n, C) for n targets.
-        target: None (the slide's own), or (n,) labels that the method chose.
+        logits: (C,) or (n, C), as the head's raw outputs.
+        target: None: the slide's own, the same for all n rows; a mapping as `Head.loss` takes,
+            with n rows each; a tensor (n,): labels (of slides or patches) that the method chose.
         weight: factor of its loss.
         slide: which slide of a packed batch it belongs to.
     """
 
     logits: Tensor
-    target: Tensor | None = None
+    target: Tensor | Mapping[str, Tensor] | None = None
     weight: float = 1.0
     slide: int = 0
 
@@ -75,40 +58,45 @@ class Selected:
 
 
 @dataclass
-class Aggregated:
+class Aggregated(Scored):
     """What an aggregator returns; unused fields stay None.
 
     Args:
         slide: (E,) slide embedding; packed: (B, E).
         scores: (N,) importance of each patch, larger is more, any scale; or a zero-argument
             function that computes it when somebody asks.
-        instances: (N, E) one vector a patch, for per-patch heads.
-        logits: (C,) of a method that owns its classifier (`owns_classifier = True`).
+        instances: (N, I) one vector a patch, for per-patch heads; I = `instance_dim`.
+        logits: (C,) of the slide, of a method that owns its classifier; never per-patch values.
+        instance_logits: (N, C) of a method that owns its classifier of patches.
         losses: the method's own auxiliary terms by name, not the task's loss (training only).
         predictions: further predictions by name; the trainer applies the task's loss to them.
     """
 
     slide: Tensor | None = None
-    scores: _OnFirstAccess = _OnFirstAccess()
+    scores: OnFirstAccess = LATE
     instances: Tensor | None = None
     logits: Tensor | None = None
+    instance_logits: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 
 
 @dataclass
-class SlideOutput:
+class SlideOutput(Scored):
     """What a slide model returns; unused fields are None. Packed: a leading B, see `offsets`.
 
     Args:
         logits: (C,) of the slide; never per-patch values.
-        instance_logits: (N, C) per patch.
+        instance_logits: (N, C) per patch, of a per-patch head or beside the slide's logits.
         hazards: (T,) conditional probability of the event in each time bin.
         risk: () larger is worse.
         value: () regression.
         embedding: (E,).
-        scores: (N,) importance of each patch of the bag that was passed in; dropped ones 0.
-        kept: (K,) int64, which patches a selector kept, ascending; None: no selector.
+        scores: (N,) importance of each patch of the bag that was passed in: the aggregator's, else
+            the selector's.
+        selector_scores: (N,) how much the selector wanted each patch; None: no selector.
+        kept: (K,) int64, which patches a selector kept, ascending; None: all. The others have 0 in
+            the aggregator's `scores` and in `instance_logits`: mask them.
         offsets: (B+1,) of per-instance fields, packed outputs only.
         losses, predictions: see `Aggregated` (training only).
     """
@@ -119,7 +107,8 @@ class SlideOutput:
     risk: Tensor | None = None
     value: Tensor | None = None
     embedding: Tensor | None = None
-    scores: _OnFirstAccess = _OnFirstAccess()
+    scores: OnFirstAccess = LATE
+    selector_scores: Tensor | None = None
     kept: Tensor | None = None
     offsets: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -199,7 +188,8 @@ class Aggregator(Part):
         uses_coords: bags without coords and spacing are refused.
         absolute_coords: moving the slide on its grid changes the result.
         reads: "features" (N, D) float, or "pixels" (N, 3, H, W) uint8.
-        owns_classifier: fills `logits` itself; its constructor takes `n_outputs`.
+        owns_classifier: fills `logits`, `instance_logits` or both; its constructor takes
+            `n_outputs` (None: the model is headless, it fills neither).
         gives_instances: fills `instances`, so that per-patch heads fit.
         classifier_tensors: names of its own tensors that belong to the classifier it owns; `adapt`
             leaves them new.
@@ -215,10 +205,12 @@ class Aggregator(Part):
 
     forward_packed: Callable[[BagBatch], Aggregated] | None = None
 
-    def __init__(self, in_dim: int, out_dim: int) -> None:
+    def __init__(self, in_dim: int, out_dim: int, instance_dim: int | None = None) -> None:
+        """Widths of the features, of `slide`, and of `instances` (default `out_dim`)."""
         super().__init__()
         self.in_dim = in_dim
         self.out_dim = out_dim
+        self.instance_dim = out_dim if instance_dim is None else instance_dim
 
     def forward(self, bag: Bag) -> Aggregated:
         raise NotImplementedError
@@ -246,7 +238,8 @@ class Head(Part):
         Raises:
             PluginError: the aggregator does not fill what this head reads.
         """
-        field = "logits" if self.linear is None else self.reads
+        own = "logits" if self.reads == "slide" else "instance_logits"
+        field = own if self.linear is None else self.reads
         source: Tensor | None = getattr(aggregated, field)
         if source is None:
             raise PluginError(f"a {self.task} head reads '{field}', which the aggregator left None")
@@ -259,9 +252,52 @@ class Head(Part):
         """
         raise NotImplementedError
 
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        """The task's loss () of raw outputs (n_outputs,) or (n, n_outputs) against a target."""
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        """The task's loss () of raw outputs (n, n_outputs), usually a mean over the n rows.
+
+        Args:
+            raw: a row a slide of the batch, or (`reads = "instances"`) a row a patch.
+            targets: n rows each. What all slides state, `label`, `time`, `event`, `value`; for
+                patches `instances`, -1 for unknown or dropped ones.
+
+        Raises:
+            DataError: a target that is not there or does not fit.
+        """
         raise NotImplementedError
 
     def forward(self, aggregated: Aggregated) -> dict[str, Tensor]:
         return self.outputs(self.project(aggregated))
+
+
+class WholeModel(Part):
+    """A model that selector, aggregator and head cannot express: Bag -> SlideOutput.
+
+    A subclass may add `forward_packed(batch: BagBatch) -> SlideOutput`, equal to one by one.
+
+    Class attributes: `reads`, `uses_coords`, `absolute_coords`, `order_matters` as an aggregator's;
+    `classes`, names in the order of its logits (or an attribute of the instance).
+    """
+
+    reads: ClassVar[Reads] = "features"
+    uses_coords: ClassVar[bool] = False
+    absolute_coords: ClassVar[bool] = False
+    order_matters: ClassVar[bool] = False
+    classes: tuple[str, ...] = ()
+
+    forward_packed: Callable[[BagBatch], SlideOutput] | None = None
+
+    def forward(self, bag: Bag) -> SlideOutput:
+        raise NotImplementedError
+
+    def losses(self, output: SlideOutput, slides: Sequence[Bag]) -> Mapping[str, Tensor]:
+        """Everything to minimise, by name; default `output.losses`. `slides` have the targets.
+
+        With a head of its own: `return wsizoo.losses.training_losses(head, output, slides)`.
+        """
+        if output.predictions or not output.losses:
+            what = "predictions, which need a loss" if output.predictions else "no losses"
+            raise PluginError(
+                f"{type(self).__name__} gives {what}: fill output.losses in training, override "
+                "losses(output, slides), or pass a task_loss"
+            )
+        return output.losses

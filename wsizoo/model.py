@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
-from wsizoo.errors import BagError, DataError
+from wsizoo.errors import BagError, DataError, PluginError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.interfaces import Aggregated, Aggregator, Head, Part, Prediction, Selector, SlideOutput
-from wsizoo.losses import merged, training_losses
+from wsizoo.interfaces import (
+    Aggregated,
+    Aggregator,
+    Head,
+    Part,
+    Selected,
+    Selector,
+    SlideOutput,
+    WholeModel,
+)
+from wsizoo.losses import TaskLoss, merged, training_losses
+from wsizoo.outputs import aligned, aligned_scores, stacked
 from wsizoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
-PER_SLIDE = ("logits", "hazards", "risk", "value", "embedding")
 
 
 class SlideModel(nn.Module):
@@ -28,7 +36,7 @@ class SlideModel(nn.Module):
         name: as in the registry. spec: the checked entry it was built from.
         in_dim: width D of the features it reads (channels for pixels).
         aggregator, head, selector: its parts; a headless model gives `embedding` and no logits.
-        whole: instead of the three, one part that takes a Bag and returns a SlideOutput.
+        whole: instead of the three, one part that does it all.
         requires: the fingerprint that features must have; fields unknown to it are not compared.
     """
 
@@ -41,7 +49,7 @@ class SlideModel(nn.Module):
         aggregator: Aggregator | None = None,
         head: Head | None = None,
         selector: Selector | None = None,
-        whole: Part | None = None,
+        whole: WholeModel | None = None,
         requires: Fingerprint | None = None,
     ) -> None:
         super().__init__()
@@ -58,12 +66,11 @@ class SlideModel(nn.Module):
 
     @property
     def reads(self) -> str:
-        body = self.whole if self.aggregator is None else self.aggregator
-        return str(getattr(body, "reads", "features"))
+        return str(getattr(self.aggregator or self.whole, "reads", "features"))
 
     @property
     def classes(self) -> list[str]:
-        return self.spec.classes
+        return self.spec.classes if self.whole is None else list(self.whole.classes)
 
     @property
     def device(self) -> torch.device:
@@ -89,38 +96,59 @@ class SlideModel(nn.Module):
         if self.selector is None:
             return self._headed(self.aggregator(bag), None, len(bag))
         selected = self.selector(bag)
-        output = self._headed(self.aggregator(selected.bag), selected.index, len(bag))
-        output.losses = merged(selected.losses, output.losses)
-        return output
+        named = len(bag if selected.index is None else selected.index)
+        if named != len(selected.bag):
+            raise PluginError(
+                f"the selector of '{self.name}' names {named} patches and hands on "
+                f"{len(selected.bag)}: index=None means all"
+            )
+        return self._headed(self.aggregator(selected.bag), selected, len(bag))
 
     def forward_packed(self, batch: BagBatch) -> SlideOutput:
         """Several slides; equals the one-by-one results, in one pass where the method offers it."""
-        packed = getattr(self.aggregator, "forward_packed", None)
+        packed = getattr(self.aggregator or self.whole, "forward_packed", None)
         if packed is None or self.selector is not None:
-            return _stack([self(bag) for bag in batch], batch)
+            joined: SlideOutput = stacked([self(bag) for bag in batch], batch)
+            return joined
         for bag in batch:
-            self.check_bag(bag)
+            self._check_fits(bag)
+        if not _surely_finite(batch.features):
+            for bag in batch:
+                self._check_finite(bag)
         batch = batch.to(self.device, self.dtype)
-        output = self._headed(packed(batch), None, len(batch.features))
+        found = packed(batch)
+        whole = self.whole is not None
+        output = found if whole else self._headed(found, None, len(batch.features))
         output.offsets = batch.offsets
         return output
 
-    def _headed(self, aggregated: Aggregated, kept: Tensor | None, n: int) -> SlideOutput:
+    def _headed(self, aggregated: Aggregated, selected: Selected | None, n: int) -> SlideOutput:
         """The head's fields, and per-instance ones aligned with the n patches passed in."""
         fields = {} if self.head is None else self.head(aggregated)
-        if "instance_logits" in fields:
-            fields["instance_logits"] = _spread(fields["instance_logits"], kept, n)
+        rows = fields.pop("instance_logits", aggregated.instance_logits)
+        kept, wanted, losses = None, None, aggregated.losses
+        if selected is not None:
+            kept, wanted = selected.index, selected.scores
+            losses = merged(selected.losses, losses)
+        scored = aggregated.scores_given is not None
         return SlideOutput(
             embedding=aggregated.slide,
-            scores=lambda: _spread(aggregated.scores, kept, n),
+            instance_logits=aligned(rows, kept, n),
+            scores=aligned_scores(aggregated, kept, n) if scored else wanted,
+            selector_scores=wanted,
             kept=kept,
-            losses=aggregated.losses,
+            losses=losses,
             predictions=aggregated.predictions,
             **fields,
         )
 
     def check_bag(self, bag: Bag) -> None:
         """Raise unless this bag may meet this model; see `forward`."""
+        self._check_fits(bag)
+        if not _surely_finite(bag.features):
+            self._check_finite(bag)
+
+    def _check_fits(self, bag: Bag) -> None:
         if not isinstance(bag, Bag):
             raise BagError(
                 f"'{self.name}' takes a wsizoo.Bag, got {type(bag).__name__}. Make one: "
@@ -129,7 +157,7 @@ class SlideModel(nn.Module):
         if bag.encoder is not None:
             self.requires.check_accepts(bag.encoder, f"'{self.name}'", f"slide '{bag.slide_id}'")
             self._report_unverified(bag.encoder)
-        self._check_features(bag)
+        self._check_shape(bag)
         missing = "coords" if bag.coords is None else "spacing" if bag.spacing is None else None
         if missing and any(getattr(part, "uses_coords", False) for _, part in self.parts()):
             raise BagError(
@@ -137,7 +165,7 @@ class SlideModel(nn.Module):
                 "with Bag(features, coords=xy, spacing=level0_px_between_patches)"
             )
 
-    def _check_features(self, bag: Bag) -> None:
+    def _check_shape(self, bag: Bag) -> None:
         pixels = bag.features.ndim == 4
         if pixels != (self.reads == "pixels"):
             got = "pixels (N, 3, H, W)" if pixels else "features (N, D)"
@@ -152,8 +180,8 @@ class SlideModel(nn.Module):
                 f"'{self.name}' reads features{of} of width {self.in_dim}; those of slide "
                 f"'{bag.slide_id}' have width {bag.dim}"
             )
-        if pixels or bool(torch.isfinite(bag.features.sum())):  # the sum is quick, and overflows
-            return
+
+    def _check_finite(self, bag: Bag) -> None:
         bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
         if len(bad):
             raise BagError(
@@ -168,21 +196,28 @@ class SlideModel(nn.Module):
             fields = ", ".join(unknown)
             log.warning("'%s': the features do not state %s; unverified", self.name, fields)
 
-    def losses(self, output: SlideOutput, bags: Bag | BagBatch) -> dict[str, Tensor]:
+    def losses(
+        self, output: SlideOutput, bags: Bag | BagBatch, task_loss: TaskLoss | None = None
+    ) -> dict[str, Tensor]:
         """Everything to minimise, by name: the task's loss, predictions, auxiliary terms.
 
-        The sum of the values is the training loss. Packed: means over the slides. A whole model
-        states its own, as `losses` of its output.
+        The sum of the values is the training loss; what is averaged: `losses.training_losses`.
+
+        Args:
+            task_loss: replaces the head's loss (for a whole model, all that it states itself but
+                `output.losses`): class weights, ranking, Cox.
 
         Raises:
             DataError: no head, or a target that does not fit it.
+            PluginError: a whole model that states no losses.
         """
-        if self.whole is not None and output.losses:
-            return dict(output.losses)
-        if self.head is None:
+        slides = [bags] if isinstance(bags, Bag) else list(bags)
+        if self.whole is not None and task_loss is None:
+            return dict(self.whole.losses(output, slides))
+        if self.whole is None and self.head is None:
             hint = "Give it one: head=classification"
             raise DataError(f"'{self.name}' has no head, so no loss. {hint}")
-        return training_losses(self.head, output, [bags] if isinstance(bags, Bag) else list(bags))
+        return training_losses(self.head, output, slides, task_loss)
 
     def parts(self) -> Iterator[tuple[str, Part]]:
         for name in ("selector", "aggregator", "head", "whole"):
@@ -212,37 +247,7 @@ class SlideModel(nn.Module):
         }
 
 
-def _spread(values: Tensor | None, kept: Tensor | None, n: int) -> Tensor | None:
-    """Per-instance values of the kept patches, aligned with all n; dropped ones get 0."""
-    if values is None or kept is None or len(values) == n != len(kept):
-        return values  # of all n, as a selector may hand on in training
-    return values.new_zeros((n, *values.shape[1:])).index_copy(0, kept, values)
-
-
-def _stack(outputs: list[SlideOutput], batch: BagBatch) -> SlideOutput:
-    """One output of many: slide-level fields stacked, per-instance ones concatenated."""
-
-    def joined(how: Callable[..., Tensor], values: list[Tensor | None]) -> Tensor | None:
-        return None if any(value is None for value in values) else how(values)
-
-    def each(name: str) -> list[Tensor | None]:
-        return [getattr(output, name) for output in outputs]
-
-    losses: dict[str, Tensor] = {}
-    predictions: dict[str, Prediction] = {}
-    for i, output in enumerate(outputs):
-        for key, value in output.losses.items():
-            losses[key] = losses.get(key, torch.zeros_like(value)) + value / len(outputs)
-        for key, p in output.predictions.items():
-            predictions[f"{key}/{i}"] = dataclasses.replace(p, slide=i)
-    starts = batch.offsets.tolist()
-    kept = [None if k is None else k + a for k, a in zip(each("kept"), starts, strict=False)]
-    return SlideOutput(
-        **{name: joined(torch.stack, each(name)) for name in PER_SLIDE},
-        instance_logits=joined(torch.cat, each("instance_logits")),
-        scores=lambda: joined(torch.cat, each("scores")),
-        kept=joined(torch.cat, kept),
-        offsets=batch.offsets,
-        losses=losses,
-        predictions=predictions,
-    )
+def _surely_finite(features: Tensor) -> bool:
+    """False: look closer. Sums are quick; they overflow, but seldom in float32."""
+    pixels = not features.is_floating_point()
+    return pixels or bool(torch.isfinite(features.sum(dtype=torch.float32)))

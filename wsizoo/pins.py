@@ -9,10 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from wsizoo import hub
+from wsizoo.catalogue import build_call
 from wsizoo.errors import NotPinnedError, NoWeightsError, WeightsError
-from wsizoo.files import check_safetensors, sha256_of, write_json
+from wsizoo.files import check_safetensors, locked, sha256_of, write_json
 from wsizoo.registry import Registry, default
-from wsizoo.spec import ModelSpec, WeightsSpec, build_call
+from wsizoo.spec import ModelSpec, WeightsSpec
 
 FIELDS = ("repo", "revision", "file", "sha256")
 
@@ -104,5 +105,6 @@ def read_pins() -> dict[str, dict[str, str]]:
 
 
 def write_pin(name: str, pin: Mapping[str, str]) -> None:
-    """Keep one pin in the lock file."""
-    write_json(pins_file(), {**read_pins(), name: dict(pin)})
+    """Keep one pin in the lock file, and those that others write at the same time."""
+    with locked(pins_file()):
+        write_json(pins_file(), {**read_pins(), name: dict(pin)})

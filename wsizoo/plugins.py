@@ -7,14 +7,12 @@ alone into quarantine, with the reason; the others go on.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import importlib
 import importlib.metadata
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +22,8 @@ import pluggy
 from wsizoo import __version__, hookspecs
 from wsizoo.errors import NotFoundError, PluginError
 from wsizoo.hookspecs import API_VERSION, KINDS, Component, Kind, OpBackend
+from wsizoo.names import describe, refuse_taken, suggest
+from wsizoo.targets import load_target
 
 GROUP = "wsizoo"
 ALLOW_LIST = "WSIZOO_PLUGINS"
@@ -44,6 +44,7 @@ class Plugin:
     registry: Path | None = None
     reason: str | None = None
     imports_torch: bool = False
+    core: bool = False
 
     @property
     def works(self) -> bool:
@@ -61,7 +62,7 @@ class Plugins:
 
     def quarantine(self, plugin: Plugin, reason: str) -> None:
         """Withdraw everything this plugin offers. A core that does not work is a PluginError."""
-        if plugin.name == CORE:
+        if plugin.core:
             raise PluginError(f"wsizoo itself {reason}. pip install --force-reinstall wsizoo")
         plugin.reason = reason
         plugin.components, plugin.backends, plugin.registry = (), (), None
@@ -75,11 +76,14 @@ class Plugins:
     def owner(self, component: Component) -> Plugin:
         return next(plugin for plugin in self.working() if component in plugin.components)
 
-    def component(self, kind: Kind, name: str, known_plugin: str | None = None) -> Component:
+    def component(
+        self, kind: Kind, name: str, known_plugin: str | None = None, publisher: str | None = None
+    ) -> Component:
         """The component of this kind and name.
 
         Args:
             known_plugin: distribution that is known to hold it, for the message.
+            publisher: whose word that is, where no registry vouches for it.
 
         Raises:
             NotFoundError: with near names, or the pip command, or why its plugin is in quarantine.
@@ -90,6 +94,11 @@ class Plugins:
         holder = next((p for p in self.all if p.distribution == known_plugin), None)
         if known_plugin and holder is None:
             hint = f"Install it: pip install {known_plugin}"
+            if publisher:
+                hint = (
+                    f"{publisher} names the plugin {known_plugin}, which the registry of wsizoo "
+                    f"does not list. Look at whose it is, then: pip install {known_plugin}"
+                )
         elif holder and not holder.works:
             hint = f"Its plugin {known_plugin} is in quarantine: {holder.reason}"
         else:
@@ -101,58 +110,16 @@ class Plugins:
         held = ", ".join(plugin.distribution for plugin in self.all if not plugin.works)
         return f"In quarantine: {held}. See: wsizoo plugins" if held else f"See: {command}"
 
-    def load(self, kind: Kind, name: str, known_plugin: str | None = None) -> Any:
-        """Import the class behind a component.
+    def load(self, kind: Kind, name: str, *hints: str | None) -> Any:
+        """Import the class behind a component; `hints` as those of `component`.
 
         Raises:
             NotFoundError: no such component.
             PluginError: the announced target cannot be imported.
         """
-        component = self.component(kind, name, known_plugin)
+        component = self.component(kind, name, *hints)
         plugin = self.owner(component)
         return load_target(component.target, f"{kind} '{name}' of {plugin.distribution}")
-
-
-def load_target(target: str, whose: str) -> Any:
-    """Import `"package.module:Name"`; what fails is a PluginError that says whose target it is."""
-    module_name, _, attribute = target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        why = describe(error)
-        raise PluginError(f"{whose} cannot be imported from '{target}': {why}") from error
-    if not hasattr(module, attribute):
-        raise PluginError(f"{whose}: '{module_name}' holds no '{attribute}'")
-    return getattr(module, attribute)
-
-
-def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """`Did you mean ...?`, or everything that is known."""
-    names = sorted(known)
-    lower = {n.lower(): n for n in names}
-    near = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
-    if near:
-        return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return otherwise + (", ".join(names[:12]) or "none") + (" ..." if len(names) > 12 else "") + "."
-
-
-def describe(error: BaseException) -> str:
-    """`Kind: message`."""
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-
-
-def refuse_taken(labels: Iterable[str], taken: Mapping[str, str], owner: str) -> None:
-    """Raise PluginError where a label is `taken` (label -> its owner) or stands twice."""
-    owners = dict(taken)
-    for label in labels:
-        if label in owners:
-            raise PluginError(
-                f"{label} of {owner} exists already in {owners[label]}: uninstall one, or ask its "
-                "author to rename it"
-            )
-        owners[label] = owner
 
 
 def discover(entry_points: Sequence[Any] | None = None, allow: str | None = None) -> Plugins:
@@ -169,14 +136,17 @@ def discover(entry_points: Sequence[Any] | None = None, allow: str | None = None
     allowed = None if allow is None else {name.strip() for name in allow.split(",")}
     plugins = Plugins()
     core = importlib.metadata.EntryPoint(CORE, "wsizoo.builtin", GROUP)
-    _add(plugins, Plugin(CORE, CORE, __version__), core)
+    _add(plugins, Plugin(CORE, CORE, __version__, core=True), core)
     for point in sorted(entry_points, key=lambda p: (_distribution(p), p.name)):
         version = str(point.dist.version) if point.dist is not None else "?"
         plugin = Plugin(point.name, _distribution(point), version)
-        if allowed is None or {plugin.name, plugin.distribution} & allowed:
+        if plugin.name == CORE:
+            plugin.reason = f"has an entry point named '{CORE}', the core's: rename it"
+        elif allowed is not None and not {plugin.name, plugin.distribution} & allowed:
+            plugin.reason = f"not in the allow-list {ALLOW_LIST}={allow}"
+        if plugin.works:
             _add(plugins, plugin, point)
         else:
-            plugin.reason = f"not in the allow-list {ALLOW_LIST}={allow}"
             plugins.all.append(plugin)
     return plugins
 

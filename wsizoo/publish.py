@@ -53,6 +53,8 @@ def save(
 ) -> Path:
     """Write a model as config.json, model.safetensors, README.md and a small golden bag.
 
+    `model.trained` is recorded: a loop of your own sets it, as `fit` does.
+
     Args:
         folder: made in one step; nothing is left of an interrupted save.
         golden: bag whose outputs are recorded for `verify`; default 32 seeded random patches.
@@ -84,6 +86,7 @@ def save(
             "fingerprint": fingerprint,
             "weights": {"file": WEIGHTS, "sha256": sha256_of(temporary / WEIGHTS)},
             "golden": {"file": GOLDEN, "sha256": sha256_of(temporary / GOLDEN)},
+            "trained": model.trained,
             "training": facts,
         }
         (temporary / CARD).write_text(model_card(config), encoding="utf-8")
@@ -159,23 +162,42 @@ def push(
     *,
     private: bool = True,
     message: str = "Add model",
+    untrained: bool = False,
     registry: Registry | None = None,
 ) -> str:
     """Publish a model (or a folder of `save`) on the Hub; returns the pinned address.
 
     The folder is verified first, and only the files that `save` wrote are published.
 
+    Args:
+        untrained: publish random weights too.
+
     Raises:
+        DataError: the model was never trained.
         GatedError, RepoNotFoundError, OfflineError, WeightsError: as the Hub answers; also when
         the repository is there and public, and `private` was asked for.
     """
     if isinstance(source, SlideModel):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = save(source, Path(scratch) / "model")
-            return push(folder, repo, private=private, message=message, registry=registry)
+            source = save(source, Path(scratch) / "model")
+            return push(
+                source,
+                repo,
+                private=private,
+                message=message,
+                untrained=untrained,
+                registry=registry,
+            )
     folder = Path(source)
-    verify(folder, registry)
-    files = stored_files(read_config(folder / CONFIG))
+    name = verify(folder, registry).name
+    config = read_config(folder / CONFIG)
+    if not (config["trained"] or untrained):
+        raise DataError(
+            f"'{name}' was saved with trained=False, so it was not published. After a training "
+            "loop of your own: model.trained = True, then save. To publish random weights: "
+            "wsizoo.push(..., untrained=True), wsizoo push --untrained"
+        )
+    files = stored_files(config)
     return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
 
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from wsizoo.errors import NotFoundError, PluginError, SpecError
-from wsizoo.plugins import CORE, Plugin, Plugins, installed, refuse_taken, suggest
+from wsizoo.names import check_distribution, refuse_taken, suggest
+from wsizoo.plugins import CORE, Plugin, Plugins, installed
+from wsizoo.yaml_data import read_yaml
 
 if TYPE_CHECKING:
     from wsizoo.spec import EncoderSpec, ModelSpec
@@ -95,6 +95,12 @@ class Registry:
         users = (e.record.get("plugin") for e in self.models.values() if e.part(part) == name)
         return next((str(plugin) for plugin in users if plugin), None)
 
+    def vouches_for(self, plugin: str) -> bool:
+        """The core's registry lists this distribution."""
+        return any(
+            e.owner == CORE and e.record.get("plugin") == plugin for e in self.models.values()
+        )
+
     def has_weights(self, entry: Entry) -> bool:
         weights = entry.record.get("weights")
         return isinstance(weights, dict) and bool(weights.get("package") or weights.get("repo"))
@@ -131,8 +137,9 @@ def _entries(plugin: Plugin, content: dict[str, Any], section: str) -> dict[str,
             raise SpecError(f"{where}: '{name}' is no name, expected letters, digits, - _ . +")
         if not isinstance(record, dict):
             raise SpecError(f"{where}: {section} '{name}' is not a mapping of fields")
-        if plugin.name != CORE:
+        if not plugin.core:
             record.setdefault("plugin", plugin.distribution)
+        check_distribution(f"{where}: {section} '{name}'", record.get("plugin"))
     return {str(n): Entry(str(n), r, plugin.distribution) for n, r in records.items()}
 
 
@@ -156,14 +163,14 @@ def core_folder() -> Path:
 
 
 def read_file(path: Path) -> dict[str, Any]:
-    """Read one registry file with the C loader; a key that stands twice is an error.
+    """Read one registry file; a key that stands twice is an error.
 
     Raises:
         SpecError: not readable, not YAML, not a mapping, unknown sections, duplicate keys.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, ValueError, OSError) as error:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
         raise SpecError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}: expected a mapping with {' and '.join(SECTIONS)}")
@@ -171,25 +178,3 @@ def read_file(path: Path) -> dict[str, Any]:
         if key not in SECTIONS:
             raise SpecError(f"{path}: unknown section '{key}', expected {' or '.join(SECTIONS)}")
     return content
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, except that duplicate keys are refused instead of overwritten."""
-
-
-def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: dict[Any, Any] = {}
-    for key_node, value_node in node.value:
-        key = loader.construct_object(key_node, deep=True)
-        named = isinstance(key, str | int | float)
-        if not named or key in seen:
-            problem = f"'{key}' {'stands here a second time' if named else 'is no name'}"
-            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-        seen[key] = loader.construct_object(value_node, deep=True)
-    return seen
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-_Loader.add_implicit_resolver(  # YAML 1.1 reads 1e-3 as text
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), "-+0123456789"
-)

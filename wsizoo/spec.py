@@ -15,9 +15,11 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from wsizoo.errors import SpecError
-from wsizoo.plugins import suggest
+from wsizoo.hookspecs import Kind
+from wsizoo.names import check_distribution, suggest
+from wsizoo.overrides import in_full, lay_over
 
-PARTS = ("selector", "aggregator", "head", "model")
+PARTS: tuple[Kind, ...] = ("selector", "aggregator", "head", "model")
 
 
 @dataclass
@@ -83,7 +85,7 @@ class ModelSpec:
 
     @property
     def classes(self) -> list[str]:
-        return [str(name) for name in (self.head or {}).get("classes") or ()]
+        return list((self.head or {}).get("classes") or ())
 
 
 @dataclass
@@ -129,9 +131,9 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
         SpecError: an unknown key (the near one named), a wrong type, a missing field.
     """
     whose = f"model '{name}'"
-    content = {key: _part(key, value) for key, value in _mapping(whose, record).items()}
+    content = {key: in_full(key, value) for key, value in _mapping(whose, record).items()}
     for text in overrides:
-        _override(whose, content, text)
+        lay_over(whose, content, text)
     spec = _checked(ModelSpec, whose, content)
     _check_parts(whose, spec)
     if spec.weights:
@@ -139,14 +141,6 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
             raise SpecError(f"{whose}: weights lie in a repo or in a package, not in both")
         _check_pinned(f"{whose}: weights", spec.weights)
     return spec
-
-
-def build_call(name: str, spec: ModelSpec) -> str:
-    """What to type for this model with random weights."""
-    head = spec.head or {}
-    per_class = head.get("name") in ("classification", "segmentation")
-    classes = ", 'head.classes=[normal,tumour]'" if per_class and not spec.classes else ""
-    return f"wsizoo.build('{name}'{classes})"
 
 
 def encoder_spec(name: str, record: Any) -> EncoderSpec:
@@ -169,35 +163,6 @@ def _mapping(whose: str, record: Any) -> dict[str, Any]:
     return copy.deepcopy(record)
 
 
-def _part(key: str, value: Any) -> Any:
-    """A part given as a bare name is `{name: ...}`."""
-    return {"name": value} if key in (*PARTS, "encoder") and isinstance(value, str) else value
-
-
-def _override(whose: str, content: dict[str, Any], text: str) -> None:
-    """Lay one `a.b=VALUE` over an entry, in place."""
-    key, equals, raw = text.partition("=")
-    if not equals or not re.fullmatch(r"\w+(\.\w+)*", key):
-        raise SpecError(
-            f"{whose}: cannot read the override '{text}', expected KEY=VALUE, for instance "
-            "head.classes=[normal,tumour]"
-        )
-    try:
-        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={raw}"]))
-    except Exception as error:  # YAML's, or of omegaconf's own grammar
-        raise SpecError(f"{whose}: cannot read the override '{text}': {error}") from error
-    *path, last = key.split(".")
-    for depth, step in enumerate(path, 1):
-        if content.get(step) is None and depth == 1 and step in (*PARTS, "encoder"):
-            raise SpecError(
-                f"{whose} has no {step}, so {key} changes nothing. Give it one first: {step}=NAME"
-            )
-        content = content.setdefault(step, {})
-        if not isinstance(content, dict):
-            raise SpecError(f"{whose}: {'.'.join(path[:depth])} is {content!r}, it has no '{last}'")
-    content[last] = parsed["value"] if path else _part(last, parsed["value"])
-
-
 def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
     """Merge into the structured schema; turn omegaconf's errors into ours."""
     if "${" in str(content):
@@ -217,6 +182,7 @@ def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         where = getattr(error, "full_key", None) or "a field"
         raise SpecError(f"{whose}: {where}: {str(error).splitlines()[0]}") from error
+    check_distribution(whose, spec.plugin)
     for required in ("summary", "licence", "source"):
         if not getattr(spec, required).strip():
             raise SpecError(f"{whose} states no {required}")
@@ -237,6 +203,9 @@ def _check_parts(whose: str, spec: ModelSpec) -> None:
         raise SpecError(
             f"{whose}: head.classes is {classes!r}, expected names: head.classes=[normal,tumour]"
         )
+    for name in classes or ():
+        if not isinstance(name, str):
+            raise SpecError(f"{whose}: head.classes holds {name!r}, expected text: quote it")
     if len(set(spec.classes)) != len(spec.classes):
         raise SpecError(f"{whose}: head.classes {classes} names one class twice")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from wsizoo.errors import (
 from wsizoo.files import check_safetensors, sha256_of
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.pins import pinned
-from wsizoo.registry import Registry
+from wsizoo.registry import Entry, Registry
 from wsizoo.spec import ModelSpec, model_record, model_spec
 from wsizoo.weights import read_tensors
 
@@ -37,6 +38,9 @@ GOLDEN = "golden.safetensors"
 CARD = "README.md"
 FORMAT = 1
 HUB_PREFIX = "hf:"
+PUBLISHER = "its publisher"  # owner of an entry that no registry holds
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -47,6 +51,7 @@ class StoredModel:
         record: the registry entry as plain data. tensors: by `part.name`.
         fingerprint: what the model's features must be. golden: path of the golden bag, or None.
         training: what the publisher states about training and results.
+        trained: False: saved with random weights. owner: who vouches for the record.
     """
 
     name: str
@@ -55,13 +60,19 @@ class StoredModel:
     fingerprint: Fingerprint
     golden: Path | None = None
     training: dict[str, Any] = field(default_factory=dict)
+    trained: bool = True
+    owner: str = PUBLISHER
+
+    @property
+    def entry(self) -> Entry:
+        return Entry(self.name, self.record, self.owner)
 
     def spec_with(self, overrides: Sequence[str] = ()) -> ModelSpec:
         return model_spec(self.name, self.record, overrides)
 
     @classmethod
     def of(
-        cls, name: str, spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, str]
+        cls, entry: Entry, spec: ModelSpec, tensors: dict[str, Tensor], metadata: dict[str, str]
     ) -> StoredModel:
         """From a single weights file: the entry comes from the registry.
 
@@ -72,10 +83,11 @@ class StoredModel:
             told = json.loads(metadata.get("wsizoo", "{}"))
         except ValueError as error:
             raise WeightsError(
-                f"the weights of '{name}' hold damaged metadata 'wsizoo': {error}"
+                f"the weights of '{entry.name}' hold damaged metadata 'wsizoo': {error}"
             ) from error
         stated = told.get("fingerprint", {}) if isinstance(told, dict) else told
-        return cls(name, model_record(spec), tensors, read_fingerprint(stated, f"'{name}'"))
+        fingerprint = read_fingerprint(stated, f"'{entry.name}'")
+        return cls(entry.name, model_record(spec), tensors, fingerprint, owner=entry.owner)
 
     @classmethod
     def from_config(
@@ -96,6 +108,8 @@ class StoredModel:
                 f"{path} names weights with sha256 {weights['sha256']}, expected {sha256}. Nothing "
                 "of it was used; install or download it again"
             )
+        if not config["trained"]:
+            log.warning("'%s' was saved untrained: its weights are random", config["name"])
         return cls(
             name=config["name"],
             record=config["spec"],
@@ -103,6 +117,7 @@ class StoredModel:
             fingerprint=read_fingerprint(config.get("fingerprint", {}), str(path)),
             golden=fetch(golden["file"], golden["sha256"]) if golden else None,
             training=config.get("training", {}),
+            trained=config["trained"],
         )
 
 
@@ -129,7 +144,7 @@ def find_stored(name: str | Path, registry: Registry) -> StoredModel:
     assert weights.repo and weights.revision
     path = hub.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
     tensors, metadata = read_tensors(path)
-    return StoredModel.of(entry.name, spec, tensors, metadata)
+    return StoredModel.of(entry, spec, tensors, metadata)
 
 
 def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
@@ -245,11 +260,13 @@ def _check_fields(path: Path, config: dict[str, Any]) -> None:
         isinstance(config.get("name"), str)
         and isinstance(config.get("spec"), dict)
         and isinstance(config.get("training", {}), dict)
+        and isinstance(config.get("trained"), bool)
         and all(isinstance(f, dict) and {"file", "sha256"} <= set(f) for f in files)
     )
     if not well_formed:
         raise WeightsError(
-            f"{path} lacks name, spec, or a file with its sha256. Save or download it again"
+            f"{path} lacks name, spec, trained, or a file with its sha256. Save or download it "
+            "again"
         )
     for file in files:
         assert isinstance(file, dict)  # well formed

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,14 @@ import torch
 from wsizoo import weights as disk
 from wsizoo.errors import NotFoundError, PluginError, SpecError, WeightsError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.hookspecs import Kind
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
-from wsizoo.plugins import suggest
-from wsizoo.registry import Registry, default
-from wsizoo.spec import EncoderSpec, EncoderUse, ModelSpec
-from wsizoo.stored import StoredModel, find_stored
+from wsizoo.registry import Entry, Registry, default
+from wsizoo.seeding import made_blank, seeded
+from wsizoo.spec import PARTS, EncoderSpec, EncoderUse, ModelSpec
+from wsizoo.stored import PUBLISHER, StoredModel, find_stored
+from wsizoo.targets import call
 
 
 def build(
@@ -36,7 +37,9 @@ def build(
         SpecError: an override or argument that does not exist.
     """
     registry = registry or default()
-    return assemble(name, registry.model_spec(name, overrides), registry, seed)
+    spec = registry.model_spec(name, overrides)
+    entry = registry.models[registry.aliases.get(name, name)]
+    return assemble(entry, spec, registry, seed)
 
 
 def load(
@@ -47,14 +50,16 @@ def load(
 ) -> SlideModel:
     """A trained model, in eval mode, or an error; never random weights.
 
+    A folder that was saved untrained is loaded with a warning and `trained` False.
+
     Args:
         name: a registry entry; `"hf:owner/name@COMMIT"`; or a folder that `wsizoo.save` wrote.
-        overrides: such as leave every tensor's shape as it is.
+        overrides: such as leave every tensor, and what it was trained to say, as it is.
 
     Raises:
         NoWeightsError: nobody has released weights. NotPinnedError: no trusted commit and digest.
         DigestError, StrictnessError, GatedError, OfflineError, RepoNotFoundError: as named.
-        SpecError: an override that changes a tensor's shape (see `adapt`).
+        SpecError: an override that changes a tensor's shape, or the head or its classes (`adapt`).
     """
     registry = registry or default()
     stored = find_stored(name, registry)
@@ -73,9 +78,11 @@ def load_stored(
     stored: StoredModel, registry: Registry, overrides: Sequence[str] = ()
 ) -> SlideModel:
     """The model of weights that were read already. Raises as `load`."""
-    model = assemble(stored.name, stored.spec_with(overrides), registry, seed=0)
+    spec = stored.spec_with(overrides)
+    _check_meaning(stored, spec, "head", "model")
+    model = assemble(stored.entry, spec, registry, seed=0, overwritten=True)
     _fill(model, stored, f"'{stored.name}'")
-    model.trained = True
+    model.trained = stored.trained
     return model
 
 
@@ -92,7 +99,9 @@ def adapt(
     """
     registry = registry or default()
     stored = find_stored(name, registry)
-    model = assemble(stored.name, stored.spec_with(overrides), registry, seed)
+    spec = stored.spec_with(overrides)
+    _check_meaning(stored, spec, "model")
+    model = assemble(stored.entry, spec, registry, seed)
     own = getattr(model.aggregator, "classifier_tensors", ())
     new = {f"aggregator.{tensor}" for tensor in own}
     new |= {key for key in {*stored.tensors, *model.inference_state()} if key.startswith("head.")}
@@ -121,34 +130,81 @@ def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
             )
         maker = registry.plugins.load("encoder", facts.component, facts.plugin)
         params = dict(facts.params)
-    made = _call(maker, f"encoder '{name}'", params)
+    made = call(maker, f"encoder '{name}'", params)
     if not isinstance(made, Encoder):
         raise PluginError(f"encoder '{name}' is a {type(made).__name__}, expected a wsizoo.Encoder")
     return made.eval()
 
 
-def assemble(name: str, spec: ModelSpec, registry: Registry, seed: int) -> SlideModel:
-    """Make a model's parts from its checked entry, with seeded random weights, in eval mode."""
-    in_dim, requires = _input(name, spec, registry)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also seed the GPUs
-        if spec.model is not None:
-            whole = _part(name, "model", spec, registry, in_dim=in_dim)
-            model = SlideModel(name, spec, in_dim, whole=whole, requires=requires)
-            return model.eval()
-        width, selector = in_dim, None
-        if spec.selector is not None:
-            selector = _part(name, "selector", spec, registry, in_dim=in_dim)
-            width = selector.out_dim
-        owned = _n_outputs(name, spec, registry)
-        aggregator = _part(name, "aggregator", spec, registry, in_dim=width, **owned)
-        head = None
-        if spec.head is not None:
-            _check_head_fits(name, spec, registry, aggregator)
-            out_dim = None if aggregator.owns_classifier else aggregator.out_dim
-            head = _part(name, "head", spec, registry, in_dim=out_dim)
-        parts = {"aggregator": aggregator, "head": head, "selector": selector}
-        return SlideModel(name, spec, in_dim, requires=requires, **parts).eval()
+@dataclasses.dataclass(frozen=True)
+class _Maker:
+    """A part's class and the arguments that its entry gives it."""
+
+    whose: str
+    make: Any
+    params: dict[str, Any]
+
+    def __call__(self, **given: Any) -> Any:
+        return call(self.make, self.whose, self.params, **given)
+
+
+def assemble(
+    entry: Entry, spec: ModelSpec, registry: Registry, seed: int, overwritten: bool = False
+) -> SlideModel:
+    """Make a model's parts, with seeded random weights, in eval mode.
+
+    Args:
+        entry: what was published or registered. spec: the same, checked, with overrides.
+        overwritten: trained weights follow, so none need be drawn.
+    """
+    makers: dict[str, _Maker] = {
+        part: _maker(part, entry, spec, registry)
+        for part in PARTS
+        if getattr(spec, part) is not None
+    }
+    in_dim, requires = _input(entry.name, spec, registry)
+
+    def make() -> SlideModel:
+        parts = _parts(makers, in_dim)
+        return SlideModel(entry.name, spec, in_dim, requires=requires, **parts).eval()
+
+    if overwritten and (model := made_blank(make, seed)):
+        return model
+    with seeded(seed):
+        return make()
+
+
+def _maker(part: Kind, entry: Entry, spec: ModelSpec, registry: Registry) -> _Maker:
+    """Look one part up. What the entry says of its plugin holds for the part that it names."""
+    params = dict(getattr(spec, part))
+    component = str(params.pop("name"))
+    own = spec.plugin if entry.part(part) == component else None
+    listed = registry.plugin_of(part, component)
+    vouched = listed or entry.owner != PUBLISHER or registry.vouches_for(str(own))
+    publisher = None if vouched else f"The publisher of '{entry.name}'"
+    make = registry.plugins.load(part, component, listed or own, publisher)
+    return _Maker(f"{part} '{component}' of '{entry.name}'", make, params)
+
+
+def _parts(makers: Mapping[str, _Maker], in_dim: int) -> dict[str, Any]:
+    """The parts of a model, each made for the width that the one before it hands on."""
+    if whole := makers.get("model"):
+        return {"whole": whole(in_dim=in_dim)}
+    selector, head = makers.get("selector"), makers.get("head")
+    parts: dict[str, Any] = {"selector": selector(in_dim=in_dim) if selector else None}
+    width = parts["selector"].out_dim if selector else in_dim
+    if makers["aggregator"].make.owns_classifier:
+        parts["head"] = head(in_dim=None) if head else None
+        n_outputs = parts["head"].n_outputs if head else None
+        return {"aggregator": makers["aggregator"](in_dim=width, n_outputs=n_outputs), **parts}
+    aggregator = makers["aggregator"](in_dim=width)
+    if head:
+        per_patch = head.make.reads == "instances"
+        if per_patch and not aggregator.gives_instances:
+            whose = f"{makers['aggregator'].whose} does not give"
+            raise SpecError(f"{head.whose} reads one vector a patch, which {whose}")
+        parts["head"] = head(in_dim=aggregator.instance_dim if per_patch else aggregator.out_dim)
+    return {"aggregator": aggregator, **parts}
 
 
 def _input(name: str, spec: ModelSpec, registry: Registry) -> tuple[int, Fingerprint]:
@@ -176,62 +232,16 @@ def _encoder_facts(use: EncoderUse, registry: Registry) -> EncoderSpec:
         raise NotFoundError(f"{error}; or state its width: encoder.dim=D") from error
 
 
-def _part(name: str, part: str, spec: ModelSpec, registry: Registry, **given: Any) -> Any:
-    """Import one part's class and call it with the entry's arguments."""
-    params = dict(getattr(spec, part))
-    component = str(params.pop("name"))
-    known = registry.plugin_of(part, component) or spec.plugin
-    maker = registry.plugins.load(part, component, known)  # type: ignore[arg-type]
-    return _call(maker, f"{part} '{component}' of '{name}'", params, **given)
-
-
-def _call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
-    """Call a class; arguments it does not know, or lacks, are a SpecError that names them."""
-    parameters = inspect.signature(maker).parameters
-    accepts_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    open_names = [n for n, p in parameters.items() if n not in given and "VAR" not in p.kind.name]
-    for param in params:
-        if param in given or (param not in open_names and not accepts_any):
-            raise SpecError(
-                f"{whose} has no argument '{param}'. {suggest(param, open_names, 'It takes: ')}"
-            )
-    empty = inspect.Parameter.empty
-    lacking = [n for n in open_names if parameters[n].default is empty and n not in params]
-    if lacking:
-        part, value = whose.partition(" ")[0], "VALUE"
-        if part == "encoder":
-            raise SpecError(f"{whose} needs {', '.join(lacking)}: its entry states them as params")
-        if lacking[0] == "classes":
-            value = "[normal,tumour]"
-        raise SpecError(f"{whose} needs {', '.join(lacking)}. Give it: {part}.{lacking[0]}={value}")
-    try:
-        return maker(**given, **params)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise SpecError(f"{whose} cannot be made with {params}: {error}") from error
-
-
-def _n_outputs(name: str, spec: ModelSpec, registry: Registry) -> dict[str, int]:
-    """`n_outputs` for an aggregator that owns its classifier, read off the head."""
-    assert spec.aggregator is not None
-    component = spec.aggregator["name"]
-    known = registry.plugin_of("aggregator", component) or spec.plugin
-    if not registry.plugins.load("aggregator", component, known).owns_classifier:
-        return {}
-    if spec.head is None:
-        raise SpecError(
-            f"aggregator '{component}' of '{name}' owns its classifier and needs a head"
-        )
-    return {"n_outputs": _part(name, "head", spec, registry, in_dim=None).n_outputs}
-
-
-def _check_head_fits(name: str, spec: ModelSpec, registry: Registry, aggregator: Any) -> None:
-    assert spec.head is not None and spec.aggregator is not None
-    head = registry.plugins.load("head", spec.head["name"], spec.plugin)
-    if head.reads == "instances" and not (aggregator.gives_instances or aggregator.owns_classifier):
-        raise SpecError(
-            f"'{name}': head '{spec.head['name']}' reads one vector a patch, which aggregator "
-            f"'{spec.aggregator['name']}' does not give"
-        )
+def _check_meaning(stored: StoredModel, spec: ModelSpec, *parts: str) -> None:
+    """Raise WeightsError where overrides would give trained outputs another meaning."""
+    trained = stored.spec_with()
+    for part in parts:
+        old, new = getattr(trained, part) or {}, getattr(spec, part) or {}
+        for key in ("name", "classes"):
+            if old.get(key) and new.get(key) != old[key]:
+                raise WeightsError(
+                    f"'{stored.name}' was trained with {part}.{key} {old[key]}, not {new.get(key)}"
+                )
 
 
 def _fill(model: SlideModel, stored: StoredModel, whose: str, new: Collection[str] = ()) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from wsizoo.cli.progress import slide_bars
 
 if TYPE_CHECKING:
     from wsizoo.extraction import Extracted
@@ -19,9 +20,14 @@ if TYPE_CHECKING:
 Command = Callable[..., Any]
 
 
+ABOVE_0 = click.FloatRange(0, min_open=True)
 PATCH_OPTIONS = (
-    click.option("--mpp", type=float, help="Microns per level-0 px, instead of what slides state."),
-    click.option("--patch-mpp", type=float, help="Microns per px of a patch [the encoder's own]."),
+    click.option(
+        "--mpp", type=ABOVE_0, help="Microns per level-0 px, instead of what slides state."
+    ),
+    click.option(
+        "--patch-mpp", type=ABOVE_0, help="Microns per px of a patch [the encoder's own]."
+    ),
     click.option(
         "--patch-size", type=click.IntRange(1), help="Edge of a patch in px [the encoder's own]."
     ),
@@ -85,6 +91,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="One line of 
 )
 @out_option("Folder for <slide>.h5.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@device_option
 @patch_options
 @json_option
 def extract_command(
@@ -92,6 +99,7 @@ def extract_command(
     encoder: str,
     out: Path,
     workers: int,
+    device: str,
     overwrite: bool,
     as_json: bool,
     **cut: Any,
@@ -105,18 +113,19 @@ def extract_command(
     \b
     Examples:
       wsizoo extract slides/ -o features --workers 4
-      wsizoo extract a.svs b.ndpi -e handcrafted-he -o features
+      wsizoo extract a.svs b.ndpi -e handcrafted-he -o features --device cuda
       wsizoo extract scan.tiff --mpp 0.25 -o features
     """
     from wsizoo.extraction import SLIDE_SUFFIXES, extract, list_files
 
     total = len(list_files(slides, SLIDE_SUFFIXES))
-    with progress_bar(total, quiet=as_json) as (progress, after):
+    with slide_bars(total, quiet=as_json) as (progress, after):
         results = extract(
             slides,
             encoder,
             out,
             request=_request(cut),
+            device=device,
             progress=progress,
             after_slide=after(_extracted_json if as_json else _extracted_line),
             workers=workers,
@@ -156,10 +165,11 @@ def predict_command(
 ) -> None:
     """Predict INPUTS: slides, .h5 feature files, or folders of either.
 
-    Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores of
-    its patches: larger scores mattered more to the model. OUT/run.json tells what made them.
-    Features of slides are kept in OUT/features for the next call. A slide that fails is reported
-    and the others go on (exit code 1).
+    Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores or
+    class probabilities of its patches: larger scores mattered more to the model. OUT/run.json tells
+    what made them. Features of slides are kept in OUT/features. A slide that fails is reported and
+    the others go on (exit code 1). Run the same command again after an interruption: what is there
+    and unchanged is left out, unless you say --overwrite.
 
     \b
     Examples:
@@ -167,8 +177,9 @@ def predict_command(
       wsizoo predict features/ -m ./my-model -o out --no-pictures
     """
     from wsizoo.inference import list_inputs, predict
+    from wsizoo.viz.table import read_limits
 
-    with progress_bar(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
+    with slide_bars(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
         results = predict(
             inputs,
             model,
@@ -180,6 +191,9 @@ def predict_command(
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
         )
+    limits = read_limits(out)
+    if limits:
+        click.echo(f"Limits of {model}: {limits}", err=True)
     _finish([r.reason for r in results], as_json, out / "predictions.csv")
 
 
@@ -210,7 +224,7 @@ def embed_command(
     """
     from wsizoo.inference import embed, list_inputs
 
-    with progress_bar(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
+    with slide_bars(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
         results = embed(
             inputs,
             model,
@@ -228,11 +242,14 @@ def _predicted_line(result: Predicted) -> str:
     if result.reason:
         return f"FAILED   {result.slide_id}: {result.reason}"
     numbers = [f"{key} {value}" for key, value in result.row.items() if key != "slide"]
-    return "  ".join([f"done     {result.slide_id}", *numbers])
+    state = "present" if result.present else "done"
+    return "  ".join([f"{state:<8} {result.slide_id}", *numbers])
 
 
 def _predicted_json(result: Predicted) -> str:
-    told = {**result.row, "slide": result.slide_id, "files": result.files, "reason": result.reason}
+    state = "failed" if result.reason else "present" if result.present else "done"
+    told = {**result.row, "slide": result.slide_id, "state": state}
+    told |= {"files": result.files, "reason": result.reason}
     return json.dumps(told, default=str)
 
 
@@ -247,47 +264,6 @@ def _request(cut: dict[str, Any]) -> Request:
         slide_mpp=cut["mpp"],
         batch_size=cut["batch_size"],
     )
-
-
-After = Callable[[Callable[[Any], str]], Callable[[Any], None]]
-"""(result -> line) -> what to call with each result"""
-
-
-@contextmanager
-def progress_bar(
-    total: int, quiet: bool = False
-) -> Iterator[tuple[Callable[[str, int, int], None], After]]:
-    """On a terminal, bars of all slides and of the current one; each result's line above them."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-    from rich.progress import TimeRemainingColumn as Left
-
-    console = Console(stderr=True)
-    show = console.is_terminal and not quiet
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Left())
-    # Lines go through the bar's console only where stdout is the same terminal, not a file or pipe.
-    with Progress(
-        *columns,
-        console=console,
-        disable=not show,
-        transient=True,
-        redirect_stdout=sys.stdout.isatty(),
-    ) as bar:
-        slides, patches = bar.add_task("slides", total=total), bar.add_task("", visible=False)
-
-        def progress(slide: str, done: int, of: int) -> None:
-            name = slide if len(slide) <= 24 else slide[:23] + "…"
-            bar.update(patches, description=name, completed=done, total=of, visible=True)
-
-        def after(line: Callable[[Any], str]) -> Callable[[Any], None]:
-            def report(result: Any) -> None:
-                click.echo(line(result))
-                bar.update(patches, visible=False)
-                bar.advance(slides)
-
-            return report
-
-        yield progress, after
 
 
 def _finish(reasons: Sequence[str], as_json: bool, where: Path) -> None:

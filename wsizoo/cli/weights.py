@@ -61,7 +61,7 @@ def pin_command(model: str, as_json: bool) -> None:
 
     \b
     Example:
-      wsizoo pin abmil-feather-uni
+      wsizoo pin NAME
     """
     from wsizoo.pins import pin, pins_file
 
@@ -79,7 +79,11 @@ def pin_command(model: str, as_json: bool) -> None:
 @click.argument("repo")
 @click.option("--public", is_flag=True, help="Make the repository public [private].")
 @click.option("--message", default="Add model", show_default=True, help="Of the commit.")
-def push_command(folder: Path, repo: str, public: bool, message: str) -> None:
+@click.option("--untrained", is_flag=True, help="Publish random weights too.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def push_command(
+    folder: Path, repo: str, public: bool, message: str, untrained: bool, as_json: bool
+) -> None:
     """Publish FOLDER (of wsizoo.save) as REPO (owner/name) on the Hugging Face Hub.
 
     The model is verified first. Prints the pinned address that others load.
@@ -90,4 +94,5 @@ def push_command(folder: Path, repo: str, public: bool, message: str) -> None:
     """
     from wsizoo.publish import push
 
-    click.echo(push(folder, repo, private=not public, message=message))
+    address = push(folder, repo, private=not public, message=message, untrained=untrained)
+    click.echo(json.dumps({"address": address, "public": public}) if as_json else address)

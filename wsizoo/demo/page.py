@@ -7,7 +7,7 @@ import shlex
 import numpy as np
 
 from wsizoo.demo.cohort import MPP, PATCH_SIZE, CohortSlide
-from wsizoo.demo.run import CLASSES, COLUMNS, ENCODER, Scored, Tour
+from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Scored, Tour
 from wsizoo.slides.reader import Pixels, open_slide
 from wsizoo.slides.store import read_thumbnail
 from wsizoo.viz.heatmap import overlay, with_legend

@@ -5,109 +5,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from wsizoo.bag import Bag
 from wsizoo.demo.cohort import CohortSlide, write_cohort
+from wsizoo.demo.page import write_page
+from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Located, Scored, Tour
 from wsizoo.errors import DataError
 from wsizoo.extraction import Extracted, extract
 from wsizoo.files import write_csv
 from wsizoo.inference import Predicted, predict
-from wsizoo.model import SlideModel
 from wsizoo.publish import save, verify
 from wsizoo.slides.store import read_bag
 from wsizoo.train.loop import fit
-from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve
+from wsizoo.train.metrics import roc_auc
 from wsizoo.zoo import build, load
 
-ENCODER = "handcrafted-he"
 MODEL = "abmil-demo"
-CLASSES = {"tumour": ("normal", "tumour"), "clustered": ("scattered", "clustered")}
 AGGREGATORS = ("abmil", "mean")
 EPOCHS = 30
 TUMOUR_CELL = 0.5  # share of a cell from which on it counts as tumour
-COLUMNS = ("label", "aggregator", "test slides", "AUC", "95 % interval", "accuracy")
 Say = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
 """(what, done, in all)"""
-
-
-@dataclass
-class Scored:
-    """One model on the held-out slides.
-
-    Args:
-        truth: (n,) 0 or 1. scores: (n,) logit difference, larger means 1. predicted: (n,) 0 or 1.
-    """
-
-    label: str
-    aggregator: str
-    model: SlideModel
-    losses: list[float]
-    truth: NDArray[np.int64]
-    scores: NDArray[np.float64]
-    predicted: NDArray[np.int64]
-
-    @property
-    def auc(self) -> float:
-        return roc_auc(self.truth, self.scores)
-
-    def row(self) -> dict[str, object]:
-        low, high = auc_interval(self.truth, self.scores)
-        return {
-            "label": self.label,
-            "aggregator": self.aggregator,
-            "test slides": len(self.truth),
-            "AUC": f"{self.auc:.3f}",
-            "95 % interval": f"{low:.3f} to {high:.3f}",
-            "accuracy": f"{(self.truth == self.predicted).mean():.3f}",
-        }
-
-    def curve(self) -> tuple[str, list[float], list[float], float]:
-        fpr, tpr = roc_curve(self.truth, self.scores)
-        return f"{self.label}: {self.aggregator}", fpr.tolist(), tpr.tolist(), self.auc
-
-
-@dataclass(frozen=True)
-class Located:
-    """How well the scores of one slide's patches find the tumour that was drawn in it.
-
-    Args:
-        auc: chance that a patch with tumour on half of it or more scores above one with none.
-        tumour, without: numbers of such patches; those in between are left out.
-    """
-
-    slide: str
-    auc: float
-    tumour: int
-    without: int
-
-    def __str__(self) -> str:
-        return f"AUC {self.auc:.3f} ({self.tumour} patches with tumour, {self.without} without)"
-
-
-@dataclass
-class Tour:
-    """Everything the report shows."""
-
-    folder: Path
-    cohort: list[CohortSlide]
-    extracted: list[Extracted] = field(default_factory=list)
-    results: list[Scored] = field(default_factory=list)
-    predicted: Predicted | None = None
-    located: Located | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def timed(self, step: str) -> Iterator[None]:
-        start = time.monotonic()
-        yield
-        self.seconds[step] = time.monotonic() - start
 
 
 def run_demo(
@@ -124,15 +47,13 @@ def run_demo(
 
     Args:
         slides: size of the cohort, a multiple of 4; 12 at least, so that both parts have both
-            classes of both labels.
+            classes of both labels. With fewer than 20 the results mean little.
 
     Raises:
         DataError: a cohort too small, or a slide that failed.
 
     Cost: about 70 s on two quiet cores for 40 slides, and 160 MB of disk.
     """
-    from wsizoo.demo.page import write_page
-
     if slides < 12 or slides % 4:
         raise DataError(f"A demo of {slides} slides: expected a multiple of 4, 12 at least")
     folder = Path(folder)

@@ -50,7 +50,7 @@ class ABMIL(Aggregator):
         embedding = [
             part
             for a, b in itertools.pairwise(widths)
-            for part in (nn.Linear(a, b), nn.ReLU(), nn.Dropout(dropout))
+            for part in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(dropout))
         ]
         self.embed = nn.Sequential(*embedding)
         self.value = nn.Linear(dim, attention)

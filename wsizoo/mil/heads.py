@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,10 +33,8 @@ class ClassificationHead(Head):
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"logits": raw}
 
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        rows = raw.reshape(-1, self.n_outputs)  # (n, C)
-        label = whole_numbers(target, "label", self, rows)
-        return cross_entropy(rows, check_range(label, "label", self, unknown=True))
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        return cross_entropy(raw, indices(targets, "label", self, raw, -1, self.n_outputs))
 
 
 class SurvivalHead(Head):
@@ -44,7 +42,10 @@ class SurvivalHead(Head):
 
     Args:
         in_dim: width E of the slide vector; None: the aggregator owns the classifier.
-        bins: number of time bins T.
+        bins: number of time bins T; default one more than `edges`, or 4.
+        edges: right ends of all bins but the last, ascending, in the time unit of the table. Bin t
+            holds times in (edges[t-1], edges[t]]; targets are given as bins. They say what the
+            bins of a published model mean; None: unknown.
 
     Returns (forward): `logits` (T,), `hazards` (T,) = sigmoid, `risk` () = minus the sum of the
     survival function over the bins (larger is worse).
@@ -54,21 +55,31 @@ class SurvivalHead(Head):
 
     task = "survival"
 
-    def __init__(self, in_dim: int | None, bins: int = 4) -> None:
+    def __init__(
+        self, in_dim: int | None, bins: int | None = None, edges: Sequence[float] | None = None
+    ) -> None:
+        ends = None if edges is None else check_edges(edges)
+        if bins is None:
+            bins = 4 if ends is None else len(ends) + 1
         if not isinstance(bins, int) or bins < 1:
             raise SpecError(f"head.bins is {bins!r}, expected at least 1 time bin")
+        if ends is not None and len(ends) != bins - 1:
+            raise SpecError(
+                f"head.edges has {len(ends)} numbers for {bins} bins, expected {bins - 1}: the "
+                "right end of each bin but the last"
+            )
         super().__init__(in_dim, bins)
+        self.edges = ends
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         hazards = torch.sigmoid(raw)
         survival = torch.cumprod(1 - hazards, dim=-1)  # (..., T)
         return {"logits": raw, "hazards": hazards, "risk": -survival.sum(-1)}
 
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        rows = raw.reshape(-1, self.n_outputs)  # (n, T)
-        event = whole_numbers(target, "event", self, rows).bool()
-        time_bin = whole_numbers(target, "time", self, rows)
-        return discrete_time_nll(rows, check_range(time_bin, "time", self), event)
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        event = indices(targets, "event", self, raw, 0, 2)
+        time_bin = indices(targets, "time", self, raw, 0, self.n_outputs)
+        return discrete_time_nll(raw, time_bin, event.bool())
 
 
 class SegmentationHead(Head):
@@ -92,9 +103,8 @@ class SegmentationHead(Head):
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"instance_logits": raw}
 
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        labels = whole_numbers(target, "instances", self, raw)  # (N,), -1: unknown
-        return cross_entropy(raw, check_range(labels, "instances", self, unknown=True))
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        return cross_entropy(raw, indices(targets, "instances", self, raw, -1, self.n_outputs))
 
 
 class RegressionHead(Head):
@@ -114,9 +124,9 @@ class RegressionHead(Head):
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"logits": raw, "value": raw[..., 0]}
 
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        rows = raw.reshape(-1)  # (n,)
-        return mean_squared_error(rows, numbers(target, "value", self, rows).to(raw.dtype))
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        value = numbers(targets, "value", self, raw).to(raw.dtype)
+        return mean_squared_error(raw[:, 0], value)
 
 
 def check_classes(classes: Sequence[str]) -> None:
@@ -127,52 +137,49 @@ def check_classes(classes: Sequence[str]) -> None:
         )
 
 
-def numbers(target: Mapping[str, Any], name: str, head: Head, rows: Tensor) -> Tensor:
-    """One number a row (n,) from a training target, which may state one for all.
+def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
+    """The edges as numbers. Raises SpecError unless they are finite and ascend."""
+    try:
+        ends = tuple(float(edge) for edge in edges)
+    except (TypeError, ValueError):
+        ends = (math.nan,)
+    if not all(map(math.isfinite, ends)) or list(ends) != sorted(set(ends)):
+        raise SpecError(f"head.edges is {edges!r}, expected ascending times: head.edges=[12,24,36]")
+    return ends
+
+
+def numbers(targets: Mapping[str, Tensor], name: str, head: Head, raw: Tensor) -> Tensor:
+    """The targets (n,) of that name, one a row of the raw outputs.
 
     Raises:
-        DataError: not there, not numbers, or not as many as rows.
+        DataError: not there, or not one number a row.
     """
-    if name not in target:
+    if name not in targets:
         raise DataError(
-            f"a {head.task} head trains on target['{name}'], this target has {sorted(target)}"
+            f"a {head.task} head trains on target['{name}'], this target has {sorted(targets)}"
         )
-    n, one_for_all = len(rows), head.reads == "slide"
-    try:
-        values: Tensor | None = torch.as_tensor(target[name], device=rows.device)
-    except (TypeError, ValueError, RuntimeError):
-        values = None
-    if values is not None and one_for_all and values.numel() == 1:
-        values = values.reshape(1).expand(n)
-    if values is None or values.shape != (n,):
+    values, n = targets[name], len(raw)
+    if values.shape != (n,):
+        rows = "patch" if head.reads == "instances" else "slide"
         raise DataError(
-            f"target '{name}' is {_brief(target[name])}, expected {n} numbers"
-            + (" or one for all" if one_for_all else ", one a patch")
+            f"target '{name}' is {tuple(values.shape)}, expected ({n},), one number a {rows}"
         )
     return values
 
 
-def whole_numbers(target: Mapping[str, Any], name: str, head: Head, rows: Tensor) -> Tensor:
-    """As `numbers`, int64. Raises DataError for fractions, which would be cut off."""
-    values = numbers(target, name, head, rows)
+def indices(
+    targets: Mapping[str, Tensor], name: str, head: Head, raw: Tensor, least: int, end: int
+) -> Tensor:
+    """As `numbers`, int64. Raises DataError for fractions, and for those not in [least, end)."""
+    values = numbers(targets, name, head, raw)
     whole = values.to(torch.int64)
-    if bool((whole != values).any()):
-        raise DataError(f"target '{name}' is {_brief(target[name])}, expected whole numbers")
-    return whole
-
-
-def check_range(values: Tensor, name: str, head: Head, unknown: bool = False) -> Tensor:
-    """The values, if each is an output's index (or -1, `unknown`). Raises DataError."""
-    least = -1 if unknown else 0
-    wrong = values[(values < least) | (values >= head.n_outputs)]
-    if len(wrong):
-        hint = ", or -1 for unknown" if unknown else ": times are given to the head as bins"
+    wrong = (whole != values) | (whole < least) | (whole >= end)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        hint = {-1: ", or -1 for unknown"}.get(least, "")
+        hint = ": times are given to the head as bins" if name == "time" else hint
         raise DataError(
-            f"target '{name}' holds {int(wrong[0])}, expected 0 to {head.n_outputs - 1} for a "
-            f"{head.task} head of {head.n_outputs} outputs{hint}"
+            f"target '{name}' holds {values[row].item():g} (row {row}), expected a whole number "
+            f"from 0 to {end - 1} for a {head.task} head of {head.n_outputs} outputs{hint}"
         )
-    return values
-
-
-def _brief(value: Any) -> str:
-    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:60]
+    return whole

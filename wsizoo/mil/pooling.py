@@ -31,7 +31,12 @@ class _Pooling(Aggregator):
             else nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(dropout))
         )
 
-    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+    def pool(self, instances: Tensor) -> Tensor:
+        """(N, E) of one slide -> (E,)."""
+        raise NotImplementedError
+
+    def pool_packed(self, instances: Tensor, offsets: Tensor) -> Tensor:
+        """(N_total, E) -> (B, E)."""
         raise NotImplementedError
 
     def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
@@ -40,13 +45,12 @@ class _Pooling(Aggregator):
 
     def forward(self, bag: Bag) -> Aggregated:
         instances = self.embed(bag.features)  # (N, E)
-        offsets = torch.tensor([0, len(bag)], device=instances.device)
-        slide = self.pool(instances, offsets)[0]  # (E,)
+        slide = self.pool(instances)  # (E,)
         return Aggregated(slide, lambda: self.scores(instances, slide), instances)
 
     def forward_packed(self, batch: BagBatch) -> Aggregated:
         instances = self.embed(batch.features)  # (N_total, E)
-        slide = self.pool(instances, batch.offsets)  # (B, E)
+        slide = self.pool_packed(instances, batch.offsets)  # (B, E)
 
         def scores() -> Tensor:
             cuts = batch.offsets.tolist()
@@ -61,7 +65,10 @@ class _Pooling(Aggregator):
 class MeanPooling(_Pooling):
     """The mean of the embedded patches. `scores`: projection of a patch on the slide vector."""
 
-    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+    def pool(self, instances: Tensor) -> Tensor:
+        return instances.mean(0)
+
+    def pool_packed(self, instances: Tensor, offsets: Tensor) -> Tensor:
         pooled: Tensor = segment_mean(instances, offsets)
         return pooled
 
@@ -73,7 +80,10 @@ class MeanPooling(_Pooling):
 class MaxPooling(_Pooling):
     """The maximum of each channel. `scores`: share of channels whose maximum a patch holds."""
 
-    def pool(self, instances: Tensor, offsets: Tensor) -> Tensor:
+    def pool(self, instances: Tensor) -> Tensor:
+        return instances.amax(0)
+
+    def pool_packed(self, instances: Tensor, offsets: Tensor) -> Tensor:
         pooled: Tensor = segment_max(instances, offsets)
         return pooled
 

@@ -17,7 +17,9 @@ import torch
 
 from wsizoo.errors import BackendError
 from wsizoo.hookspecs import OpBackend
-from wsizoo.plugins import installed, load_target, suggest
+from wsizoo.names import suggest
+from wsizoo.plugins import installed
+from wsizoo.targets import load_target
 
 REFERENCE, AUTO = "reference", "auto"  # every op has these
 VARIABLE = "WSIZOO_BACKEND"

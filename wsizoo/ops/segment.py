@@ -1,10 +1,14 @@
-"""Sums, means, maxima and softmax over the slides of a packed batch."""
+"""Sums, means, maxima and softmax over the slides of a packed batch.
+
+bfloat16 and float16 are summed in float32 and cast back: their own sums stop growing early.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from wsizoo.bag import segment_ids
 from wsizoo.ops._dispatch import op
 
 
@@ -18,16 +22,15 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (B, ...); an empty slide gives 0.
     """
-    result = values.new_zeros((len(offsets) - 1, *values.shape[1:]))
-    return result.index_add(0, segment_ids(offsets, len(values)), values)
+    return _sum(_wide(values), offsets).to(values.dtype)
 
 
 @op
 def segment_mean(values: Tensor, offsets: Tensor) -> Tensor:
     """Mean of each slide's rows, (N, ...) -> (B, ...); an empty slide gives 0."""
-    counts = offsets.diff().clamp(min=1).to(values.dtype)
-    total: Tensor = segment_sum.reference(values, offsets)
-    return total / counts.reshape(-1, *[1] * (values.ndim - 1))
+    total = _sum(_wide(values), offsets)
+    counts = offsets.diff().clamp(min=1).to(total.dtype)
+    return (total / counts.reshape(-1, *[1] * (values.ndim - 1))).to(values.dtype)
 
 
 @op
@@ -45,17 +48,17 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
 def segment_softmax(logits: Tensor, offsets: Tensor) -> Tensor:
     """Softmax over each slide's rows, (N, ...) -> (N, ...), stable for any finite logits."""
     ids = segment_ids(offsets, len(logits))
-    highest: Tensor = segment_max.reference(logits.detach(), offsets)
-    weights = torch.exp(logits - highest[ids])
-    total: Tensor = segment_sum.reference(weights, offsets)
-    return weights / total[ids]
+    wide = _wide(logits)
+    highest: Tensor = segment_max.reference(wide.detach(), offsets)
+    weights = torch.exp(wide - highest[ids])
+    return (weights / _sum(weights, offsets)[ids]).to(logits.dtype)
 
 
-def segment_ids(offsets: Tensor, n: int | None = None) -> Tensor:
-    """(N,) int64, the slide each row belongs to.
+def _sum(values: Tensor, offsets: Tensor) -> Tensor:
+    result = values.new_zeros((len(offsets) - 1, *values.shape[1:]))
+    return result.index_add(0, segment_ids(offsets, len(values)), values)
 
-    Args:
-        n: the number of rows N, where it is known: spares a wait for the GPU, and torch.compile.
-    """
-    ids = torch.arange(len(offsets) - 1, device=offsets.device)
-    return torch.repeat_interleave(ids, offsets.diff(), output_size=n)
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -7,10 +7,9 @@ wsizoo reads back. Files are written under a temporary name, flushed, synced and
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,13 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.slides._rows import Rows, add_array, begin_digest
 from wsizoo.slides.reader import Pixels
 
 SCHEMA = 1
@@ -81,6 +81,32 @@ def write_bag(
     Raises:
         DataError: another suffix, a bag of several slides, or the file cannot be written.
     """
+    with writing(path, bag, facts=facts, thumbnail=thumbnail) as write:
+        write(bag.features)
+    return Path(path)
+
+
+@contextmanager
+def writing(
+    path: Path | str,
+    bag: Bag,
+    *,
+    facts: SlideFacts | None = None,
+    thumbnail: tuple[Pixels, float] | None = None,
+) -> Iterator[Callable[[Tensor], None]]:
+    """As `write_bag`, but for features that come in parts, which are written at once.
+
+    Args:
+        bag: everything but its features, which may be (N, 0).
+
+    Returns:
+        What to call with rows of features, (n, D) float or (n, 3, H, W) uint8, in order, N in all.
+
+    Raises:
+        DataError: as `write_bag`; rows of another kind than the first, too many, or too few.
+    """
+    import h5py
+
     path = Path(path)
     if path.suffix != ".h5":
         raise DataError(f"'{path}': expected a feature file's name to end in .h5")
@@ -91,11 +117,14 @@ def write_bag(
         )
     facts = facts or SlideFacts(bag.slide_id)
     try:
-        with replacing(path) as temporary:
-            _write(temporary, bag, facts, thumbnail)
+        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
+            told = _told(bag, facts, thumbnail)
+            rows = Rows(file, len(bag), begin_digest(told))
+            yield rows.append
+            rows.finish(bag.slide_id)
+            _write_rest(file, bag, facts, thumbnail, told, rows.digest)
     except OSError as error:
         raise DataError(f"'{path}' cannot be written: {error}") from error
-    return path
 
 
 def read_bag(path: Path | str) -> Bag:
@@ -108,8 +137,7 @@ def read_bag(path: Path | str) -> Bag:
     with _opened(path) as file:
         header = _header(path, file)
         content = {name: file[name][()] for name in _READ_BACK if name in file}
-        if _digest(json.loads(file.attrs["wsizoo"]), content) != header.digest:
-            raise DataError(f"'{path}' is damaged: its content does not match its digest. {_AGAIN}")
+        _check_digest(path, file, content)
         features, coords = content["features"], content.get("coords")
     return Bag(
         torch.from_numpy(features),
@@ -120,6 +148,19 @@ def read_bag(path: Path | str) -> Bag:
         encoder=header.fingerprint,
         slide_id=header.facts.slide_id,
     )
+
+
+def check_content(path: Path | str) -> FileHeader:
+    """The header of a feature file whose content matches its digest, read block by block.
+
+    Raises:
+        DataError: as `read_bag`.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        header = _header(path, file)
+        _check_digest(path, file, {name: file[name] for name in _READ_BACK if name in file})
+        return header
 
 
 def read_header(path: Path | str) -> FileHeader:
@@ -144,44 +185,43 @@ _AGAIN = "Delete it and extract the slide again, or extract with --overwrite"
 _READ_BACK = ("features", "coords", "thumbnail")
 
 
-def _write(path: Path, bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -> None:
-    import h5py
-
-    content = _content(bag, thumbnail)
-    with h5py.File(path, "w") as file:
-        for name, data in content.items():
-            file.create_dataset(name, data=data)
-        if bag.coords is not None:
-            file["coords"].attrs.update(_trident_attributes(bag, facts))
-            if bag.spacing is not None:
-                file.create_dataset("grid", data=bag.grid().cpu().numpy().astype(np.int32))
-        told: dict[str, Any] = {
-            "schema": SCHEMA,
-            "fingerprint": (bag.encoder or Fingerprint()).to_json(),
-            "slide": asdict(facts),
-            "spacing": _number(bag.spacing),
-            "footprint": _number(bag.footprint),
-            "mpp": _number(bag.mpp),
-            "thumbnail_downsample": None if thumbnail is None else float(thumbnail[1]),
-        }
-        file.attrs["wsizoo"] = json.dumps({**told, "digest": _digest(told, content)})
-        file.flush()
-        file.attrs["complete"] = 1
+def _told(bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -> dict[str, Any]:
+    """The header, but for the digest."""
+    return {
+        "schema": SCHEMA,
+        "fingerprint": (bag.encoder or Fingerprint()).to_json(),
+        "slide": asdict(facts),
+        "spacing": _number(bag.spacing),
+        "footprint": _number(bag.footprint),
+        "mpp": _number(bag.mpp),
+        "thumbnail_downsample": None if thumbnail is None else float(thumbnail[1]),
+    }
 
 
-def _content(bag: Bag, thumbnail: tuple[Pixels, float] | None) -> dict[str, NDArray[Any]]:
-    """The arrays of a file by name; the thumbnail as the bytes of a JPEG."""
-    features = bag.features.detach().cpu()
-    if features.dtype is torch.bfloat16:  # unknown to HDF5; float32 holds it exactly
-        features = features.float()
-    content = {"features": features.numpy()}
+def _write_rest(
+    file: Any,
+    bag: Bag,
+    facts: SlideFacts,
+    thumbnail: tuple[Pixels, float] | None,
+    told: dict[str, Any],
+    digest: Any,
+) -> None:
+    """Everything after the features."""
     if bag.coords is not None:
-        content["coords"] = bag.coords.cpu().numpy()
+        coords = np.ascontiguousarray(bag.coords.cpu().numpy())
+        file.create_dataset("coords", data=coords).attrs.update(_trident_attributes(bag, facts))
+        add_array(digest, "coords", coords)
+        if bag.spacing is not None:
+            file.create_dataset("grid", data=bag.grid().cpu().numpy().astype(np.int32))
     if thumbnail is not None:
         buffer = io.BytesIO()
         Image.fromarray(thumbnail[0]).save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
-        content["thumbnail"] = np.frombuffer(buffer.getvalue(), np.uint8)
-    return content
+        jpeg = np.frombuffer(buffer.getvalue(), np.uint8)
+        file.create_dataset("thumbnail", data=jpeg)
+        add_array(digest, "thumbnail", jpeg)
+    file.attrs["wsizoo"] = json.dumps({**told, "digest": digest.hexdigest()})
+    file.flush()
+    file.attrs["complete"] = 1
 
 
 def _number(value: float | None) -> float | None:
@@ -258,13 +298,12 @@ def _header(path: Path, file: Any) -> FileHeader:
         raise DataError(f"'{path}' has a damaged header: {error}. {_AGAIN}") from error
 
 
-def _digest(told: Mapping[str, Any], content: Mapping[str, NDArray[Any]]) -> str:
-    """sha256 of the header (but for the digest in it) and of every array that is read back."""
-    header = {name: value for name, value in told.items() if name != "digest"}
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+def _check_digest(path: Path, file: Any, content: Mapping[str, Any]) -> None:
+    """Raise DataError unless arrays (or datasets) are those that were written."""
+    told = json.loads(file.attrs["wsizoo"])
+    digest = begin_digest(told)
     for name in _READ_BACK:
         if name in content:
-            data = np.ascontiguousarray(content[name])
-            digest.update(f"{name} {data.dtype} {data.shape}".encode())
-            digest.update(data.data)
-    return digest.hexdigest()
+            add_array(digest, name, content[name])
+    if digest.hexdigest() != told["digest"]:
+        raise DataError(f"'{path}' is damaged: its content does not match its digest. {_AGAIN}")

@@ -7,7 +7,6 @@ classic TIFF or BigTIFF.
 """
 
 import io
-import os
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsizoo.errors import DataError, ScaleError
+from wsizoo.files import replacing
 
 Pixels = NDArray[np.uint8]
 Region = Callable[[int, int, int, int], Pixels]
@@ -53,7 +53,7 @@ class _Tag:
 
 
 def write_pyramid(
-    path: str | os.PathLike[str],
+    path: str | Path,
     image: Pixels | Region,
     mpp: float,
     levels: Sequence[int | Pixels] = (1, 4, 16),
@@ -99,25 +99,19 @@ def write_pyramid(
     if tile < 16 or tile % 16:
         raise DataError(f"tile is {tile} px; JPEG in TIFF needs a multiple of 16, such as 256.")
     pyramid = _build_levels(image, size, levels, tile)
-    target = Path(path)
-    unfinished = target.with_name(f"{target.name}.tmp-{os.getpid()}")
-    try:
-        with open(unfinished, "wb") as file:
-            file.write(bytes(_HEADER_BYTES))
-            directories: list[list[_Tag]] = []
-            for level in pyramid:
-                tags = _layout_tags(level, tile, reduced=bool(directories))
-                if description:
-                    tags.append(_describe(level, tile, quality, mpp, properties or {}))
-                if resolution:
-                    tags += _resolution_tags(mpp * pyramid[0].width / level.width)
-                tags += _write_tiles(file, _encode_tiles(level, tile, quality))
-                directories.append(tags)
-            _finish(file, directories, big)
-        os.replace(unfinished, target)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return target
+    with replacing(path) as unfinished, open(unfinished, "wb") as file:
+        file.write(bytes(_HEADER_BYTES))
+        directories: list[list[_Tag]] = []
+        for level in pyramid:
+            tags = _layout_tags(level, tile, reduced=bool(directories))
+            if description:
+                tags.append(_describe(level, tile, quality, mpp, properties or {}))
+            if resolution:
+                tags += _resolution_tags(mpp * pyramid[0].width / level.width)
+            tags += _write_tiles(file, _encode_tiles(level, tile, quality))
+            directories.append(tags)
+        _finish(file, directories, big)
+    return Path(path)
 
 
 def _build_levels(

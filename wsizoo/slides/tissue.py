@@ -113,7 +113,7 @@ def segment(rgb: NDArray[np.uint8], remove_pen: bool = True, mpp: float = MASK_M
         mpp: microns per pixel of `rgb`, recorded in the result; sizes in the method stay in pixels.
 
     Returns:
-        The mask; empty, with a logged warning, where the image is too dark for brightfield.
+        The mask; empty, with a line in the log, where the image is too dark for brightfield.
 
     Raises:
         DataError: the image is not (h, w, 3) uint8, or is empty.
@@ -124,7 +124,7 @@ def segment(rgb: NDArray[np.uint8], remove_pen: bool = True, mpp: float = MASK_M
     empty = np.zeros(rgb.shape[:2], bool)
     brightness = float(np.median(rgb.max(2)))
     if brightness < DARKEST_BRIGHTFIELD:
-        log.warning(
+        log.debug(
             "This image is not brightfield (median brightness %g of 255, expected %d or more): "
             "the tissue mask is empty.",
             brightness,

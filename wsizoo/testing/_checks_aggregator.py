@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import BagBatch
-from wsizoo.interfaces import Aggregated
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
-from wsizoo.testing._checks_bag import both_modes
+from wsizoo.testing._checks_bag import RETURNS, both_modes
 from wsizoo.testing._subject import (
     CLASSES,
     N_OUTPUTS,
@@ -28,12 +27,12 @@ PACKED = (1, 8, N_PATCHES)  # patches of the slides packed together
 
 
 def check_slide_shape(subject: Subject) -> None:
-    """The head is built to `out_dim`, and reads `slide` (or `instances`, or `logits`)."""
+    """The head is built to `out_dim`, and reads `slide` (or what is there instead)."""
     width = subject.make().out_dim
     for mode, output in both_modes(subject):
         values = fields(output, N_PATCHES)
-        given = {"slide", "instances", "logits"} & set(values)
-        require(bool(given), f"in {mode} it fills none of slide, instances and logits")
+        given = {"slide", "instances", "logits", "instance_logits"} & set(values)
+        require(bool(given), f"in {mode} it fills none of slide, instances and any logits")
         if output.slide is not None:
             shape = tuple(output.slide.shape)
             require(
@@ -43,7 +42,7 @@ def check_slide_shape(subject: Subject) -> None:
 
 def check_instances_as_declared(subject: Subject) -> None:
     """Per-patch heads fit exactly the aggregators that say `gives_instances`."""
-    width, declared = subject.make().out_dim, getattr(subject.cls, "gives_instances", False)
+    width, declared = subject.make().instance_dim, getattr(subject.cls, "gives_instances", False)
     for mode, output in both_modes(subject):
         given = output.instances is not None
         if not declared:
@@ -51,23 +50,26 @@ def check_instances_as_declared(subject: Subject) -> None:
             continue
         require(given, f"gives_instances = True, but in {mode} instances are None")
         shape, expected = tuple(output.instances.shape), (N_PATCHES, width)
-        require(shape == expected, f"in {mode}, instances are {shape}, expected {expected}")
+        require(
+            shape == expected,
+            f"in {mode}, instances are {shape}, expected {expected} = (N, instance_dim)",
+        )
 
 
 def check_logits_as_declared(subject: Subject) -> None:
-    """Only an aggregator that owns its classifier decides the slide's logits."""
+    """Only an aggregator that owns its classifier decides logits, of the slide or of patches."""
     declared = getattr(subject.cls, "owns_classifier", False)
     for mode, output in both_modes(subject):
-        logits = output.logits
+        expected = {"logits": (N_OUTPUTS,), "instance_logits": (N_PATCHES, N_OUTPUTS)}
+        values = fields(output, N_PATCHES)
+        given = sorted(set(expected) & set(values))
         if not declared:
-            require(logits is None, "it fills logits, which are ignored: owns_classifier = True")
+            require(not given, f"it fills {given}: declare owns_classifier = True")
             continue
-        require(logits is not None, f"owns_classifier = True, but in {mode} logits are None")
-        shapes = ((N_OUTPUTS,), (N_PATCHES, N_OUTPUTS))
-        require(
-            tuple(logits.shape) in shapes,
-            f"in {mode}, logits are {tuple(logits.shape)}, expected {shapes[0]} (n_outputs,)",
-        )
+        require(bool(given), f"owns_classifier = True, but in {mode} it fills no logits")
+        for name in given:
+            shape = tuple(values[name].shape)
+            require(shape == expected[name], f"in {mode}, {name} is {shape}, not {expected[name]}")
 
 
 def check_classifier_tensors(subject: Subject) -> None:
@@ -96,7 +98,8 @@ def check_packed_equals_single(subject: Subject) -> None:
     bags = [subject.bag(n, seed=n) for n in PACKED]
     with torch.no_grad():
         output = module.forward_packed(BagBatch.pack(bags))
-    require(isinstance(output, Aggregated), f"forward_packed returns {type(output).__name__}")
+    expected_type = RETURNS[subject.kind]
+    require(isinstance(output, expected_type), f"forward_packed returns {type(output).__name__}")
     singles = [evaluate(subject, module, bag) for bag in bags]
     expected: dict[str, Tensor] = {}
     for name in singles[0]:
@@ -127,10 +130,11 @@ def check_trains_in_a_model(subject: Subject) -> None:
 def _model(subject: Subject) -> SlideModel:
     aggregator = subject.awake()
     values = evaluate(subject, aggregator)
-    per_patch = values["logits"].ndim == 2 if "logits" in values else "slide" not in values
-    maker = SegmentationHead if per_patch else ClassificationHead
     owned = getattr(subject.cls, "owns_classifier", False)
-    head = maker(None if owned else aggregator.out_dim, CLASSES)
+    per_patch = ("logits" if owned else "slide") not in values
+    maker = SegmentationHead if per_patch else ClassificationHead
+    width = aggregator.instance_dim if per_patch else aggregator.out_dim
+    head = maker(None if owned else width, CLASSES)
     spec = ModelSpec(summary="", licence="", source="")
     return SlideModel("conformance", spec, subject.width, aggregator=aggregator, head=head)
 
@@ -165,4 +169,4 @@ AGGREGATOR = (
     check_packed_equals_single,
     check_trains_in_a_model,
 )
-MODEL = (check_output_shapes,)
+MODEL = (check_output_shapes, check_packed_equals_single)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -126,9 +127,10 @@ def check_bag_unchanged(subject: Subject) -> None:
         module = subject.awake().train(mode)
         bag = subject.bag()
         assert bag.coords is not None
-        before = bag.features.clone(), bag.coords.clone()
+        now = bag.features, bag.coords, bag.grid()
+        before = [tensor.clone() for tensor in now]
         module(bag)
-        same = torch.equal(bag.features, before[0]) and torch.equal(bag.coords, before[1])
+        same = all(torch.equal(a, b) for a, b in zip(now, before, strict=True))
         where = "training" if mode else "eval"
         require(same, f"in {where} it writes into the bag's tensors; work on a copy")
 
@@ -167,18 +169,29 @@ def check_predictions(subject: Subject) -> None:
     """The trainer applies the task's loss to predictions, so their shapes are fixed."""
     (_, quiet), (_, output) = both_modes(subject)
     require(not quiet.predictions, f"in eval it returns predictions {sorted(quiet.predictions)}")
-    width = N_OUTPUTS if subject.kind == "aggregator" else output.logits.shape[-1]
+    width = N_OUTPUTS
+    if subject.kind == "model" and output.predictions:
+        raw = output.instance_logits if output.logits is None else output.logits
+        require(raw is not None, "it gives predictions, but neither logits nor instance_logits")
+        width = raw.shape[-1]
     for name, p in output.predictions.items():
         require(
             isinstance(p, Prediction), f"predictions['{name}'] is {_told(p)}, expected Prediction"
         )
         shape = tuple(p.logits.shape)
-        one_each = p.target is not None and shape[:-1] == tuple(p.target.shape)
         require(
-            shape[-1:] == (width,) and (one_each if p.target is not None else len(shape) == 1),
-            f"predictions['{name}'] has logits {shape} and target {_told(p.target)}, expected (C,) "
-            f"alone, or (n, C) with (n,) labels, C = {width}",
+            shape[-1:] == (width,) and len(shape) in (1, 2),
+            f"predictions['{name}'] has logits {shape}, expected (C,) or (n, C) with C = {width}",
         )
+        n = shape[0] if len(shape) == 2 else 1
+        given = p.target if isinstance(p.target, Mapping) else {"target": p.target}
+        for key, rows in given.items():
+            fits = isinstance(rows, Tensor) and tuple(rows.shape[:1]) == (n,)
+            require(
+                p.target is None or fits,
+                f"predictions['{name}'] has {n} rows of logits and as {key} {_told(rows)}, "
+                f"expected a tensor of {n} rows, or no target: the slide's own",
+            )
         weight = float(p.weight)
         require(0 <= weight < float("inf"), f"predictions['{name}'] has weight {weight}")
         require(p.slide == 0, f"predictions['{name}'] names slide {p.slide} of one bag, expected 0")

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
-from wsizoo.interfaces import Aggregator, Encoder, Head, Part, Selector
+from wsizoo.interfaces import Aggregator, Encoder, Head, Part, Selector, WholeModel
 from wsizoo.testing._subject import (
     N_PATCHES,
     CheckError,
@@ -31,7 +31,7 @@ BASES: dict[str, type[Part]] = {
     "selector": Selector,
     "head": Head,
     "encoder": Encoder,
-    "model": Part,
+    "model": WholeModel,
 }
 STEPS = 10
 SLOPPY = 10.0  # factor on the tolerances, where float32 meets float64
@@ -54,7 +54,10 @@ def check_stated_widths(subject: Subject) -> None:
         require(isinstance(n, int) and n >= 1, f"n_outputs is {n!r}, expected a number of outputs")
         return
     require(module.in_dim == subject.width, f"in_dim is {module.in_dim}, was given {subject.width}")
-    require(isinstance(module.out_dim, int), f"out_dim is {module.out_dim!r}, expected an int")
+    names = ("out_dim", "instance_dim") if subject.kind == "aggregator" else ("out_dim",)
+    for name in names:
+        width = getattr(module, name)
+        require(isinstance(width, int), f"{name} is {width!r}, expected an int")
 
 
 def check_seeded_build(subject: Subject) -> None:

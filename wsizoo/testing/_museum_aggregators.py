@@ -86,7 +86,7 @@ class NoPart(nn.Module):
 
     def __init__(self, in_dim: int) -> None:
         super().__init__()
-        self.in_dim, self.out_dim = in_dim, DIM
+        self.in_dim, self.out_dim, self.instance_dim = in_dim, DIM, DIM
         self.embed = nn.Linear(in_dim, DIM)
         self.score = nn.Linear(DIM, 1)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
-from wsizoo.interfaces import Aggregated, Part, Prediction, SlideOutput
+from wsizoo.interfaces import Aggregated, Prediction, SlideOutput, WholeModel
 from wsizoo.testing._museum_aggregators import DIM, Owner, Placed, Sound
 
 
@@ -85,12 +85,13 @@ class AbsolutePlace(Placed):
         return bag.grid()
 
 
-class PredictionWithoutLabels(Owner):
+class OneLabelTooFew(Owner):
     def forward(self, bag: Bag) -> Any:
         aggregated = super().forward(bag)
         if self.training:
             logits = self.classify(aggregated.instances)  # (N, C)
-            aggregated.predictions = {"patches": Prediction(logits)}
+            labels = torch.zeros(len(logits) - 1, dtype=torch.int64)
+            aggregated.predictions = {"patches": Prediction(logits, labels)}
         return aggregated
 
 
@@ -136,7 +137,7 @@ class NoSlideInTraining(Sound):
         return aggregated
 
 
-class SoundModel(Part):
+class SoundModel(WholeModel):
     """A whole model without a fault."""
 
     def __init__(self, in_dim: int) -> None:

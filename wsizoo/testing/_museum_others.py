@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,20 +75,20 @@ class SurvivalOverFirstDimension(SurvivalHead):
 
 
 class LogOfSoftmax(ClassificationHead):
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        super().loss(raw, target)
-        rows = raw.reshape(-1, self.n_outputs)
-        return -torch.log(torch.softmax(rows, -1))[:, int(target["label"])].mean()
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        super().loss(raw, targets)
+        rows = torch.arange(len(raw))
+        return -torch.log(torch.softmax(raw, -1))[rows, targets["label"]].mean()
 
 
 class SumsOverRows(ClassificationHead):
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        return super().loss(raw, target) * len(raw.reshape(-1, self.n_outputs))
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        return super().loss(raw, targets) * len(raw)
 
 
 class LabelsFromOne(ClassificationHead):
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        label = target.get("label")
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        label = targets.get("label")
         shifted = {} if label is None else {"label": (label + 1) % self.n_outputs}
         return super().loss(raw, shifted)
 
@@ -101,14 +100,14 @@ class SurvivalAsRisk(SurvivalHead):
 
 
 class DefaultLabel(ClassificationHead):
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        return super().loss(raw, {"label": target.get("label", 0)})
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        return super().loss(raw, {"label": targets.get("label", torch.zeros(len(raw)))})
 
 
 class UnknownIsFirstClass(SegmentationHead):
-    def loss(self, raw: Tensor, target: Mapping[str, Any]) -> Tensor:
-        super().loss(raw, target)
-        return cross_entropy(raw, target["instances"].clamp(min=0))
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        super().loss(raw, targets)
+        return cross_entropy(raw, targets["instances"].clamp(min=0))
 
 
 class InsistsOnClassifier(ClassificationHead):

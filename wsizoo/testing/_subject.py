@@ -23,9 +23,12 @@ SPACING = 224.0  # level-0 px
 NUDGE = 0.05  # standard deviation added to each parameter, so that nothing stays zero-initialised
 SAME = {"rtol": 1e-4, "atol": 1e-5}  # of the largest value: float32 sums in another order
 DIFFERENT = 1e-4  # of the largest value: less is no effect
-AGGREGATED = ("slide", "scores", "instances", "logits")
-OUTPUT = ("logits", "instance_logits", "hazards", "risk", "value", "embedding", "scores")
-PER_ROW = frozenset(("scores", "instances", "instance_logits", "kept"))
+AGGREGATED = ("slide", "scores", "instances", "logits", "instance_logits")
+OUTPUT = (
+    *("logits", "instance_logits", "hazards", "risk", "value", "embedding"),
+    *("scores", "selector_scores"),
+)
+PER_ROW = frozenset(("scores", "selector_scores", "instances", "instance_logits", "kept"))
 
 
 class CheckError(AssertionError):
@@ -147,6 +150,17 @@ def targets(n: int) -> dict[str, Any]:
     return {"label": 1, "time": 1, "event": True, "value": 0.5, "instances": torch.arange(n) % 2}
 
 
+def rows_of_targets(n: int) -> dict[str, Tensor]:
+    """n rows for every task at once, as a head's loss is given them."""
+    rows = torch.arange(n) % 2
+    return {"label": rows, "time": rows, "event": 1 - rows, "value": rows / 2, "instances": rows}
+
+
+def raw_outputs(head: Any, n: int = 5, scale: float = 1.0) -> Tensor:
+    """(n, n_outputs), as a head's loss is given them."""
+    return scale * torch.randn(n, head.n_outputs, generator=torch.Generator().manual_seed(2))
+
+
 def module_dtype(module: nn.Module) -> torch.dtype:
     return next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
 
@@ -197,10 +211,10 @@ def training_scalar(subject: Subject, module: nn.Module, bag: Bag | None = None)
     """A number () that depends on all that the component gives in training mode."""
     module.train()
     if subject.kind == "head":
-        aggregated = subject.aggregated()
-        raw = module.project(aggregated)  # type: ignore[operator]
-        loss: Tensor = module.loss(raw, targets(5))  # type: ignore[operator]
-        return loss + _weighted(module.outputs(raw))  # type: ignore[operator]
+        raws = [module.project(subject.aggregated(seed=i)) for i in range(2)]  # type: ignore[operator]
+        rows = torch.cat(raws) if raws[0].ndim == 2 else torch.stack(raws)  # (n, n_outputs)
+        loss: Tensor = module.loss(rows, rows_of_targets(len(rows)))  # type: ignore[operator]
+        return loss + _weighted(module.outputs(raws[0]))  # type: ignore[operator]
     given = subject.bag() if bag is None else bag
     output = module(given)
     values = fields(output, len(given))

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from wsizoo.errors import NotFoundError
 from wsizoo.hookspecs import KINDS
-from wsizoo.plugins import describe, suggest
+from wsizoo.names import describe, suggest
 from wsizoo.testing import _checks_aggregator as aggregators
 from wsizoo.testing import _checks_bag as bags
 from wsizoo.testing import _checks_part as parts

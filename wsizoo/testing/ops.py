@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from wsizoo.errors import NotFoundError
 from wsizoo.hookspecs import OpBackend
+from wsizoo.names import suggest
 from wsizoo.ops import Op
-from wsizoo.plugins import load_target, suggest
+from wsizoo.targets import load_target
 
 # Of the largest reference value, the same for every op and backend: (outputs, gradients).
 TOLERANCES = {

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsizoo.errors import NotFoundError, SpecError, WsizooError
+from wsizoo.names import suggest
 from wsizoo.ops import ops
-from wsizoo.plugins import GROUP, Plugin, discover, load_target, suggest
+from wsizoo.plugins import GROUP, Plugin, discover
 from wsizoo.registry import Registry
+from wsizoo.targets import load_target
 from wsizoo.testing._subject import CheckError, require
 from wsizoo.testing.conformance_suite import BoundCheck, Result, bound_checks, checks, why_failed
 from wsizoo.zoo import build

@@ -34,8 +34,9 @@ def fit(
 ) -> History:
     """Train in place with AdamW, one slide a step; the model is left in eval mode.
 
-    The fingerprint of the training features becomes the one the model requires. The loop knows no
-    method: auxiliary losses, teachers and schedules come through the interfaces.
+    What the training features state is then required of features, besides what was required
+    before. The loop knows no method: auxiliary losses, teachers and schedules come through the
+    interfaces.
 
     Args:
         bags: with `target`, e.g. `{"label": 1}`.
@@ -45,7 +46,7 @@ def fit(
         DataError: no bags, bags of different encoders, a target that does not fit, a NaN loss
             (naming the slide).
     """
-    model.requires = common_fingerprint(model, bags)
+    requires = common_fingerprint(model, bags)
     history = History()
     optimiser = torch.optim.AdamW(model.param_groups(lr), lr=lr, weight_decay=weight_decay)
     total, step = epochs * len(bags), 0
@@ -65,7 +66,7 @@ def fit(
                     after_epoch(epoch + 1, history.losses[-1])
         finally:
             model.eval()
-    model.trained = True
+    model.requires, model.trained = requires, True
     return history
 
 
@@ -82,21 +83,33 @@ def _step(model: SlideModel, bag: Bag, optimiser: Optimizer) -> float:
 
 
 def common_fingerprint(model: SlideModel, bags: Sequence[Bag]) -> Fingerprint:
-    """The one fingerprint of all bags, checked against what the model requires.
+    """What the model and all bags together state of their features, checked to be one thing.
 
     Raises:
-        DataError: no bags. FingerprintError: bags of different encoders.
+        DataError: no bags, or some that do not say who made them, among others that do.
+        FingerprintError: bags of different encoders, or of another than the model requires.
     """
     if not bags:
         raise DataError("There are no bags to train on")
-    known = [(bag.encoder, f"slide '{bag.slide_id}'") for bag in bags if bag.encoder is not None]
-    if not known:
-        return model.requires
-    first, name = known[0]
-    for fingerprint, slide in known:
-        model.requires.check_accepts(fingerprint, f"'{model.name}'", slide)
-        first.check_same(fingerprint, name, slide)
-    return first
+    seen: dict[Fingerprint, str] = {}
+    unknown = [f"slide '{bag.slide_id}'" for bag in bags if bag.encoder is None]
+    for bag in bags:
+        if bag.encoder is None or bag.encoder in seen:
+            continue
+        slide = f"slide '{bag.slide_id}'"
+        model.requires.check_accepts(bag.encoder, f"'{model.name}'", slide)
+        for other, name in seen.items():
+            other.check_same(bag.encoder, name, slide)
+        seen[bag.encoder] = slide
+    if seen and unknown:
+        made, name = next(iter(seen.items()))
+        raise DataError(
+            f"{unknown[0]} states no encoder, {name} states {made.encoder}: they may not be alike. "
+            "Extract it again, or say what made it: bag.replace(encoder=wsizoo.Fingerprint(...))"
+        )
+    all_stated = [model.requires, *seen]
+    stated = {key: value for one in all_stated for key, value in one.stated().items()}
+    return Fingerprint(**stated, declared=any(one.declared for one in all_stated))
 
 
 def _cuda_devices() -> list[int]:

@@ -20,22 +20,27 @@ Feature = dict[str, Any]
 def patches_geojson(
     coords: ArrayLike,
     footprint: float,
-    scores: ArrayLike,
+    scores: ArrayLike | None = None,
     *,
     kept: ArrayLike | None = None,
     probabilities: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
+    measurements: Mapping[str, ArrayLike] | None = None,
 ) -> dict[str, Any]:
     """A FeatureCollection with one tile a patch, coloured by the rank of its score.
+
+    Without scores the colour is the probability of the last class; without both, the top one.
 
     Args:
         coords: (N, 2) int64 or exact float, level-0 px, (x, y), top-left.
         footprint: edge of a patch, level-0 px; corners are not rounded.
         scores: (N,) finite, any scale; measurement `score`.
-        kept: (K,) indices of the patches a selector kept; measurement `kept`, 1 or 0.
+        kept: (K,) indices of the patches a selector kept; measurement `kept`, 1 or 0. The others
+            have the lowest colour and neither score, probabilities nor classification.
         probabilities: (N, C) of each class; the most likely one is the tile's classification,
             and each is a measurement `probability <class>`.
         classes: C names, needed with probabilities.
+        measurements: further ones of all N patches by name, (N,) each.
 
     Returns:
         A dict of plain lists, strings and numbers, for `write_geojson` or json.
@@ -46,21 +51,22 @@ def patches_geojson(
     Source: the reader of QuPath 0.5, qupath.lib.io.QuPathTypeAdapters.
     """
     corners = np.asarray(coords, dtype=np.float64)
-    values = finite_vector(scores, "scores")
-    if corners.shape != (len(values), 2) or not bool(np.isfinite(corners).all()):
-        raise DataError(
-            f"coords are {corners.shape} for {len(values)} scores, expected ({len(values)}, 2) "
-            "finite level-0 px"
-        )
+    n = corners.shape[0] if corners.ndim else 0
+    values = None if scores is None else finite_vector(scores, "scores")
+    if corners.shape != (n if values is None else len(values), 2) or not np.isfinite(corners).all():
+        told = "" if values is None else f" for {len(values)} scores"
+        raise DataError(f"coords are {corners.shape}{told}, expected (N, 2) finite level-0 px")
     if not 0 < footprint < float("inf"):
         raise DataError(f"footprint is {footprint}, expected a positive number of level-0 px")
-    measurements: dict[str, list[float]] = {"score": values.tolist()}
-    if kept is not None:
-        measurements["kept"] = _flags(kept, len(values))
-    labels = _classified(probabilities, classes, len(values), measurements)
-    features = _features(_rings(corners, footprint), measurements, values)
-    for feature, label in zip(features, labels, strict=False):
-        feature["properties"]["classification"] = label
+    read = _read(kept, n)
+    table = _checked(probabilities, classes, n)
+    told_of = _measurements(values, kept is not None, read, table, list(classes or ()))
+    for name, column in (measurements or {}).items():
+        for measured, value in zip(told_of, finite_vector(column, name).tolist(), strict=True):
+            measured[name] = value
+    features = _features(_rings(corners, footprint), told_of, _colours(values, read, table))
+    for i in np.flatnonzero(read) if table is not None else ():
+        features[i]["properties"]["classification"] = _label(table[i], classes or ())
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -77,44 +83,34 @@ def _rings(corners: NDArray[np.float64], footprint: float) -> list[list[list[flo
 
 
 def _features(
-    rings: list[list[list[float]]],
-    measurements: dict[str, list[float]],
-    values: NDArray[np.float64],
+    rings: list[list[list[float]]], measurements: list[dict[str, float]], colour: NDArray[np.uint8]
 ) -> list[Feature]:
-    names = tuple(measurements)
-    rows = zip(*measurements.values(), strict=True)
     return [
         {
             "type": "Feature",
             "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {
-                "objectType": "tile",
-                "color": colour,
-                "measurements": dict(zip(names, row, strict=True)),
-            },
+            "properties": {"objectType": "tile", "color": rgb, "measurements": measured},
         }
-        for ring, colour, row in zip(rings, colours(normalise(values)).tolist(), rows, strict=True)
+        for ring, rgb, measured in zip(rings, colour.tolist(), measurements, strict=True)
     ]
 
 
-def _flags(kept: ArrayLike, n: int) -> list[float]:
-    """1 for the patches named, 0 for the others."""
+def _read(kept: ArrayLike | None, n: int) -> NDArray[np.bool_]:
+    """(n,) True for the patches that reached the model."""
+    if kept is None:
+        return np.ones(n, bool)
     index = np.asarray(kept)
     if index.size and (index.dtype.kind not in "iu" or index.min() < 0 or index.max() >= n):
         raise DataError(f"kept is {index!r:.80}, expected (K,) indices of the {n} patches")
-    named = set(index.astype(np.intp).tolist())
-    return [int(i in named) for i in range(n)]
+    read = np.zeros(n, bool)
+    read[index.astype(np.intp)] = True
+    return read
 
 
-def _classified(
-    probabilities: ArrayLike | None,
-    classes: Sequence[str] | None,
-    n: int,
-    measurements: dict[str, list[float]],
-) -> list[Feature]:
-    """Each patch's classification (none without probabilities); adds their measurements."""
+def _checked(probabilities: ArrayLike | None, classes: Sequence[str] | None, n: int) -> Any:
+    """(n, C) float64, or None where neither probabilities nor classes are given."""
     if probabilities is None and classes is None:
-        return []
+        return None
     names = list(classes or ())
     table = np.asarray(probabilities if probabilities is not None else [], dtype=np.float64)
     if table.shape != (n, len(names)) or not names or not bool(np.isfinite(table).all()):
@@ -124,10 +120,44 @@ def _classified(
         )
     if len(set(names)) != len(names):
         raise DataError(f"class names {names} repeat, expected each once")
-    for column, name in enumerate(names):
-        measurements[f"probability {name}"] = table[:, column].tolist()
-    labels: list[Feature] = [
-        {"name": name, "color": list(CLASS_COLOURS[i % len(CLASS_COLOURS)])}
-        for i, name in enumerate(names)
-    ]
-    return [labels[i] for i in table.argmax(axis=1).tolist()]
+    return table
+
+
+def _measurements(
+    values: NDArray[np.float64] | None,
+    selected: bool,
+    read: NDArray[np.bool_],
+    table: Any,
+    classes: Sequence[str],
+) -> list[dict[str, float]]:
+    """What is said of each patch, by name."""
+    told: list[dict[str, float]] = [{} for _ in read]
+    for i in np.flatnonzero(read):
+        if values is not None:
+            told[i]["score"] = float(values[i])
+    if selected:
+        for measured, flag in zip(told, read.tolist(), strict=True):
+            measured["kept"] = int(flag)
+    for i in np.flatnonzero(read) if table is not None else ():
+        for name, probability in zip(classes, table[i].tolist(), strict=True):
+            told[i][f"probability {name}"] = probability
+    return told
+
+
+def _colours(
+    values: NDArray[np.float64] | None, read: NDArray[np.bool_], table: Any
+) -> NDArray[np.uint8]:
+    """(N, 3) uint8."""
+    at = np.zeros(len(read))
+    if values is not None:
+        at[read] = normalise(values[read])
+    else:
+        at[read] = 1.0 if table is None else np.clip(table[read, -1], 0, 1)
+    return colours(at)
+
+
+def _label(probabilities: NDArray[np.float64], classes: Sequence[str]) -> Feature:
+    """The classification of one patch."""
+    likeliest = int(probabilities.argmax())
+    colour = list(CLASS_COLOURS[likeliest % len(CLASS_COLOURS)])
+    return {"name": classes[likeliest], "color": colour}

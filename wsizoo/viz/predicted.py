@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from wsizoo.bag import Bag
 from wsizoo.files import replacing, write_csv
+from wsizoo.interfaces import SlideOutput
 from wsizoo.slides.reader import Pixels
 from wsizoo.slides.store import read_header, read_thumbnail
 from wsizoo.viz.colour import normalise
@@ -21,49 +27,146 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 
-def write_scores(path: Path, bag: Bag, scores: Floats, kept: Index | None) -> Path:
-    """One row a patch: x, y (level-0 px; empty without coords) and its score.
+@dataclass(frozen=True, eq=False)
+class PatchAnswers:
+    """What a model says of the N patches of a slide; None where it says nothing.
+
+    Of patches that a selector dropped, only `selector_scores` says something.
 
     Args:
-        scores: (N,), larger mattered more. kept: (K,) patches that a selector kept; adds a column.
+        scores: (N,) float64, larger mattered more. kept: (K,) patches that a selector kept.
+        selector_scores: (N,) float64, how much the selector wanted each.
+        probabilities: (N, C) float64. classes: C names.
     """
-    columns = ["x", "y", "score"]
+
+    n: int
+    scores: Floats | None = None
+    kept: Index | None = None
+    selector_scores: Floats | None = None
+    probabilities: Floats | None = None
+    classes: Sequence[str] = ()
+
+    @classmethod
+    def of(cls, output: SlideOutput, n: int, classes: Sequence[str]) -> PatchAnswers:
+        """The per-patch fields of a model's output; `classes` names its instance logits."""
+        logits = output.instance_logits
+        return cls(
+            n,
+            scores=_array(output.scores),
+            kept=None if output.kept is None else output.kept.cpu().numpy(),
+            selector_scores=_array(output.selector_scores),
+            probabilities=None if logits is None else _array(torch.softmax(logits.float(), -1)),
+            classes=classes,
+        )
+
+    def __bool__(self) -> bool:
+        said = (self.scores, self.kept, self.selector_scores, self.probabilities)
+        return any(value is not None for value in said)
+
+    @cached_property
+    def read(self) -> Index:
+        """The patches that reached the model, ascending."""
+        return np.arange(self.n) if self.kept is None else np.sort(self.kept)
+
+    def drawn(self) -> tuple[Floats, tuple[str, str], str] | None:
+        """What a heatmap shows of the patches that were read, if anything.
+
+        Returns:
+            values (K,) in [0, 1]; what 0 and 1 mean; what the values are.
+        """
+        ends = ("least", "most")
+        if self.scores is not None:
+            return normalise(self.scores[self.read]), ends, "importance to the model (rank)"
+        if self.probabilities is not None:
+            label = f"probability of {self.classes[-1]}"
+            shown = np.clip(self.probabilities[self.read, -1], 0, 1)
+            return shown, ("0", "1"), label
+        if self.selector_scores is not None:
+            return normalise(self.selector_scores[self.read]), ends, "wanted by the selector (rank)"
+        return None
+
+
+def write_scores(path: Path, bag: Bag, answers: PatchAnswers) -> Path:
+    """One row a patch: x, y (level-0 px; empty without coords), and what there is of
+
+    score, kept (1 or 0), selector_score, prob_<class>, predicted. Empty where a selector dropped
+    the patch.
+    """
     xy = bag.coords.tolist() if bag.coords is not None else [["", ""]] * len(bag)
-    rows: list[dict[str, Any]] = [
-        {"x": x, "y": y, "score": f"{score:.6g}"} for (x, y), score in zip(xy, scores, strict=True)
-    ]
-    if kept is not None:
-        columns.append("kept")
-        chosen = set(kept.tolist())
-        for i, row in enumerate(rows):
-            row["kept"] = int(i in chosen)
+    rows: list[dict[str, Any]] = [{"x": x, "y": y} for x, y in xy]
+    columns = ["x", "y"]
+    every, read = range(len(bag)), answers.read.tolist()
+
+    def add(name: str, values: Sequence[Any], at: Sequence[int]) -> None:
+        columns.append(name)
+        for i in at:
+            value = values[i]
+            rows[i][name] = f"{value:.6g}" if isinstance(value, float) else value
+
+    if answers.scores is not None:
+        add("score", answers.scores.tolist(), read)
+    if answers.kept is not None:
+        add("kept", np.isin(every, answers.kept).astype(int).tolist(), every)
+    if answers.selector_scores is not None:
+        add("selector_score", answers.selector_scores.tolist(), every)
+    if answers.probabilities is not None:
+        for name, column in zip(answers.classes, answers.probabilities.T.tolist(), strict=True):
+            add(f"prob_{name}", column, read)
+        likeliest = answers.probabilities.argmax(1).tolist()
+        add("predicted", [answers.classes[i] for i in likeliest], read)
     write_csv(path, rows, columns)
     return path
 
 
 def write_pictures(
-    out: Path, name: str, features: Path, bag: Bag, scores: Floats, kept: Index | None
+    out: Path, name: str, features: Path, bag: Bag, answers: PatchAnswers
 ) -> dict[str, Path]:
     """`out/heatmaps/<name>.png` over the thumbnail, and `out/geojson/<name>.geojson`.
+
+    The heatmap shows scores; without them the last class's probability; without both the
+    selector's scores; and is left out without any. Dropped patches are not coloured, kept ones
+    are outlined.
 
     Args:
         features: the feature file, for its thumbnail. bag: with coords and footprint.
 
     Returns:
-        The two files by kind.
+        The files by kind.
     """
     assert bag.coords is not None and bag.footprint is not None
     coords = bag.coords.cpu().numpy()
-    image, downsample = canvas(features, coords, bag.footprint)
-    ranks = normalise(scores)
-    picture = overlay(image, downsample, coords, bag.footprint, ranks, outline=kept)
-    heatmap = out / "heatmaps" / f"{name}.png"
-    with replacing(heatmap) as temporary:
-        legend = with_legend(picture, "least", "most", "importance to the model (rank)")
-        Image.fromarray(legend).save(temporary, "PNG")
-    geojson = out / "geojson" / f"{name}.geojson"
-    write_geojson(geojson, patches_geojson(coords, bag.footprint, scores, kept=kept))
-    return {"heatmap": heatmap, "geojson": geojson}
+    written = {"geojson": output_files(out, name)["geojson"]}
+    drawn = answers.drawn()
+    if drawn is not None:
+        values, ends, label = drawn
+        image, downsample = canvas(features, coords, bag.footprint)
+        outline = None if answers.kept is None else np.arange(len(values))
+        at = coords[answers.read]
+        picture = overlay(image, downsample, at, bag.footprint, values, outline=outline)
+        written["heatmap"] = output_files(out, name)["heatmap"]
+        with replacing(written["heatmap"]) as temporary:
+            Image.fromarray(with_legend(picture, *ends, label)).save(temporary, "PNG")
+    wanted = answers.selector_scores
+    collection = patches_geojson(
+        coords,
+        bag.footprint,
+        answers.scores,
+        kept=answers.kept,
+        probabilities=answers.probabilities,
+        classes=None if answers.probabilities is None else answers.classes,
+        measurements=None if wanted is None else {"selector score": wanted},
+    )
+    write_geojson(written["geojson"], collection)
+    return written
+
+
+def output_files(out: Path, name: str) -> dict[str, Path]:
+    """Where the files of a slide lie, by kind, if there are any."""
+    return {
+        "scores": out / "scores" / f"{name}.csv",
+        "heatmap": out / "heatmaps" / f"{name}.png",
+        "geojson": out / "geojson" / f"{name}.geojson",
+    }
 
 
 def canvas(
@@ -78,3 +181,7 @@ def canvas(
     downsample = max(1.0, float(far.max()) / edge)
     width, height = np.ceil(far / downsample).astype(int)
     return np.full((height, width, 3), 255, np.uint8), (downsample, downsample)
+
+
+def _array(values: Tensor | None) -> Floats | None:
+    return None if values is None else values.detach().double().cpu().numpy()

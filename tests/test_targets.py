@@ -1,0 +1,63 @@
+"""From a target's text to an object, through imports and calls that may fail."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from wsizoo.errors import PluginError, SpecError
+from wsizoo.targets import call, load_target
+
+
+def raising(error: BaseException) -> Callable[[str], Any]:
+    def load(name: str) -> Any:
+        raise error
+
+    return load
+
+
+def test_ctrl_c_passes_through_a_component_s_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.import_module", raising(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        load_target("pkg.model:Class", "a test")
+
+
+def test_a_target_whose_module_fails_names_the_cause() -> None:
+    with pytest.raises(
+        PluginError,
+        match="a test cannot be imported from 'no_such:X': ModuleNotFoundError: No module named",
+    ):
+        load_target("no_such:X", "a test")
+
+
+@pytest.mark.parametrize("error", [SystemExit(1), AttributeError("half way"), KeyError("x")])
+def test_whatever_a_target_s_module_raises_is_a_plugin_error(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.import_module", raising(error))
+    with pytest.raises(PluginError, match=f"cannot be imported from .*{type(error).__name__}"):
+        load_target("pkg.model:Class", "a test")
+
+
+def made(in_dim: int, dim: int, dropout: float = 0.0) -> tuple[int, int, float]:
+    if dim < 0:
+        raise ValueError("a negative dim")
+    return in_dim, dim, dropout
+
+
+def test_arguments_of_the_entry_and_of_the_model_are_given_together() -> None:
+    assert call(made, "aggregator 'x'", {"dim": 3}, in_dim=8) == (8, 3, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"dim": 3, "dropuot": 1}, r"'x' has no argument 'dropuot'\. Did you mean 'dropout'\?"),
+        ({"dim": 3, "in_dim": 4}, r"'x' has no argument 'in_dim'"),
+        ({}, r"'x' needs dim\. Give it: aggregator\.dim=VALUE"),
+        ({"dim": -1}, r"'x' cannot be made with \{'dim': -1\}: a negative dim"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(params: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        call(made, "aggregator 'x'", params, in_dim=8)

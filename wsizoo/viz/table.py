@@ -1,0 +1,176 @@
+"""predictions.csv and run.json: a row of numbers a slide, and what made them."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import wsizoo
+from wsizoo.errors import DataError
+from wsizoo.files import write_csv, write_json
+from wsizoo.interfaces import SlideOutput
+from wsizoo.model import SlideModel
+from wsizoo.slides.store import FileHeader
+from wsizoo.viz.predicted import output_files
+
+PREDICTIONS = "predictions.csv"
+RUN = "run.json"
+TEXT = ("slide", "predicted")  # columns that hold no number
+
+
+class Table:
+    """The two files of one folder; rows of earlier calls stay if the same model made them.
+
+    Args:
+        limits: what the model's publisher says it is not good for.
+    """
+
+    def __init__(self, out: Path, model: SlideModel, limits: Any = None) -> None:
+        self.out = out
+        self.made: dict[str, Any] = {
+            "wsizoo": wsizoo.__version__,
+            "model": model.name,
+            "trained": model.trained,
+            "weights": weights_digest(model.inference_state()),
+            "requires": model.requires.to_json(),
+            "classes": list(model.classes),
+        }
+        self.rows, self.stamps, earlier = self._read()
+        self.limits = limits or earlier
+
+    def _read(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Any]:
+        """Rows and stamps by slide, and limits, of earlier calls with the same model; else none."""
+        try:
+            run = json.loads((self.out / RUN).read_text(encoding="utf-8"))
+            if {name: run.get(name) for name in self.made} != self.made:
+                return {}, {}, None
+            with open(self.out / PREDICTIONS, newline="", encoding="utf-8") as file:
+                rows = {row["slide"]: _numbers(row) for row in csv.DictReader(file)}
+            return rows, dict(run["slides"]), run.get("limits")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}, {}, None
+
+    def known(self, slide: str, digest: str, pictures: bool) -> dict[str, Path] | None:
+        """The files of a slide, if its row rests on these features and nothing is missing."""
+        stamp = self.stamps.get(slide)
+        if slide not in self.rows or not isinstance(stamp, dict) or stamp.get("digest") != digest:
+            return None
+        if pictures and not stamp.get("pictures"):
+            return None
+        paths = output_files(self.out, slide)
+        kinds = stamp.get("files")
+        if not isinstance(kinds, list) or not all(k in paths and paths[k].exists() for k in kinds):
+            return None
+        return {kind: paths[kind] for kind in kinds}
+
+    def add(self, slide: str, row: Mapping[str, Any], stamp: Mapping[str, Any]) -> None:
+        """A slide that was predicted."""
+        self.rows[slide], self.stamps[slide] = dict(row), dict(stamp)
+
+    def fail(self, slide: str, reason: str) -> None:
+        """A slide that was not; a row of an earlier call goes."""
+        self.rows.pop(slide, None)
+        self.stamps[slide] = {"failed": reason}
+
+    def write(self) -> None:
+        """Both files, slides by name."""
+        columns = list(dict.fromkeys(key for row in self.rows.values() for key in row)) or ["slide"]
+        write_csv(self.out / PREDICTIONS, [self.rows[name] for name in sorted(self.rows)], columns)
+        limits = {"limits": self.limits} if self.limits else {}
+        slides = {name: self.stamps[name] for name in sorted(self.stamps)}
+        write_json(self.out / RUN, {**self.made, **limits, "slides": slides})
+
+
+def read_limits(out: Path) -> str:
+    """What run.json says the model's limits are; "" where it says nothing."""
+    try:
+        return str(json.loads((out / RUN).read_text(encoding="utf-8")).get("limits") or "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def stamp_of(
+    model: SlideModel, file: Path, header: FileHeader, pictures: bool, written: Sequence[str]
+) -> dict[str, Any]:
+    """What a prediction rests on: its features, and what they leave open of the model's needs.
+
+    Args:
+        written: kinds of files that were written, see `output_files`.
+    """
+    stamp: dict[str, Any] = {"features": str(file), "digest": header.digest}
+    unverified = model.requires.unverified(header.fingerprint)
+    if unverified:
+        stamp["unverified"] = unverified
+    if header.fingerprint.declared:
+        stamp["declared"] = True
+    return {**stamp, "pictures": pictures, "files": list(written)}
+
+
+def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
+    """One row of numbers of an output: probabilities and class, or risk and hazards, or a value.
+
+    A model that answers per patch only gives the share of each class, over the patches it read.
+
+    Raises:
+        DataError: another number of classes than the model names.
+    """
+    if output.hazards is not None and output.risk is not None:
+        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(output.hazards)}
+        return {"risk": _number(output.risk), **hazards}
+    if output.value is not None:
+        return {"value": _number(output.value)}
+    if output.logits is not None:
+        probabilities = torch.softmax(output.logits.float(), -1)
+        names = class_names(model, output.logits)
+        columns = {f"prob_{c}": _number(p) for c, p in zip(names, probabilities, strict=True)}
+        return {**columns, "predicted": names[int(probabilities.argmax())]}
+    if output.instance_logits is not None:
+        logits, names = output.instance_logits, class_names(model, output.instance_logits)
+        read = logits if output.kept is None else logits[output.kept]  # (K, C)
+        share = torch.bincount(read.argmax(-1), minlength=len(names)) / max(1, len(read))
+        return {f"share_{c}": _number(s) for c, s in zip(names, share, strict=True)}
+    return {}
+
+
+def class_names(model: SlideModel, logits: Tensor) -> list[str]:
+    """Names of the classes of logits (..., C): the model's, or numbers where it names none.
+
+    Raises:
+        DataError: the model names another number of classes.
+    """
+    count = int(logits.shape[-1])
+    names = [str(name) for name in model.classes] or [str(i) for i in range(count)]
+    if len(names) != count:
+        raise DataError(
+            f"'{model.name}' gives {count} logits and names {len(names)} classes ({names}); "
+            "expected one name each"
+        )
+    return names
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors by name, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as it was before it was written. Raises ValueError: a damaged number."""
+    return {
+        name: value if name in TEXT or not value else float(value) for name, value in row.items()
+    }
+
+
+def _number(value: Any) -> float:
+    return float(f"{float(value):.6g}")
