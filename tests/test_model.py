@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import wsizoo
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import BagError, DataError, FingerprintError, PluginError
 from wsizoo.fingerprint import Fingerprint
@@ -306,3 +307,11 @@ def test_what_is_published_is_named_by_part() -> None:
     made = model(head=classify(), selector=Some([0]))
     assert {name.partition(".")[0] for name in made.inference_state()} == {"aggregator", "head"}
     assert set(made.inference_state(only=["head"])) == {"head.linear.weight", "head.linear.bias"}
+
+
+def test_an_aggregator_that_returns_a_tensor_is_told_what_to_return() -> None:
+    model = wsizoo.build("abmil-uni", "head.classes=[a,b]", "encoder.dim=4")
+    assert model.aggregator is not None
+    model.aggregator.forward = lambda bag: bag.features.mean(0)  # type: ignore[method-assign]
+    with pytest.raises(PluginError, match=r"returned a Tensor, expected wsizoo\.Aggregated\(slide"):
+        model(Bag(torch.ones(3, 4)))

@@ -1,4 +1,4 @@
-"""Which parity cases nobody here reads: one named skip a system, so that silence is never a pass."""
+"""Which parity cases nobody here reads: a named skip a system; silence is no pass."""
 
 import importlib.metadata
 import json

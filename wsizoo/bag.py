@@ -91,6 +91,10 @@ class Bag:
                 "(x, y), one row a patch (coords.round().long())"
             )
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.features.shape))
+        return f"Bag('{self.slide_id}', {shape}, spacing={self.spacing}, encoder={self.encoder})"
+
     def __len__(self) -> int:
         return int(self.features.shape[0])
 

@@ -120,7 +120,12 @@ def _encoders(registry: Registry) -> Iterator[Finding]:
 
     for name, entry in sorted(registry.encoders.items()):
         if not entry.record.get("component"):
-            yield Finding("Encoders", name, False, "its features can be read, not computed, here")
+            yield Finding(
+                "Encoders",
+                name,
+                False,
+                "reads features of other tools; its network is not in this version",
+            )
             continue
         try:
             encoder = load_encoder(name, registry)

@@ -71,9 +71,9 @@ class Fingerprint:
         for field, (mine, theirs) in self.differences(features).items():
             if field == "encoder":
                 raise FingerprintError(
-                    f"{model} was made for {mine} features; {bag} was encoded with {theirs}. Widths "
-                    f"may agree, the features do not. Use features of {mine}, or a model that reads "
-                    f"yours: wsizoo list --encoder {theirs}"
+                    f"{model} was made for {mine} features; {bag} was encoded with {theirs}. "
+                    "Widths may agree, the features do not. Use features of "
+                    f"{mine}, or a model that reads yours: wsizoo list --encoder {theirs}"
                 )
             option = {"mpp": " --patch-mpp {}", "patch_size": " --patch-size {}"}.get(field, "")
             raise FingerprintError(

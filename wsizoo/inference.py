@@ -85,7 +85,8 @@ def predict(
             and predict every slide again.
 
     Raises:
-        DataError: nothing to predict, two slides of one name, `out` not writable.
+        DataError: nothing to predict, two slides of one name, `out` not writable or with the
+            predictions of another model.
         WeightsError, NotFoundError: the model, or its encoder where there are slides to encode.
         FingerprintError: `request` asks for other patches than the model was trained on.
         BackendError: no such device. What concerns single slides is reported in the result, and
@@ -93,7 +94,7 @@ def predict(
     """
     files, source, limits = _begin(inputs, model, out, request, device, progress, overwrite)
     out = Path(out)
-    table = Table(out, source.model, limits)
+    table = Table(out, source.model, limits, overwrite)
     work = partial(_predict_one, source, table, out, pictures)
     results: list[Predicted] = []
     try:

@@ -15,7 +15,7 @@ from wsizoo.errors import WsizooError
 @click.argument("names", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON each.")
 def verify_command(names: tuple[str, ...], as_json: bool) -> None:
-    """Verify NAMES: models (name, hf:owner/name@COMMIT, folder) or feature files (.h5).
+    """Verify NAMES: models (name, hf:owner/name@COMMIT, folder), feature files, folders of .h5.
 
     A model: digests, strict loading, and its golden bag replayed. A feature file: complete, and its
     content equal to its digest. Exit code 1 if anything fails.
@@ -26,7 +26,7 @@ def verify_command(names: tuple[str, ...], as_json: bool) -> None:
       wsizoo verify features/*.h5
     """
     failed = False
-    for name in names:
+    for name in [each for given in names for each in _features_in(given) or [given]]:
         try:
             found = _verify_one(name)
             line = {"name": name, "ok": True, **found}
@@ -39,6 +39,11 @@ def verify_command(names: tuple[str, ...], as_json: bool) -> None:
             rest = ", ".join(f"{k} {v}" for k, v in line.items() if k not in ("name", "ok"))
             click.echo(f"{'ok     ' if line['ok'] else 'FAILED '} {name}  {rest}")
     sys.exit(1 if failed else 0)
+
+
+def _features_in(name: str) -> list[str]:
+    """The feature files of a folder; none for anything else."""
+    return sorted(str(file) for file in Path(name).glob("*.h5")) if Path(name).is_dir() else []
 
 
 def _verify_one(name: str) -> dict[str, object]:

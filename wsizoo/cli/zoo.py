@@ -57,6 +57,9 @@ def list_command(
             commercial=True if commercial else None,
         )
         rows = [_model_row(registry, name) for name in names]
+    for found in registry.plugins.all:
+        if found.reason and not found.reason.startswith("not in the allow-list"):
+            click.echo(f"{found.distribution} is in quarantine; see: wsizoo plugins", err=True)
     if as_json:
         click.echo(json.dumps(rows, indent=2))
         return

@@ -26,31 +26,41 @@ TEXT = ("slide", "predicted")  # columns that hold no number
 
 
 class Table:
-    """The two files of one folder; rows of earlier calls stay if the same model made them.
+    """The two files of one folder; rows of earlier calls with the same model stay.
 
     Args:
         limits: what the model's publisher says it is not good for.
+        overwrite: begin anew where another model's rows are.
+
+    Raises:
+        DataError: the folder holds predictions of another model.
     """
 
-    def __init__(self, out: Path, model: SlideModel, limits: Any = None) -> None:
+    def __init__(
+        self, out: Path, model: SlideModel, limits: Any = None, overwrite: bool = False
+    ) -> None:
         self.out = out
         self.made: dict[str, Any] = {
-            "wsizoo": wsizoo.__version__,
             "model": model.name,
             "trained": model.trained,
             "weights": weights_digest(model.inference_state()),
             "requires": model.requires.to_json(),
             "classes": list(model.classes),
         }
-        self.rows, self.stamps, earlier = self._read()
+        self.rows, self.stamps, earlier = self._read(overwrite)
         self.limits = limits or earlier
 
-    def _read(self) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Any]:
-        """Rows and stamps by slide, and limits, of earlier calls with the same model; else none."""
+    def _read(self, overwrite: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Any]:
+        """Rows and stamps by slide, and limits, of earlier calls with the same model."""
         try:
             run = json.loads((self.out / RUN).read_text(encoding="utf-8"))
             if {name: run.get(name) for name in self.made} != self.made:
-                return {}, {}, None
+                if overwrite:
+                    return {}, {}, None
+                raise DataError(
+                    f"'{self.out}' holds predictions of '{run.get('model')}' with other weights. "
+                    "Choose another folder with -o, or replace them: --overwrite"
+                )
             with open(self.out / PREDICTIONS, newline="", encoding="utf-8") as file:
                 rows = {row["slide"]: _numbers(row) for row in csv.DictReader(file)}
             return rows, dict(run["slides"]), run.get("limits")
@@ -75,9 +85,8 @@ class Table:
         self.rows[slide], self.stamps[slide] = dict(row), dict(stamp)
 
     def fail(self, slide: str, reason: str) -> None:
-        """A slide that was not; a row of an earlier call goes."""
-        self.rows.pop(slide, None)
-        self.stamps[slide] = {"failed": reason}
+        """A slide that was not; the row of an earlier call, and its pictures, stay."""
+        self.stamps[slide] = {**self.stamps.get(slide, {}), "failed": reason}
 
     def write(self) -> None:
         """Both files, slides by name."""
@@ -85,7 +94,8 @@ class Table:
         write_csv(self.out / PREDICTIONS, [self.rows[name] for name in sorted(self.rows)], columns)
         limits = {"limits": self.limits} if self.limits else {}
         slides = {name: self.stamps[name] for name in sorted(self.stamps)}
-        write_json(self.out / RUN, {**self.made, **limits, "slides": slides})
+        made = {"wsizoo": wsizoo.__version__, **self.made}
+        write_json(self.out / RUN, {**made, **limits, "slides": slides})
 
 
 def read_limits(out: Path) -> str:
