@@ -28,8 +28,8 @@ def model_card(config: dict[str, Any]) -> str:
         + " -> ".join(_composition(spec))
         + ".",
         "## Use",
-        f"```python\nimport wsizoo\n\nmodel = wsizoo.load('hf:OWNER/{config['name']}@COMMIT')\n"
-        "out = model(wsizoo.read_bag('slide.h5'))\n```",
+        f'```python\nimport wsizoo\n\nmodel = wsizoo.load("hf:OWNER/{config["name"]}@COMMIT")\n'
+        'out = model(wsizoo.read_bag("slide.h5"))\n```',
         _features(config["fingerprint"]),
         "## Training and results",
         *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
