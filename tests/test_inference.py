@@ -592,3 +592,10 @@ def test_run_json_states_the_limits_of_the_model(slides: Path, tmp_path: Path) -
     assert "A toy trained on synthetic slides" in run(tmp_path)["limits"]
     predict(slides / "S0.svs", toy_model(), tmp_path / "toy")
     assert "limits" not in run(tmp_path / "toy")
+
+
+def test_limits_are_stamped_for_a_model_object_too(features: Path, tmp_path: Path) -> None:
+    model = toy_model()
+    model.facts = {"limits": "a toy"}
+    predict(features / "F0.h5", model, tmp_path / "out")
+    assert run(tmp_path / "out")["limits"] == "a toy"

@@ -477,3 +477,12 @@ def test_the_card_says_what_is_not_stated(registry: Registry, tmp_path: Path) ->
     assert "Not stated by the publisher." in body
     assert "What made its features is not stated" in body
     assert "Research only. Not validated for diagnosis." in body
+
+
+def test_what_the_publisher_stated_stays_with_the_model(tmp_path: Path) -> None:
+    model = wsizoo.load("abmil-demo")
+    assert "synthetic" in model.facts["limits"]
+    again = wsizoo.load(wsizoo.save(model, tmp_path / "copy"))
+    assert again.facts == model.facts
+    silent = wsizoo.load(wsizoo.save(model, tmp_path / "silent", training={}))
+    assert silent.facts == {}

@@ -25,13 +25,11 @@ from wsizoo.extraction import (
 from wsizoo.files import replacing
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
-from wsizoo.registry import default
 from wsizoo.slides.extract import Progress, Request, bag_of_slide, header_of_slide
 from wsizoo.slides.store import EMBEDDING, FileHeader, read_bag, read_header
-from wsizoo.stored import find_stored
 from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
 from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
-from wsizoo.zoo import load_encoder, load_stored
+from wsizoo.zoo import load, load_encoder
 
 FEATURES = ".h5"
 
@@ -92,9 +90,9 @@ def predict(
         BackendError: no such device. What concerns single slides is reported in the result, and
         the others go on.
     """
-    files, source, limits = _begin(inputs, model, out, request, device, progress, overwrite)
+    files, source = _begin(inputs, model, out, request, device, progress, overwrite)
     out = Path(out)
-    table = Table(out, source.model, limits, overwrite)
+    table = Table(out, source.model, overwrite)
     work = partial(_predict_one, source, table, out, pictures)
     results: list[Predicted] = []
     try:
@@ -129,7 +127,7 @@ def embed(
     attributes `model` (its name) and `wsizoo_slide` (JSON: the slide, the model, the fingerprint it
     requires). Other arguments and errors: as `predict`.
     """
-    files, source, _ = _begin(inputs, model, out, request, device, progress, overwrite)
+    files, source = _begin(inputs, model, out, request, device, progress, overwrite)
     work = partial(_embed_one, source, Path(out))
     results: list[Predicted] = []
     for path in files:
@@ -233,8 +231,8 @@ def _begin(
     device: torch.device | str,
     progress: Progress | None,
     overwrite: bool,
-) -> tuple[list[Path], FeatureSource, Any]:
-    """The files, where their features come from, and the limits that the model states.
+) -> tuple[list[Path], FeatureSource]:
+    """The files, and where their features come from.
 
     Raises what would make every slide fail, see `predict`.
     """
@@ -242,16 +240,11 @@ def _begin(
     out = Path(out)
     check_writable(out)
     check_device(device)
-    limits = None
-    if not isinstance(model, SlideModel):
-        stored = find_stored(model, default())
-        limits = stored.training.get("limits")
-        model = load_stored(stored, default())
-    network = model.to(device).eval()
+    network = (model if isinstance(model, SlideModel) else load(model)).to(device).eval()
     folder = out / "features"
     source = FeatureSource(network, folder, request or Request(), progress, overwrite, device)
     source.prepare(files)
-    return files, source, limits
+    return files, source
 
 
 def _attempt(work: Callable[[Path], Predicted], path: Path) -> Predicted:

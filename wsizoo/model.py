@@ -62,6 +62,7 @@ class SlideModel(nn.Module):
         self.whole = whole
         self.requires = requires or Fingerprint()
         self.trained = False
+        self.facts: dict[str, Any] = {}  # stated by its publisher: data, results, limits
         self._reported: set[str] = set()
 
     @property

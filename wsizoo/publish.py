@@ -58,7 +58,8 @@ def save(
     Args:
         folder: made in one step; nothing is left of an interrupted save.
         golden: bag whose outputs are recorded for `verify`; default 32 seeded random patches.
-        training: data, metrics, limits; goes into the model card as it is (JSON values).
+        training: data, metrics, limits; goes into the model card as it is (JSON values). Default:
+            what the model was loaded with.
         overwrite: replace a model that is there already.
 
     Raises:
@@ -67,7 +68,7 @@ def save(
     """
     folder = Path(folder)
     _check_free(folder, overwrite)
-    facts = _as_json(training or {})
+    facts = _as_json(model.facts if training is None else training)
     golden = golden if golden is not None else golden_bag(model)
     record = model_record(model.spec)
     record.pop("weights", None)

@@ -66,7 +66,7 @@ def fit(
                     after_epoch(epoch + 1, history.losses[-1])
         finally:
             model.eval()
-    model.requires, model.trained = requires, True
+    model.requires, model.trained, model.facts = requires, True, {}
     return history
 
 

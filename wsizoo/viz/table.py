@@ -29,17 +29,15 @@ class Table:
     """The two files of one folder; rows of earlier calls with the same model stay.
 
     Args:
-        limits: what the model's publisher says it is not good for.
         overwrite: begin anew where another model's rows are.
 
     Raises:
         DataError: the folder holds predictions of another model.
     """
 
-    def __init__(
-        self, out: Path, model: SlideModel, limits: Any = None, overwrite: bool = False
-    ) -> None:
+    def __init__(self, out: Path, model: SlideModel, overwrite: bool = False) -> None:
         self.out = out
+        self.limits = model.facts.get("limits")
         self.made: dict[str, Any] = {
             "model": model.name,
             "trained": model.trained,
@@ -47,25 +45,24 @@ class Table:
             "requires": model.requires.to_json(),
             "classes": list(model.classes),
         }
-        self.rows, self.stamps, earlier = self._read(overwrite)
-        self.limits = limits or earlier
+        self.rows, self.stamps = self._read(overwrite)
 
-    def _read(self, overwrite: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Any], Any]:
-        """Rows and stamps by slide, and limits, of earlier calls with the same model."""
+    def _read(self, overwrite: bool) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+        """Rows and stamps by slide of earlier calls with the same model."""
         try:
             run = json.loads((self.out / RUN).read_text(encoding="utf-8"))
             if {name: run.get(name) for name in self.made} != self.made:
                 if overwrite:
-                    return {}, {}, None
+                    return {}, {}
                 raise DataError(
                     f"'{self.out}' holds predictions of '{run.get('model')}' with other weights. "
                     "Choose another folder with -o, or replace them: --overwrite"
                 )
             with open(self.out / PREDICTIONS, newline="", encoding="utf-8") as file:
                 rows = {row["slide"]: _numbers(row) for row in csv.DictReader(file)}
-            return rows, dict(run["slides"]), run.get("limits")
+            return rows, dict(run["slides"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return {}, {}, None
+            return {}, {}
 
     def known(self, slide: str, digest: str, pictures: bool) -> dict[str, Path] | None:
         """The files of a slide, if its row rests on these features and nothing is missing."""
