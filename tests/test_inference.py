@@ -264,6 +264,19 @@ def test_a_slide_that_fails_now_keeps_its_earlier_row(features: Path, tmp_path: 
     assert "failed" in run(out)["slides"]["F1"] and "failed" not in run(out)["slides"]["F0"]
 
 
+def test_a_failure_is_forgotten_once_the_slide_is_whole_again(
+    features: Path, tmp_path: Path
+) -> None:
+    out, file = tmp_path / "out", features / "F1.h5"
+    predict(file, toy_model(), out)
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    predict(file, toy_model(), out)
+    file.write_bytes(whole)
+    assert predict(file, toy_model(), out)[0].present
+    assert "failed" not in run(out)["slides"]["F1"]
+
+
 def test_features_of_an_earlier_call_are_used_again(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

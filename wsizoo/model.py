@@ -126,8 +126,8 @@ class SlideModel(nn.Module):
     def _headed(self, aggregated: Aggregated, selected: Selected | None, n: int) -> SlideOutput:
         """The head's fields, and per-instance ones aligned with the n patches passed in."""
         if not isinstance(aggregated, Aggregated):
-            kind, wanted = type(aggregated).__name__, "wsizoo.Aggregated(slide=...)"
-            raise PluginError(f"'{self.name}': its aggregator returned a {kind}, expected {wanted}")
+            got = f"a {type(aggregated).__name__}, expected wsizoo.Aggregated(slide=...)"
+            raise PluginError(f"'{self.name}': its aggregator returned {got}")
         fields = {} if self.head is None else self.head(aggregated)
         rows = fields.pop("instance_logits", aggregated.instance_logits)
         kept, wanted, losses = None, None, aggregated.losses

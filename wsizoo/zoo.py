@@ -102,7 +102,7 @@ def adapt(
     spec = stored.spec_with(overrides)
     _check_meaning(stored, spec, "model")
     model = assemble(stored.entry, spec, registry, seed)
-    own = getattr(model.aggregator, "classifier_tensors", ())
+    own = model.aggregator.classifier_tensors if model.aggregator else ()
     new = {f"aggregator.{tensor}" for tensor in own}
     new |= {key for key in {*stored.tensors, *model.inference_state()} if key.startswith("head.")}
     _fill(model, stored, f"'{stored.name}' (without its head)", new)

@@ -177,12 +177,14 @@ def predict_command(
       wsizoo predict features/ -m ./my-model -o out --no-pictures
     """
     from wsizoo.inference import list_inputs, predict
-    from wsizoo.viz.table import read_limits
+    from wsizoo.zoo import load
 
-    with slide_bars(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
+    files = list_inputs(inputs)
+    network = load(model)
+    with slide_bars(len(files), quiet=as_json) as (progress, after):
         results = predict(
             inputs,
-            model,
+            network,
             out,
             pictures=not no_pictures,
             request=_request(cut),
@@ -191,8 +193,7 @@ def predict_command(
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
         )
-    limits = read_limits(out)
-    if limits:
+    if limits := network.facts.get("limits"):
         click.echo(f"Limits of {model}: {limits}", err=True)
     _finish([r.reason for r in results], as_json, out / "predictions.csv")
 

@@ -78,8 +78,9 @@ class Table:
         return {kind: paths[kind] for kind in kinds}
 
     def add(self, slide: str, row: Mapping[str, Any], stamp: Mapping[str, Any]) -> None:
-        """A slide that was predicted."""
-        self.rows[slide], self.stamps[slide] = dict(row), dict(stamp)
+        """A slide that was predicted; that an earlier call failed on it no longer counts."""
+        self.rows[slide] = dict(row)
+        self.stamps[slide] = {name: value for name, value in stamp.items() if name != "failed"}
 
     def fail(self, slide: str, reason: str) -> None:
         """A slide that was not; the row of an earlier call, and its pictures, stay."""
@@ -93,14 +94,6 @@ class Table:
         slides = {name: self.stamps[name] for name in sorted(self.stamps)}
         made = {"wsizoo": wsizoo.__version__, **self.made}
         write_json(self.out / RUN, {**made, **limits, "slides": slides})
-
-
-def read_limits(out: Path) -> str:
-    """What run.json says the model's limits are; "" where it says nothing."""
-    try:
-        return str(json.loads((out / RUN).read_text(encoding="utf-8")).get("limits") or "")
-    except (OSError, ValueError, AttributeError):
-        return ""
 
 
 def stamp_of(
