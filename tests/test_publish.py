@@ -261,7 +261,8 @@ def test_a_model_that_gives_nan_is_not_saved(model: SlideModel, tmp_path: Path) 
 def test_verify_replays_every_output(folder: Path, registry: Registry) -> None:
     found = wsizoo.verify(folder, registry)
     assert found.name == "toy"
-    assert found.outputs == {"logits": 0.0, "embedding": 0.0, "scores": 0.0}
+    assert set(found.outputs) == {"logits", "embedding", "scores"}
+    assert max(found.outputs.values()) < 1e-6  # the last bit depends on where tensors lie in memory
     assert wsizoo.verify("abmil-demo").outputs["logits"] < 1e-4
 
 
@@ -351,7 +352,7 @@ def test_a_pushed_model_comes_back_through_its_address(
     loaded = wsizoo.load(address, registry=registry)
     bag = Bag(torch.randn(4, 8))
     assert_equal(outputs(loaded, bag), outputs(model, bag))
-    assert wsizoo.verify(address, registry).outputs["logits"] == 0.0
+    assert wsizoo.verify(address, registry).outputs["logits"] < 1e-6
     wsizoo.adapt(address, "head.classes=[a,b,c]", registry=registry)
 
 
