@@ -15,10 +15,8 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
-from wsizoo.errors import DataError
-from wsizoo.slides import _he_ops as ops
-from wsizoo.slides.encoders import HandcraftedHE
-from wsizoo.slides.handcrafted import (
+from wsizoo.encoders.builtin import HandcraftedHE
+from wsizoo.encoders.handcrafted import (
     FEATURE_NAMES,
     VERSION,
     encode,
@@ -26,6 +24,8 @@ from wsizoo.slides.handcrafted import (
     standardise,
     table_digest,
 )
+from wsizoo.errors import DataError
+from wsizoo.slides import _he_ops as ops
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 TILE = DATA / "pcam_tiles/tumor/93146fdd1964faa0b09cbb3464ecb53b2c74eaae.png"

@@ -28,7 +28,7 @@ LAYERS = """
 errors hookspecs files names targets yaml_data
 fingerprint spec overrides plugins registry bag patient catalogue builtin
 outputs interfaces losses ops hub weights seeding
-pins stored mil model slides viz
+pins stored mil model encoders slides viz
 zoo card publish extraction inference train doctor scaffold
 cli testing demo __main__
 """.strip().splitlines()

@@ -41,7 +41,7 @@ def test_the_cores_own_components_conform(name: str) -> None:
 
 
 def test_the_built_in_encoder_conforms() -> None:
-    encoders = pytest.importorskip("wsizoo.slides.encoders")
+    encoders = pytest.importorskip("wsizoo.encoders.builtin")
     assert broken(encoders.HandcraftedHE, "encoder") == {}
 
 

@@ -15,7 +15,7 @@ COMPONENTS = (
     Component(
         "encoder",
         "handcrafted-he",
-        target="wsizoo.slides.encoders:HandcraftedHE",
+        target="wsizoo.encoders.builtin:HandcraftedHE",
         summary="208 stain and texture statistics, no download",
         source="wsizoo",
     ),

@@ -21,8 +21,7 @@ import hashlib
 import torch
 from torch import Tensor
 
-from wsizoo.errors import DataError
-from wsizoo.slides._he_ops import (
+from wsizoo.encoders._he_ops import (
     PATTERNS,
     binary_pattern_shares,
     blur,
@@ -37,7 +36,8 @@ from wsizoo.slides._he_ops import (
     sum_2x2,
     triangles,
 )
-from wsizoo.slides._he_table import TABLE, VERSION
+from wsizoo.encoders._he_table import TABLE, VERSION
+from wsizoo.errors import DataError
 
 __all__ = ["FEATURE_NAMES", "VERSION", "encode", "raw_features", "standardise", "table_digest"]
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from wsizoo.encoders.handcrafted import FEATURE_NAMES, VERSION, encode, table_digest
 from wsizoo.interfaces import Encoder
-from wsizoo.slides.handcrafted import FEATURE_NAMES, VERSION, encode, table_digest
 
 
 class HandcraftedHE(Encoder):
-    """208 statistics of stain, texture and nuclei; see `wsizoo.slides.handcrafted`."""
+    """208 statistics of stain, texture and nuclei; see `wsizoo.encoders.handcrafted`."""
 
     name = "handcrafted-he"
     dim = len(FEATURE_NAMES)

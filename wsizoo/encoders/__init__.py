@@ -1,0 +1,1 @@
+"""Encoders: patches to feature vectors, and the facts that make two of them comparable."""
