@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from torch import Tensor
 
+from wsizoo.encoders import _he_ops as ops
 from wsizoo.encoders.builtin import HandcraftedHE
 from wsizoo.encoders.handcrafted import (
     FEATURE_NAMES,
@@ -25,7 +26,6 @@ from wsizoo.encoders.handcrafted import (
     table_digest,
 )
 from wsizoo.errors import DataError
-from wsizoo.slides import _he_ops as ops
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 TILE = DATA / "pcam_tiles/tumor/93146fdd1964faa0b09cbb3464ecb53b2c74eaae.png"
