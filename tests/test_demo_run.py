@@ -17,9 +17,10 @@ from wsizoo.demo.page import _truth, write_page
 from wsizoo.demo.run import locate, run_demo, train_all
 from wsizoo.demo.tour import Located, Tour
 from wsizoo.errors import DataError
-from wsizoo.extraction import Extracted
+from wsizoo.extraction.job import Extracted
 from wsizoo.inference import Predicted, predict
-from wsizoo.slides.store import SlideFacts, read_bag, read_thumbnail, write_bag
+from wsizoo.slides.facts import SlideFacts
+from wsizoo.slides.store import read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.viz.predicted import PatchAnswers, write_scores
 from wsizoo.zoo import load_encoder

@@ -15,11 +15,14 @@ import tifffile
 import torch
 from torch import Tensor
 
-from wsizoo import extraction
 from wsizoo.errors import BackendError, DataError, NotFoundError
-from wsizoo.extraction import Extracted, check_writable, extract, list_files, remove_stale
+from wsizoo.extraction import folders
+from wsizoo.extraction.cohort import extract
+from wsizoo.extraction.folders import check_writable, remove_stale
+from wsizoo.extraction.job import Extracted
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Request
+from wsizoo.slides.manifest import list_files
 from wsizoo.slides.reader import Pixels
 from wsizoo.slides.store import read_bag
 from wsizoo.slides.tiff import write_pyramid
@@ -181,7 +184,11 @@ def test_an_interrupted_run_keeps_what_was_finished_and_nothing_half(
 
     with pytest.raises(KeyboardInterrupt):
         extract(folder, MeanColour(interrupt), tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["S0.h5", "extract.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "S0.h5",
+        "extract.csv",
+        "extract.html",
+    ]
     assert list(report(tmp_path)) == ["S0"]
     assert states(extract(folder, MeanColour(), tmp_path)) == {
         "S0": "present", "S1": "done", "S2": "done",
@@ -261,7 +268,7 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"output folder '.*file' cannot be made"):
         extract(folder, MeanColour(), tmp_path / "file")
-    monkeypatch.setattr(extraction.os, "access", lambda *_: False)
+    monkeypatch.setattr(folders.os, "access", lambda *_: False)
     with pytest.raises(DataError, match=r"is read-only; choose another with -o"):
         check_writable(tmp_path)
 
@@ -304,7 +311,11 @@ def test_a_run_clears_its_folder_of_what_killed_runs_left(folder: Path, tmp_path
     left.write_text("half")
     os.utime(left, (0, 0))
     extract(folder / "S0.svs", MeanColour(), tmp_path)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["S0.h5", "extract.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "S0.h5",
+        "extract.csv",
+        "extract.html",
+    ]
 
 
 def test_the_report_keeps_rows_of_earlier_calls(folder: Path, tmp_path: Path) -> None:
@@ -319,7 +330,7 @@ def test_the_report_keeps_rows_of_earlier_calls(folder: Path, tmp_path: Path) ->
 SLOW_RUN = """
 import sys, time
 from wsizoo.interfaces import Encoder
-from wsizoo.extraction import extract
+from wsizoo.extraction.cohort import extract
 
 class Slow(Encoder):
     name, dim, mpp, patch_size = "slow", 3, 0.5, 64

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.slides.facts import SlideFacts
 from wsizoo.slides.store import (
-    SlideFacts,
     check_content,
     read_bag,
     read_header,
@@ -158,11 +158,11 @@ def test_an_unfinished_file_is_refused(path: Path) -> None:
 def test_a_newer_layout_asks_for_a_newer_wsizoo(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["wsizoo"] = json.dumps({**json.loads(file.attrs["wsizoo"]), "schema": 99})
-    with pytest.raises(DataError, match=r"schema 99, this wsizoo reads 1: pip install"):
+    with pytest.raises(DataError, match=r"schema 99, this wsizoo reads 2: pip install"):
         read_header(path)
 
 
-@pytest.mark.parametrize("told", ["{", "[]", "{}", '{"schema": 1}', "null"])
+@pytest.mark.parametrize("told", ["{", "[]", "{}", '{"schema": 2}', "null"])
 def test_a_header_of_nonsense_is_damaged(path: Path, told: str) -> None:
     with h5py.File(path, "r+") as file:
         file.attrs["wsizoo"] = told

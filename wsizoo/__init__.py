@@ -31,7 +31,7 @@ _PUBLIC = {
     "WsizooError": "wsizoo.errors",
     "adapt": "wsizoo.zoo",
     "build": "wsizoo.zoo",
-    "extract": "wsizoo.extraction",
+    "extract": "wsizoo.extraction.cohort",
     "hookimpl": "wsizoo.hookspecs",
     "list_models": "wsizoo.catalogue",
     "load": "wsizoo.zoo",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from wsizoo.catalogue import list_models as list_models
     from wsizoo.catalogue import show as show
     from wsizoo.errors import WsizooError as WsizooError
-    from wsizoo.extraction import extract as extract
+    from wsizoo.extraction.cohort import extract as extract
     from wsizoo.fingerprint import Fingerprint as Fingerprint
     from wsizoo.hookspecs import Component as Component
     from wsizoo.hookspecs import OpBackend as OpBackend

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import time
@@ -59,16 +60,21 @@ def replacing_folder(folder: Path | str) -> Iterator[Path]:
 def locked(path: Path | str, patience: float = 10.0) -> Iterator[None]:
     """One process or thread at a time changes `path`, on any system: the one that made its lock.
 
+    A lock whose holder was killed on this computer is taken away.
+
     Args:
         patience: s to wait for the others.
 
     Raises:
-        DataError: the lock is still there after that; its holder may have died.
+        DataError: the lock is still there after that; its holder may have died elsewhere.
     """
     lock = Path(f"{path}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
     last = time.monotonic() + patience
     while not _made(lock):
+        if _is_orphan(lock):
+            lock.unlink(missing_ok=True)
+            continue
         if time.monotonic() > last:
             raise DataError(
                 f"{lock} is held by another process. If none is running, delete that file"
@@ -82,13 +88,36 @@ def locked(path: Path | str, patience: float = 10.0) -> Iterator[None]:
 
 def _made(lock: Path) -> bool:
     try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+        file = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
     except FileExistsError:
         return False
     except PermissionError:
         if os.name != "nt":  # there: one that is being deleted
             raise
         return False
+    os.write(file, f"{os.getpid()} {platform.node()}".encode())
+    os.close(file)
+    return True
+
+
+def _is_orphan(lock: Path) -> bool:
+    try:
+        pid, _, node = lock.read_text(encoding="utf-8").partition(" ")
+    except OSError:
+        return False
+    return node == platform.node() and not is_alive(int(pid))
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this computer is running; where that cannot be asked, it is."""
+    if os.name != "posix":
+        return True  # not to be asked there without ending the process
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
     return True
 
 

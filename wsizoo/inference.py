@@ -13,20 +13,17 @@ from typing import Any
 import torch
 
 from wsizoo.bag import Bag
+from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import DataError, SpecError
-from wsizoo.extraction import (
-    SLIDE_SUFFIXES,
-    check_device,
-    check_one_name_each,
-    check_writable,
-    list_files,
-    reason_of,
-)
+from wsizoo.extraction.folders import check_device, check_writable
+from wsizoo.extraction.job import reason_of
 from wsizoo.files import replacing
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
-from wsizoo.slides.extract import Progress, Request, bag_of_slide, header_of_slide
-from wsizoo.slides.store import EMBEDDING, FileHeader, read_bag, read_header
+from wsizoo.slides.extract import Progress, Request, SlideEncoder
+from wsizoo.slides.facts import FileHeader
+from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, check_one_name_each, list_files
+from wsizoo.slides.store import EMBEDDING, read_bag, read_header
 from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
 from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
 from wsizoo.zoo import load, load_encoder
@@ -195,6 +192,11 @@ class FeatureSource:
             self._encoder = encoder.to(self.device)
         return self._encoder
 
+    def _maker(self) -> SlideEncoder:
+        return SlideEncoder(
+            BatchEncoder(self.encoder(), self.device), self.request, self.progress, threads=2
+        )
+
     def file(self, path: Path) -> Path:
         """Where the features of a slide lie: the file that was given, or one in `folder`."""
         return path if path.suffix == FEATURES else self.folder / f"{path.stem}{FEATURES}"
@@ -203,7 +205,7 @@ class FeatureSource:
         """Of the feature file, where there is one that answers the request; cheap."""
         if path.suffix == FEATURES:
             return read_header(path)
-        return header_of_slide(path, self.encoder(), self.file(path), self.request)
+        return self._maker().header(SlideEntry(path), self.file(path))
 
     def bag(self, path: Path) -> Bag:
         """The features of a slide, made now if they are not there, under the slide's name."""
@@ -211,15 +213,7 @@ class FeatureSource:
         if path.suffix == FEATURES:
             bag = read_bag(file)
         else:
-            bag = bag_of_slide(
-                path,
-                self.encoder(),
-                file,
-                self.request,
-                self.progress,
-                self.overwrite,
-                self.device,
-            )
+            bag = self._maker().bag(SlideEntry(path), file, self.overwrite)
         return bag.replace(slide_id=path.stem)  # the name that its outputs get
 
 

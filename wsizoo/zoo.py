@@ -109,7 +109,7 @@ def adapt(
     return model
 
 
-def load_encoder(name: str, registry: Registry | None = None) -> Encoder:
+def load_encoder(name: str, registry: Registry | None = None, weights=None) -> Encoder:
     """An encoder that runs, in eval mode.
 
     Raises:

@@ -4,141 +4,99 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsizoo.cli.progress import slide_bars
+from wsizoo.cli.options import (
+    device_option,
+    encoding_options,
+    json_option,
+    model_option,
+    out_option,
+    patch_options,
+    request_of,
+    scale_options,
+)
+from wsizoo.cli.progress import cohort_bar, slide_bars
 
 if TYPE_CHECKING:
-    from wsizoo.extraction import Extracted
+    from wsizoo.extraction.job import Extracted
     from wsizoo.inference import Predicted
-    from wsizoo.slides.extract import Request
-
-Command = Callable[..., Any]
-
-
-ABOVE_0 = click.FloatRange(0, min_open=True)
-PATCH_OPTIONS = (
-    click.option(
-        "--mpp", type=ABOVE_0, help="Microns per level-0 px, instead of what slides state."
-    ),
-    click.option(
-        "--patch-mpp", type=ABOVE_0, help="Microns per px of a patch [the encoder's own]."
-    ),
-    click.option(
-        "--patch-size", type=click.IntRange(1), help="Edge of a patch in px [the encoder's own]."
-    ),
-    click.option(
-        "--overlap",
-        type=click.FloatRange(0, 1, max_open=True),
-        default=0.0,
-        help="Share of an edge that neighbours share [0].",
-    ),
-    click.option(
-        "--min-tissue",
-        type=click.FloatRange(0, 1),
-        help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
-    ),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=64,
-        show_default=True,
-        help="Patches at once.",
-    ),
-    click.option(
-        "--overwrite",
-        is_flag=True,
-        help="Replace feature files that are damaged or were made in another way.",
-    ),
-)
-
-
-def patch_options(command: Command) -> Command:
-    """Options on how patches are cut and encoded."""
-    for option in reversed(PATCH_OPTIONS):
-        command = option(command)
-    return command
-
-
-def out_option(help_text: str) -> Callable[[Command], Command]:
-    """-o/--out, a folder."""
-    return click.option(
-        "-o", "--out", required=True, type=click.Path(path_type=Path), help=help_text
-    )
-
-
-model_option = click.option(
-    "-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save."
-)
-device_option = click.option(
-    "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."
-)
-json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 
 
 @click.command("extract")
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-e",
-    "--encoder",
-    default="handcrafted-he",
-    show_default=True,
-    help="See: wsizoo list --encoders",
-)
-@out_option("Folder for <slide>.h5.")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes.")
+@out_option("Folder for <slide>.h5, extract.csv and extract.html.")
+@encoding_options
 @device_option
+@scale_options
 @patch_options
 @json_option
 def extract_command(
     slides: tuple[Path, ...],
     encoder: str,
     out: Path,
-    workers: int,
-    device: str,
+    shard: str | None,
     overwrite: bool,
     as_json: bool,
-    **cut: Any,
+    **options: Any,
 ) -> None:
-    """Cut SLIDES (files or folders) into patches and write their features to OUT/<slide>.h5.
+    """Cut SLIDES into patches and write their features to OUT/<slide>.h5.
+
+    SLIDES are files, folders, or manifests: a .csv with the column slide and, optional, mpp,
+    patient and label.
 
     A slide that fails is reported and the others go on (exit code 1). Run the same command again
-    after an interruption: finished files are verified and kept. OUT/extract.csv tells what became
-    of each slide.
+    after an interruption: finished files are verified and kept, a slide that was under way goes on
+    where it was. OUT/extract.csv tells what became of each slide, OUT/extract.html shows what
+    stands out.
 
     \b
     Examples:
       wsizoo extract slides/ -o features --workers 4
       wsizoo extract a.svs b.ndpi -e handcrafted-he -o features --device cuda
       wsizoo extract scan.tiff --mpp 0.25 -o features
+      wsizoo extract cohort.csv -o features --shard 3/16
+      sbatch --array=0-15 --wrap "wsizoo extract cohort.csv -o features"
+      RAY_ADDRESS=auto wsizoo extract cohort.csv -o features --engine ray
     """
-    from wsizoo.extraction import SLIDE_SUFFIXES, extract, list_files
+    from wsizoo.extraction.cohort import extract, list_cohort
+    from wsizoo.extraction.progress import Pace
+    from wsizoo.extraction.shards import Shard
 
-    total = len(list_files(slides, SLIDE_SUFFIXES))
-    with slide_bars(total, quiet=as_json) as (progress, after):
+    part = Shard.parse(shard) if shard else Shard.of_slurm()
+    pace = Pace(len(list_cohort(slides, part)))
+    if part:
+        click.echo(f"shard {part}: {pace.slides} slides", err=True)
+    scale = {name: options[name] for name in ("device", "weights", "precision", "workers")}
+    with cohort_bar(pace, quiet=as_json) as (progress, after):
         results = extract(
             slides,
             encoder,
             out,
-            request=_request(cut),
-            device=device,
+            request=request_of(options),
             progress=progress,
             after_slide=after(_extracted_json if as_json else _extracted_line),
-            workers=workers,
+            threads=options["threads"],
+            engine=options["engine"],
+            shard=part,
             overwrite=overwrite,
+            **scale,
         )
-    _finish([r.reason for r in results], as_json, out / "extract.csv")
+    _finish([r.reason for r in results], as_json, out / "extract.html", pace.speed)
 
 
 def _extracted_line(result: Extracted) -> str:
     if result.reason:
         return f"FAILED   {result.slide_id}: {result.reason}"
-    seconds = f"{result.seconds:.1f} s"
-    return f"{result.state:<8} {result.slide_id}  {result.patches} patches  {seconds}"
+    told = [f"{result.patches} patches"]
+    if result.unreadable:
+        told.append(f"{result.unreadable} more are damaged")
+    told.append(f"{result.seconds:.1f} s")
+    return "  ".join([f"{result.state:<8} {result.slide_id}", *told])
 
 
 def _extracted_json(result: Extracted) -> str:
@@ -187,7 +145,7 @@ def predict_command(
             network,
             out,
             pictures=not no_pictures,
-            request=_request(cut),
+            request=request_of(cut),
             device=device,
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
@@ -230,7 +188,7 @@ def embed_command(
             inputs,
             model,
             out,
-            request=_request(cut),
+            request=request_of(cut),
             device=device,
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
@@ -254,23 +212,11 @@ def _predicted_json(result: Predicted) -> str:
     return json.dumps(told, default=str)
 
 
-def _request(cut: dict[str, Any]) -> Request:
-    from wsizoo.slides.extract import Request
-
-    return Request(
-        mpp=cut["patch_mpp"],
-        patch_size=cut["patch_size"],
-        overlap=cut["overlap"],
-        min_tissue=cut["min_tissue"],
-        slide_mpp=cut["mpp"],
-        batch_size=cut["batch_size"],
-    )
-
-
-def _finish(reasons: Sequence[str], as_json: bool, where: Path) -> None:
+def _finish(reasons: Sequence[str], as_json: bool, where: Path, more: str = "") -> None:
     """A closing line; exit code 1 if any slide failed."""
     failed = sum(bool(reason) for reason in reasons)
     if not as_json:
-        click.echo(f"{len(reasons) - failed} of {len(reasons)} slides done: {where}", err=True)
+        told = f"{len(reasons) - failed} of {len(reasons)} slides done{more}: {where}"
+        click.echo(told, err=True)
     if failed:
         sys.exit(1)

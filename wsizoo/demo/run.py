@@ -15,7 +15,8 @@ from wsizoo.demo.cohort import CohortSlide, write_cohort
 from wsizoo.demo.page import write_page
 from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Located, Scored, Tour
 from wsizoo.errors import DataError
-from wsizoo.extraction import Extracted, extract
+from wsizoo.extraction.cohort import extract
+from wsizoo.extraction.job import Extracted
 from wsizoo.files import write_csv
 from wsizoo.inference import Predicted, predict
 from wsizoo.publish import save, verify

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsizoo.demo.cohort import CohortSlide
-from wsizoo.extraction import Extracted
+from wsizoo.extraction.job import Extracted
 from wsizoo.inference import Predicted
 from wsizoo.model import SlideModel
 from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve

@@ -190,3 +190,44 @@ def _cut(strip: Pixels, x: float, y: float, edge: float, size: int, margin: int)
     x, y = (round((at - low) * SUBPIXEL) / SUBPIXEL for at, low in ((x, left), (y, top)))
     box = (x, y, min(x + edge, window.width), min(y + edge, window.height))  # up to rounding
     return np.asarray(window.resize((size, size), Image.Resampling.BILINEAR, box))
+
+
+# STUB of the patches branch
+@dataclass(frozen=True)
+class PatchBatch:
+    first: int
+    count: int
+    index: NDArray[np.int64]
+    pixels: Pixels
+
+
+def read_batches(slide, grid, cells, batch_size, threads=2, start=0):
+    for first in range(start, len(cells), batch_size):
+        chosen = cells[first : first + batch_size]
+        index, got = [], []
+        for i in range(len(chosen)):
+            try:
+                got.append(next(read_patches(slide, grid, chosen[i : i + 1]))[1])
+                index.append(first + i)
+            except SlideError:
+                pass
+        pixels = (
+            np.concatenate(got)
+            if got
+            else np.empty((0, grid.patch_size, grid.patch_size, 3), np.uint8)
+        )
+        yield PatchBatch(first, len(chosen), np.array(index, np.int64), pixels)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    asked_mpp: float
+    realised_mpp: float
+    error: float
+    level: int
+    downsample: float
+    resampled: bool
+
+
+def certify(slide, grid):
+    return Certificate(grid.mpp, grid.mpp, 0.0, 0, 1.0, False)

@@ -154,7 +154,9 @@ def _span(low: float, length: float, size: int, scale: float, margin: int) -> _S
     return _Span(origin, count, max(0, needed - count), low - start)
 
 
-def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
+def open_slide(
+    path: Path | str, mpp: float | None = None, listed_mpp: float | None = None
+) -> Slide:
     """Open a slide with OpenSlide.
 
     Args:

@@ -1,8 +1,9 @@
 """One HDF5 file a slide: features, coordinates, and everything needed to trust them.
 
 `/features` (N, D) and `/coords` (N, 2) as TRIDENT, torchmil and Patho-Bench read them, the exact
-grid beside; in the root attribute `wsizoo` (JSON) the encoder fingerprint, and a digest of all that
-wsizoo reads back. Files are written under a temporary name, flushed, synced and renamed.
+grid beside; in the root attribute `wsizoo` (JSON) the encoder fingerprint, and checksums of all
+that wsizoo reads back. Files are written under a temporary name, flushed, synced and renamed. One
+slide, encoder and request give one file, byte for byte.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import io
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -24,45 +26,13 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.slides._rows import Rows, add_array, begin_digest
+from wsizoo.slides._rows import SEAL_BYTES, Checksums, Rows, is_sealed, read_rows, seal
+from wsizoo.slides.facts import STATUS, UNREADABLE, Asked, FileHeader, SlideFacts
 from wsizoo.slides.reader import Pixels
 
-SCHEMA = 1
+SCHEMA = 2
 THUMBNAIL_QUALITY = 85
 EMBEDDING = "wsizoo_slide"  # root attribute of a file that holds one vector a slide
-
-
-@dataclass(frozen=True)
-class SlideFacts:
-    """What a feature file says of its slide and of how patches were chosen.
-
-    Args:
-        width, height: level-0 px. quickhash: OpenSlide's, "" where unknown.
-        mpp_source: "file" or "user". overlap: share of a patch's edge.
-        min_tissue: as asked for, None: the default rule.
-    """
-
-    slide_id: str
-    width: int | None = None
-    height: int | None = None
-    quickhash: str = ""
-    mpp_source: str | None = None
-    overlap: float = 0.0
-    min_tissue: float | None = None
-
-
-@dataclass(frozen=True)
-class FileHeader:
-    """The part of a feature file that is read without its features; not checked by the digest."""
-
-    n: int
-    dim: int
-    fingerprint: Fingerprint
-    facts: SlideFacts
-    spacing: float | None
-    footprint: float | None
-    mpp: float | None
-    digest: str
 
 
 def write_bag(
@@ -93,11 +63,15 @@ def writing(
     *,
     facts: SlideFacts | None = None,
     thumbnail: tuple[Pixels, float] | None = None,
+    asked: Asked | None = None,
+    made: Mapping[str, Any] | None = None,
 ) -> Iterator[Callable[[Tensor], None]]:
     """As `write_bag`, but for features that come in parts, which are written at once.
 
     Args:
         bag: everything but its features, which may be (N, 0).
+        asked: where some patches could not be read. made: what else made the features (versions,
+            precision), for people; no checksum of the content covers it.
 
     Returns:
         What to call with rows of features, (n, D) float or (n, 3, H, W) uint8, in order, N in all.
@@ -117,18 +91,24 @@ def writing(
         )
     facts = facts or SlideFacts(bag.slide_id)
     try:
-        with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-            told = _told(bag, facts, thumbnail)
-            rows = Rows(file, len(bag), begin_digest(told))
-            yield rows.append
-            rows.finish(bag.slide_id)
-            _write_rest(file, bag, facts, thumbnail, told, rows.digest)
+        with replacing(path) as temporary:
+            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES) as file:
+                told = _told(bag, facts, thumbnail, asked)
+                rows = Rows(file, len(bag), Checksums(told))
+                yield rows.append
+                rows.finish(bag.slide_id)
+                _write_rest(file, bag, facts, thumbnail, asked, rows.sums)
+                file.attrs["made"] = json.dumps(dict(made or {}), sort_keys=True)
+                file.attrs["wsizoo"] = json.dumps({**told, **rows.sums.seals()})
+                file.flush()
+                file.attrs["complete"] = 1
+            seal(temporary)
     except OSError as error:
         raise DataError(f"'{path}' cannot be written: {error}") from error
 
 
 def read_bag(path: Path | str) -> Bag:
-    """Read a feature file that wsizoo wrote, its content checked against its digest.
+    """Read a feature file that wsizoo wrote, its content checked against its checksum.
 
     Raises:
         DataError: missing, damaged, incomplete, or written by something else.
@@ -137,10 +117,10 @@ def read_bag(path: Path | str) -> Bag:
     with _opened(path) as file:
         header = _header(path, file)
         content = {name: file[name][()] for name in _READ_BACK if name in file}
-        _check_digest(path, file, content)
+        _check_sums(path, file, content, quick=True)
         features, coords = content["features"], content.get("coords")
     return Bag(
-        torch.from_numpy(features),
+        read_rows(features),
         None if coords is None else torch.from_numpy(coords),
         spacing=header.spacing,
         footprint=header.footprint,
@@ -151,7 +131,7 @@ def read_bag(path: Path | str) -> Bag:
 
 
 def check_content(path: Path | str) -> FileHeader:
-    """The header of a feature file whose content matches its digest, read block by block.
+    """The header of a feature file in which no byte has changed, read block by block.
 
     Raises:
         DataError: as `read_bag`.
@@ -159,7 +139,12 @@ def check_content(path: Path | str) -> FileHeader:
     path = Path(path)
     with _opened(path) as file:
         header = _header(path, file)
-        _check_digest(path, file, {name: file[name] for name in _READ_BACK if name in file})
+        _check_sums(path, file, {name: file[name] for name in _READ_BACK if name in file})
+        if not is_sealed(path):
+            raise DataError(
+                f"'{path}' is damaged: its bytes do not match its checksum, though features and "
+                f"coordinates do. {_AGAIN}"
+            )
         return header
 
 
@@ -182,11 +167,29 @@ def read_thumbnail(path: Path | str) -> tuple[Pixels, float] | None:
 
 
 _AGAIN = "Delete it and extract the slide again, or extract with --overwrite"
-_READ_BACK = ("features", "coords", "thumbnail")
+_READ_BACK = ("features", "coords", "asked/coords", "asked/status", "thumbnail")
 
 
-def _told(bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -> dict[str, Any]:
-    """The header, but for the digest."""
+def read_asked(path: Path | str) -> Asked | None:
+    """Every patch that was to be encoded; None where the file does not say. Raises DataError."""
+    with _opened(Path(path)) as file:
+        _header(Path(path), file)
+        if "asked" not in file:
+            return None
+        return Asked(file["asked/coords"][()], file["asked/status"][()])
+
+
+def read_made(path: Path | str) -> dict[str, Any]:
+    """Versions, device and precision that made a file, for people. Raises DataError."""
+    with _opened(Path(path)) as file:
+        _header(Path(path), file)
+        return dict(json.loads(file.attrs.get("made", "{}")))
+
+
+def _told(
+    bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None, asked: Asked | None
+) -> dict[str, Any]:
+    """The header, but for the checksums."""
     return {
         "schema": SCHEMA,
         "fingerprint": (bag.encoder or Fingerprint()).to_json(),
@@ -195,6 +198,7 @@ def _told(bag: Bag, facts: SlideFacts, thumbnail: tuple[Pixels, float] | None) -
         "footprint": _number(bag.footprint),
         "mpp": _number(bag.mpp),
         "thumbnail_downsample": None if thumbnail is None else float(thumbnail[1]),
+        "unreadable": 0 if asked is None else int((asked.status == UNREADABLE).sum()),
     }
 
 
@@ -203,25 +207,28 @@ def _write_rest(
     bag: Bag,
     facts: SlideFacts,
     thumbnail: tuple[Pixels, float] | None,
-    told: dict[str, Any],
-    digest: Any,
+    asked: Asked | None,
+    sums: Checksums,
 ) -> None:
-    """Everything after the features."""
+    """The arrays after the features, in the order of `_READ_BACK`."""
+    arrays: dict[str, NDArray[Any]] = {}
     if bag.coords is not None:
-        coords = np.ascontiguousarray(bag.coords.cpu().numpy())
-        file.create_dataset("coords", data=coords).attrs.update(_trident_attributes(bag, facts))
-        add_array(digest, "coords", coords)
-        if bag.spacing is not None:
-            file.create_dataset("grid", data=bag.grid().cpu().numpy().astype(np.int32))
+        arrays["coords"] = np.ascontiguousarray(bag.coords.cpu().numpy())
+    if asked is not None:
+        arrays |= {"asked/coords": asked.coords, "asked/status": asked.status}
     if thumbnail is not None:
         buffer = io.BytesIO()
         Image.fromarray(thumbnail[0]).save(buffer, "JPEG", quality=THUMBNAIL_QUALITY)
-        jpeg = np.frombuffer(buffer.getvalue(), np.uint8)
-        file.create_dataset("thumbnail", data=jpeg)
-        add_array(digest, "thumbnail", jpeg)
-    file.attrs["wsizoo"] = json.dumps({**told, "digest": digest.hexdigest()})
-    file.flush()
-    file.attrs["complete"] = 1
+        arrays["thumbnail"] = np.frombuffer(buffer.getvalue(), np.uint8)
+    for name, array in arrays.items():
+        file.create_dataset(name, data=array)
+        sums.add(name, array)
+    if "coords" in arrays:
+        file["coords"].attrs.update(_trident_attributes(bag, facts))
+    if asked is not None:
+        file["asked/status"].attrs.update(STATUS)
+    if bag.coords is not None and bag.spacing is not None:
+        file.create_dataset("grid", data=bag.grid().cpu().numpy().astype(np.int32))
 
 
 def _number(value: float | None) -> float | None:
@@ -283,27 +290,28 @@ def _header(path: Path, file: Any) -> FileHeader:
                 f"'{path}' has schema {told['schema']}, this wsizoo reads {SCHEMA}: pip install "
                 "--upgrade wsizoo"
             )
-        n, dim = file["features"].shape[:2]
+        shape = file["features"].shape
         return FileHeader(
-            n=n,
-            dim=dim,
+            n=shape[0],
+            dim=shape[-1],
             fingerprint=Fingerprint.from_json(told["fingerprint"]),
             facts=SlideFacts(**told["slide"]),
             spacing=told["spacing"],
             footprint=told["footprint"],
             mpp=told["mpp"],
             digest=told["digest"],
+            unreadable=told["unreadable"],
         )
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, IndexError) as error:
         raise DataError(f"'{path}' has a damaged header: {error}. {_AGAIN}") from error
 
 
-def _check_digest(path: Path, file: Any, content: Mapping[str, Any]) -> None:
+def _check_sums(path: Path, file: Any, content: Mapping[str, Any], quick: bool = False) -> None:
     """Raise DataError unless arrays (or datasets) are those that were written."""
     told = json.loads(file.attrs["wsizoo"])
-    digest = begin_digest(told)
+    sums = Checksums(told, quick)
     for name in _READ_BACK:
         if name in content:
-            add_array(digest, name, content[name])
-    if digest.hexdigest() != told["digest"]:
+            sums.add(name, content[name])
+    if not sums.matches(told):
         raise DataError(f"'{path}' is damaged: its content does not match its digest. {_AGAIN}")

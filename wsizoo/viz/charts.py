@@ -128,6 +128,30 @@ def curve_chart(
     return plot.svg()
 
 
+def histogram_chart(values: Sequence[float], label: str, bins: int = 20) -> str:
+    """How often which value is met.
+
+    Args:
+        label: what the values are, with the unit. bins: about as many.
+
+    Raises:
+        DataError: nothing finite to draw.
+    """
+    finite = [float(value) for value in values if math.isfinite(value)]
+    edges = nice_ticks(*_finite_range(label, finite), count=bins)
+    step = edges[1] - edges[0]
+    counts = [0] * (len(edges) - 1)
+    for value in finite:
+        counts[min(int((value - edges[0]) / step), len(counts) - 1)] += 1
+    x_ticks = nice_ticks(edges[0], edges[-1])
+    y_ticks = nice_ticks(0, max(counts))
+    plot = Plot(f"Histogram: {label}", x_ticks, y_ticks, x_label=label, y_label="count", inner=160)
+    for left, count in zip(edges, counts, strict=False):
+        corner, end = plot.at(left, count), plot.at(left + step, 0)
+        plot.rectangle(corner, end[0] - corner[0] - 1, end[1] - corner[1], "bar")
+    return plot.svg()
+
+
 def _check_bar(row: Bar) -> None:
     name, value, low, high = row
     if not math.isfinite(value):

@@ -16,7 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from wsizoo.errors import DataError
 from wsizoo.files import write_text
-from wsizoo.viz.charts import Bar, Curve, bar_chart, curve_chart, roc_chart
+from wsizoo.viz.charts import Bar, Curve, bar_chart, curve_chart, histogram_chart, roc_chart
 from wsizoo.viz.page import page
 from wsizoo.viz.svg import shared_decimals
 
@@ -123,6 +123,10 @@ class Report:
     def bars(self, rows: Sequence[Bar], label: str, caption: str = "") -> Self:
         """Bars: (name, value, low, high) each; low and high the ends of an interval, or None."""
         return self.figure(bar_chart(rows, label), caption)
+
+    def histogram(self, values: Sequence[float], label: str, caption: str = "") -> Self:
+        """How often which value is met."""
+        return self.figure(histogram_chart(values, label), caption)
 
     def curve(
         self,

@@ -17,7 +17,7 @@ from wsizoo.errors import DataError
 from wsizoo.files import write_csv, write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
-from wsizoo.slides.store import FileHeader
+from wsizoo.slides.facts import FileHeader
 from wsizoo.viz.predicted import output_files
 
 PREDICTIONS = "predictions.csv"

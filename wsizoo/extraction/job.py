@@ -1,0 +1,119 @@
+"""What is done with one slide, in whichever process."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsizoo.encoders.batches import BatchEncoder
+from wsizoo.errors import WsizooError
+from wsizoo.interfaces import Encoder
+from wsizoo.slides.extract import Progress, Request, SlideEncoder
+from wsizoo.slides.manifest import SlideEntry
+from wsizoo.zoo import load_encoder
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Extracted:
+    """What became of one slide; a row of `extract.csv`.
+
+    Args:
+        state: "done", "present" (an equal file was there) or "failed". reason: why it failed.
+        patches: in the file. unreadable: patches that could not be decoded.
+        tissue: share of the slide. mpp: um per level-0 px. mpp_source: where that comes from.
+        scale_error: of the patches' um/px against what was asked for, relative.
+    """
+
+    slide_id: str
+    slide: Path
+    file: Path
+    state: str
+    patches: int = 0
+    seconds: float = 0.0
+    reason: str = ""
+    unreadable: int = 0
+    tissue: float | None = None
+    mpp: float | None = None
+    mpp_source: str | None = None
+    scale_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """How slides are to be encoded: all that another process needs to know.
+
+    Args:
+        encoder: a name, which each process loads for itself, or an Encoder, which is sent.
+        weights: folder with the encoder's weights. precision: see `BatchEncoder`.
+        threads: that decode patches, in each process.
+    """
+
+    encoder: str | Encoder
+    out: Path
+    request: Request
+    overwrite: bool = False
+    device: torch.device | str | None = None
+    weights: Path | None = None
+    precision: str = "auto"
+    threads: int = 1
+
+    def load(self) -> Encoder:
+        """The encoder, in eval mode, where it was loaded. Raises as `load_encoder`."""
+        if isinstance(self.encoder, Encoder):
+            return self.encoder.eval()
+        return load_encoder(self.encoder, weights=self.weights)
+
+    def begin(self) -> Station:
+        """Load the encoder and move it to its device, in the process that uses it."""
+        encoder = self.load()
+        if self.device is not None:
+            encoder.to(self.device)
+        return Station(self, BatchEncoder(encoder, self.device, self.precision))
+
+
+@dataclass(frozen=True)
+class Station:
+    """A process that is ready for slides."""
+
+    job: Job
+    encode: BatchEncoder
+
+    def run(self, entry: SlideEntry, progress: Progress | None = None) -> Extracted:
+        """One slide; whatever fails is its reason."""
+        file = self.job.out / f"{entry.slide_id}.h5"
+        start = time.monotonic()
+        result = Extracted(entry.slide_id, entry.path, file, "failed")
+        try:
+            maker = SlideEncoder(self.encode, self.job.request, progress, self.job.threads)
+            header, present = maker.extract(entry, file, self.job.overwrite)
+            facts = header.facts
+            result = dataclasses.replace(
+                result,
+                state="present" if present else "done",
+                patches=header.n,
+                unreadable=header.unreadable,
+                tissue=facts.tissue,
+                mpp=header.mpp,
+                mpp_source=facts.mpp_source,
+                scale_error=(facts.certificate or {}).get("error"),
+            )
+        except Exception as error:
+            result = dataclasses.replace(result, reason=reason_of(error))
+        return dataclasses.replace(result, seconds=round(time.monotonic() - start, 2))
+
+
+def reason_of(error: Exception) -> str:
+    """Why one slide failed; the trace of an error that is not ours goes to the log."""
+    if isinstance(error, WsizooError):
+        return str(error)
+    log.debug("unexpected error", exc_info=error)
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,116 @@
+"""Slides on a Ray cluster: one task a slide, retried where its machine or process fails.
+
+Slides and the output folder must lie where every node sees them under the same paths. The features
+are files, so a driver that died is simply started again: what is finished is verified and kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from wsizoo.errors import BackendError
+from wsizoo.extraction.engines import check_sendable
+from wsizoo.extraction.job import Extracted, Job, Station
+from wsizoo.slides.manifest import SlideEntry
+
+RETRIES = 3  # of a task whose process or node died
+AHEAD = 4  # tasks waiting for each that runs, so that no node idles and the driver stays small
+
+
+def on_ray(
+    job: Job, entries: Sequence[SlideEntry], workers: int | None, address: str | None = None
+) -> Iterator[Extracted]:
+    """Each slide as soon as it is finished.
+
+    Args:
+        workers: of a cluster that is started here on this machine; None: all its cores.
+        address: of a running cluster ("auto", "host:6379", "ray://..."); None: RAY_ADDRESS, else
+            a cluster of this machine alone, which ends with the call.
+
+    Raises:
+        BackendError: Ray is not installed, or no cluster answers. DataError: the encoder cannot be
+            sent.
+    """
+    ray = _imported()
+    check_sendable(job)
+    address = address or os.environ.get("RAY_ADDRESS")
+    ours = not ray.is_initialized()
+    if ours:
+        _connect(ray, address, workers)
+    try:
+        yield from _results(ray, job, list(entries))
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _imported() -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise BackendError(
+            'The engine "ray" needs Ray, which is not installed: pip install "wsizoo[ray]"; or use '
+            "--workers N on this machine"
+        ) from error
+    return ray
+
+
+def _connect(ray: Any, address: str | None, workers: int | None) -> None:
+    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
+    try:
+        ray.init(address, log_to_driver=False, logging_level="ERROR", **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BackendError(
+            f"No Ray cluster at '{address or 'this machine'}': {error}. See: ray status"
+        ) from error
+
+
+def _results(ray: Any, job: Job, waiting: list[SlideEntry]) -> Iterator[Extracted]:
+    gpus = 1 if str(job.device or "cpu").startswith("cuda") else 0
+    task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_run)
+    sent = ray.put(job)
+    most = AHEAD * max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
+    running: dict[Any, SlideEntry] = {}
+    waiting = waiting[::-1]
+    while waiting or running:
+        while waiting and len(running) < most:
+            entry = waiting.pop()
+            running[task.remote(sent, entry)] = entry
+        finished, _ = ray.wait(list(running))
+        for reference in finished:
+            entry = running.pop(reference)
+            yield _result(ray, reference, job, entry)
+
+
+def _result(ray: Any, reference: Any, job: Job, entry: SlideEntry) -> Extracted:
+    try:
+        result: Extracted = ray.get(reference)
+        return result
+    except ray.exceptions.RayError as error:
+        first = str(error).strip().splitlines()[0]
+        reason = f"its Ray task failed {RETRIES + 1} times: {first}. Run the same command again"
+        file = job.out / f"{entry.slide_id}.h5"
+        return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
+
+
+def _run(job: Job, entry: SlideEntry) -> Extracted:
+    return _station(job).run(entry)
+
+
+_stations: dict[str, Station] = {}
+
+
+def _station(job: Job) -> Station:
+    """The encoder is loaded once a process."""
+    import torch
+
+    key = repr(job)
+    if key not in _stations:
+        torch.set_num_threads(1)
+        _stations.clear()
+        _stations[key] = job.begin()
+    return _stations[key]
