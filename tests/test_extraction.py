@@ -405,16 +405,6 @@ def test_an_interrupted_run_of_workers_ends_at_once(
     assert list(out.glob("*.h5")) == []
 
 
-@pytest.mark.slow
-def test_a_worker_that_is_killed_is_told_as_such(folder: Path, tmp_path: Path) -> None:
-    process = start_slow_run(tmp_path / "run.py", folder, tmp_path / "out", 2, 30)
-    children = [pid for pid in group_members(process.pid) if int(pid) != process.pid]
-    for pid in children:
-        os.kill(int(pid), signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert "DataError: A worker process died" in errors
-
-
 def test_the_encoder_is_moved_to_the_device_and_features_come_back(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -95,17 +95,21 @@ def _made(lock: Path) -> bool:
         if os.name != "nt":  # there: one that is being deleted
             raise
         return False
-    os.write(file, f"{os.getpid()} {platform.node()}".encode())
-    os.close(file)
+    try:
+        os.write(file, f"{os.getpid()} {platform.node()}".encode())
+    except OSError:  # a full disk: the lock holds, but nobody will know whose it is
+        pass
+    finally:
+        os.close(file)
     return True
 
 
 def _is_orphan(lock: Path) -> bool:
     try:
-        pid, _, node = lock.read_text(encoding="utf-8").partition(" ")
+        pid, _, node = lock.read_text(encoding="utf-8", errors="replace").partition(" ")
     except OSError:
         return False
-    return node == platform.node() and not is_alive(int(pid))
+    return pid.isdecimal() and node == platform.node() and not is_alive(int(pid))
 
 
 def is_alive(pid: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 from wsizoo.errors import DataError
 from wsizoo.extraction.engines import in_this_process, in_workers
@@ -68,6 +68,8 @@ def extract(
         DataError: no slides, two of one name, `out` cannot be written, or workers cannot start.
         NotFoundError, WeightsError: the encoder. BackendError: no such device, or no Ray.
     """
+    if engine not in get_args(Engine):
+        raise DataError(f"engine is '{engine}', expected one of {get_args(Engine)}")
     entries = list_cohort(slides, shard)
     out = Path(out)
     if device is not None:
@@ -127,12 +129,12 @@ def _run(
     progress: Progress | None,
     several: bool,
 ) -> Iterator[Extracted]:
+    if not entries:
+        return iter(())
     if engine == "ray":
         from wsizoo.extraction.on_ray import on_ray
 
         return on_ray(job, entries, workers, ray_address)
-    if engine != "local":
-        raise DataError(f"engine is '{engine}', expected local or ray")
     if several:
         return in_workers(job, entries, min(workers or 1, len(entries)), progress)
     return in_this_process(job, entries, progress)

@@ -133,8 +133,8 @@ class _Pool:
 
 
 _NO_START = (
-    "A worker process died when it began (exit code {}): killed, for want of memory perhaps; or, in "
-    "a script, the call does not stand under `if __name__ == '__main__':`. Finished slides are "
+    "A worker process died when it began (exit code {}): killed, for want of memory perhaps; or, "
+    "in a script, the call does not stand under `if __name__ == '__main__':`. Finished slides are "
     "kept: run it again, with fewer workers (--workers 1)"
 )
 

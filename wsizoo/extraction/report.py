@@ -1,4 +1,4 @@
-"""The report of a cohort: extract.csv, a row a slide, and extract.html, which shows what stands out.
+"""The report of a cohort: extract.csv, a row a slide; extract.html, which shows what stands out.
 
 Jobs that share a folder share the report: each adds its rows under a lock.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from wsizoo.errors import DataError
 from wsizoo.extraction.job import Extracted
 from wsizoo.files import locked, write_csv
 from wsizoo.viz.report import Report
@@ -34,14 +35,19 @@ def write_report(out: Path, results: Sequence[Extracted]) -> None:
     """Write both files; rows of earlier calls, and of other shards, are kept.
 
     Raises:
-        DataError: another process holds the report for a minute.
+        DataError: another process holds the report for a minute, or the disk does not take it.
     """
-    with locked(out / TABLE, PATIENCE):
-        rows = {str(row["slide_id"]): row for row in read_rows(out / TABLE)}
-        rows |= {result.slide_id: _text(vars(result)) for result in results}
-        ordered = [rows[name] for name in sorted(rows)]
-        write_csv(out / TABLE, ordered, COLUMNS)
-        page(ordered).write(out / PAGE)
+    try:
+        with locked(out / TABLE, PATIENCE):
+            rows = {str(row["slide_id"]): row for row in read_rows(out / TABLE)}
+            rows |= {result.slide_id: _text(vars(result)) for result in results}
+            ordered = [rows[name] for name in sorted(rows)]
+            write_csv(out / TABLE, ordered, COLUMNS)
+            page(ordered).write(out / PAGE)
+    except OSError as error:
+        raise DataError(
+            f"the report '{out / TABLE}' cannot be written: {error}. Feature files are not touched"
+        ) from error
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

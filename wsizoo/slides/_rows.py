@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import zlib
 from collections.abc import Mapping
@@ -120,6 +121,36 @@ def read_rows(stored: NDArray[Any]) -> Tensor:
     """The inverse of `stored_rows`."""
     features = torch.from_numpy(stored)
     return features.permute(0, 3, 1, 2).contiguous() if features.ndim == 4 else features
+
+
+class PatientFile(io.FileIO):
+    """A file that HDF5 can write to until the end, whatever the disk says; `check` tells.
+
+    HDF5 crashes the process when a write fails, so it never hears of it.
+    """
+
+    failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        with memoryview(data).cast("B") as left:
+            while len(left) and self.failed is None:
+                try:
+                    left = left[super().write(left) :]
+                except OSError as error:
+                    self.failed = error
+            return memoryview(data).nbytes
+
+    def truncate(self, size: int | None = None) -> int:
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self.failed = self.failed or error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise the OSError that was kept back."""
+        if self.failed is not None:
+            raise self.failed
 
 
 def seal(path: Path) -> None:

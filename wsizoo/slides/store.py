@@ -26,7 +26,7 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.slides._rows import SEAL_BYTES, Checksums, Rows, is_sealed, read_rows, seal
+from wsizoo.slides._rows import SEAL_BYTES, Checksums, PatientFile, Rows, is_sealed, read_rows, seal
 from wsizoo.slides.facts import STATUS, UNREADABLE, Asked, FileHeader, SlideFacts
 from wsizoo.slides.reader import Pixels
 
@@ -92,16 +92,21 @@ def writing(
     facts = facts or SlideFacts(bag.slide_id)
     try:
         with replacing(path) as temporary:
-            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES) as file:
+            with (
+                PatientFile(temporary, "wb+") as disk,
+                h5py.File(disk, "w", userblock_size=SEAL_BYTES) as file,
+            ):
                 told = _told(bag, facts, thumbnail, asked)
                 rows = Rows(file, len(bag), Checksums(told))
                 yield rows.append
+                disk.check()
                 rows.finish(bag.slide_id)
                 _write_rest(file, bag, facts, thumbnail, asked, rows.sums)
                 file.attrs["made"] = json.dumps(dict(made or {}), sort_keys=True)
                 file.attrs["wsizoo"] = json.dumps({**told, **rows.sums.seals()})
                 file.flush()
                 file.attrs["complete"] = 1
+            disk.check()
             seal(temporary)
     except OSError as error:
         raise DataError(f"'{path}' cannot be written: {error}") from error
