@@ -18,7 +18,8 @@ from wsizoo.errors import DataError, WsizooError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.patches import Cells, PatchGrid, find_tissue, read_patches, tissue_cells
-from wsizoo.slides.reader import Pixels, Slide, check_mpp, open_slide
+from wsizoo.slides.reader import Pixels, Slide, open_slide
+from wsizoo.slides.scale import check_mpp
 from wsizoo.slides.store import (
     FileHeader,
     SlideFacts,
