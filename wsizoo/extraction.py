@@ -10,7 +10,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, fields
@@ -23,15 +23,12 @@ from wsizoo.errors import BackendError, DataError, WsizooError
 from wsizoo.files import write_csv
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, extract_slide
+from wsizoo.slides.manifest import SLIDE_SUFFIXES, check_one_name_each, list_files
 from wsizoo.zoo import load_encoder
 
 if TYPE_CHECKING:
     import torch
 
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu"}
-    | {".scn", ".mrxs", ".svslide", ".bif", ".dcm", ".czi"}
-)
 REPORT = "extract.csv"
 TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 STALE_AFTER = 3600.0  # s; for files of another computer, whose processes are not seen
@@ -239,48 +236,6 @@ def _write_report(path: Path, results: Sequence[Extracted]) -> None:
             }
     rows |= {result.slide_id: vars(result) for result in results}
     write_csv(path, [rows[name] for name in sorted(rows)], columns)
-
-
-def list_files(inputs: Iterable[Path | str], suffixes: Iterable[str]) -> list[Path]:
-    """Files as given, and the files with these suffixes inside given folders, sorted; each once.
-
-    Raises:
-        DataError: something is not there, or a folder holds none.
-    """
-    found: dict[Path, Path] = {}
-    for item in map(Path, inputs):
-        if not item.exists():
-            raise DataError(f"No file or folder at '{item}'")
-        for file in _inside(item, frozenset(suffixes)) if item.is_dir() else [item]:
-            found.setdefault(file.resolve(), file)
-    if not found:
-        raise DataError("No slides given")
-    return list(found.values())
-
-
-def _inside(folder: Path, suffixes: frozenset[str]) -> list[Path]:
-    def wanted(file: Path) -> bool:
-        return file.suffix.lower() in suffixes and file.name[0] != "." and file.is_file()
-
-    files = sorted(filter(wanted, folder.iterdir()))
-    if not files:
-        deeper = next(filter(wanted, folder.rglob("*")), None)
-        hint = f". Folders in it are not searched; give them: '{deeper.parent}'" if deeper else ""
-        kinds = ", ".join(sorted(suffixes))
-        raise DataError(f"'{folder}' is a folder that holds no file ending in {kinds}{hint}")
-    return files
-
-
-def check_one_name_each(files: Sequence[Path]) -> None:
-    """Raise DataError when two slides would write one file."""
-    first: dict[str, Path] = {}
-    for file in files:
-        if file.stem in first:
-            raise DataError(
-                f"'{first[file.stem]}' and '{file}' have one name ({file.stem}), so the outputs of "
-                "one would replace those of the other. Give only one of them, or rename one"
-            )
-        first[file.stem] = file
 
 
 def check_device(device: torch.device | str) -> None:

@@ -14,18 +14,12 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, SpecError
-from wsizoo.extraction import (
-    SLIDE_SUFFIXES,
-    check_device,
-    check_one_name_each,
-    check_writable,
-    list_files,
-    reason_of,
-)
+from wsizoo.extraction import check_device, check_writable, reason_of
 from wsizoo.files import replacing
 from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
 from wsizoo.slides.extract import Progress, Request, bag_of_slide, header_of_slide
+from wsizoo.slides.manifest import SLIDE_SUFFIXES, check_one_name_each, list_files
 from wsizoo.slides.store import EMBEDDING, FileHeader, read_bag, read_header
 from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
 from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of

@@ -116,7 +116,8 @@ def extract_command(
       wsizoo extract a.svs b.ndpi -e handcrafted-he -o features --device cuda
       wsizoo extract scan.tiff --mpp 0.25 -o features
     """
-    from wsizoo.extraction import SLIDE_SUFFIXES, extract, list_files
+    from wsizoo.extraction import extract
+    from wsizoo.slides.manifest import SLIDE_SUFFIXES, list_files
 
     total = len(list_files(slides, SLIDE_SUFFIXES))
     with slide_bars(total, quiet=as_json) as (progress, after):

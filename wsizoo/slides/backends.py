@@ -223,9 +223,8 @@ class ImageBackend:
                 ) from error
             except Exception as error:  # Pillow's plugins raise of many kinds
                 raise SlideError(
-                    f"{self.path} is in no format that is read here: OpenSlide's (svs, ndpi, mrxs, "
-                    "dcm, ...), tiff, png, jpg, bmp or webp. It is not a slide, or only a part of "
-                    "one"
+                    f"{self.path} is in no format OpenSlide reads (svs, ndpi, mrxs, dcm, ...), and "
+                    "no tiff, png, jpg, bmp or webp. It is not a slide, or only a part of one"
                 ) from error
 
 

@@ -39,7 +39,7 @@ class Slide:
     ) -> None:
         self.path = path
         self.slide_id = path.stem
-        self._handle = handle
+        self._handle, self._closed = handle, False
         self.reader, self.format = handle.reader, handle.format
         self.size: tuple[int, int] = handle.dimensions
         self.downsamples: tuple[float, ...] = handle.level_downsamples
@@ -108,6 +108,8 @@ class Slide:
         return self.image(max(1.0, max(self.size) / edge))
 
     def _region(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
+        if self._closed:
+            raise SlideError(f"{self.path} was closed, so nothing more can be read of it")
         try:
             return self._handle.read_region(origin, level, size)
         except OSError as error:
@@ -117,6 +119,7 @@ class Slide:
             ) from error
 
     def close(self) -> None:
+        self._closed = True
         self._handle.close()
 
     def __enter__(self) -> Slide:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import nan
+from math import isnan, nan
 from pathlib import Path
 
 from wsizoo.errors import ScaleError
@@ -72,11 +72,12 @@ def resolve_mpp(
     found = "no microns per pixel"
     if refused:
         low, high = PLAUSIBLE_MPP
-        found = f"{', '.join(refused)}, outside the {low:g} to {high:g} um/px of scans"
+        found = f"{' and '.join(refused)}, outside {low:g} to {high:g}, where scans are"
     raise ScaleError(f"{path} states {found}. {ADVICE}")
 
 
 def is_plausible(mpp: float) -> bool:
+    """Whether a scanner may have made it."""
     low, high = PLAUSIBLE_MPP
     return low <= mpp <= high
 
@@ -90,10 +91,11 @@ def _check_square(path: Path, source: str, x: float, y: float) -> None:
 
 
 def _describe(source: str, x: float, y: float) -> str:
-    number = f"{x:.4g}" if f"{x:.4g}" == f"{y:.4g}" else f"{x:.4g} x {y:.4g}"
+    if isnan(x) or isnan(y):
+        return f"no number ({source})"
     dpi = TIFF_UNITS["inch"] / x if source == "tiff.XResolution" and x else 0
     screen = f", {dpi:.0f} dpi: of a screen or a printer" if 1 <= dpi <= 1200 else ""
-    return f"{number} um/px ({source}{screen})"
+    return f"{x:.4g} x {y:.4g} microns per pixel ({source}{screen})"
 
 
 def _stated(properties: Mapping[str, str]) -> Iterator[tuple[str, float, float]]:

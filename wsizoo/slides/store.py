@@ -37,8 +37,8 @@ class SlideFacts:
     """What a feature file says of its slide and of how patches were chosen.
 
     Args:
-        width, height: level-0 px. quickhash: OpenSlide's, "" where unknown.
-        mpp_source: "file" or "user". overlap: share of a patch's edge.
+        width, height: level-0 px. quickhash: "" where unknown.
+        mpp_source: what states the slide's mpp, or "user". overlap: share of a patch's edge.
         min_tissue: as asked for, None: the default rule.
     """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import threading
 import xml.etree.ElementTree as ET
@@ -30,6 +31,7 @@ CONVERT = "Convert it with a program that knows its colours"
 JPEG, YCBCR = (6, 7), 6  # of the tags compression and photometric
 RATIONAL_TAGS = ("XResolution", "YResolution")
 RESOLUTION_UNITS = {2: "inch", 3: "centimeter"}
+QUIET = logging.NullHandler()  # what tifffile finds wrong ends in one error, not on the terminal
 
 
 def is_tiff(path: Path) -> bool:
@@ -49,6 +51,7 @@ def open_tiff(path: Path) -> TiffBackend:
     """
     import tifffile
 
+    logging.getLogger("tifffile").addHandler(QUIET)
     file = None
     try:
         file = tifffile.TiffFile(path)
@@ -123,7 +126,8 @@ def _check_kind(path: Path, page: Any) -> None:
     """Raise SlideError unless pixels are 8-bit grey or colours, as brightfield scans have them."""
     kind = getattr(page.photometric, "name", str(page.photometric))
     samples, bits = page.samplesperpixel, page.bitspersample
-    right = samples == 1 if kind in GREY else kind in COLOUR and samples in (3, 4)
+    transparency = samples == 4 and tuple(page.extrasamples) in ((1,), (2,))  # else who knows
+    right = samples == 1 if kind in GREY else kind in COLOUR and (samples == 3 or transparency)
     if not right or bits != 8 or page.sampleformat != 1 or page.imagedepth != 1:
         form = {1: "integer", 2: "signed", 3: "float"}.get(page.sampleformat, "unknown")
         raise SlideError(
@@ -170,9 +174,10 @@ class TiffBackend:
         self._lock = threading.Lock()
 
     def check_decodable(self) -> None:
-        """Raise SlideError where tifffile can decode no piece of some level."""
+        """Close it and raise SlideError where tifffile can decode no piece of some level."""
         for level in self._levels:
             if reason := level.why_not():
+                self.close()
                 raise SlideError(f"{self.path} {reason}")
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
@@ -299,10 +304,9 @@ class _Level:
         if pixels.shape[-1] == 1:
             grey = 255 - pixels if page.photometric == 0 else pixels  # 0: white is zero
             return np.repeat(grey, 3, axis=-1)
-        meaning = page.extrasamples[0] if page.extrasamples else 0
-        if pixels.shape[-1] == 3 or meaning == 0:  # a fourth channel of no stated meaning is none
-            return pixels[..., :3]
+        if pixels.shape[-1] == 3:
+            return pixels
         colour, alpha = pixels[..., :3].astype(np.uint16), pixels[..., 3:].astype(np.uint16)
-        if meaning == 2:  # colour is not multiplied by alpha yet
+        if page.extrasamples[0] == 2:  # colour is not multiplied by alpha yet
             colour = (colour * alpha + 127) // 255
         return np.asarray(np.minimum(255, colour + (255 - alpha)), np.uint8)
