@@ -4,7 +4,9 @@ import io
 import os
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,10 @@ RIGHT: dict[str, tuple[list[tuple[Pixels, dict[str, Any]]], str, int, int]] = {
     "macro marked as a level": (
         [(IMAGE, TILED), (IMAGE[:200, :150], TILED | {"subfiletype": 1})], "tifffile", 1, 0,
     ),
+    "mask marked as a level": (
+        [(IMAGE, TILED), (IMAGE[::2, ::2, 0], {**TILED, "photometric": 1, "subfiletype": 1})],
+        "tifffile", 1, 0,
+    ),
     "thumbnail first": ([SMALL, (IMAGE, TILED)], "tifffile", 1, 0),
     "macro first": ([MACRO, *pyramid(2, **STRIPED)], "tifffile", 2, 0),
     "three pages": ([(IMAGE, TILED), SMALL, MACRO], "openslide", 1, 0),
@@ -138,6 +144,21 @@ def test_an_ome_pyramid_is_read_with_its_scale(tmp_path: Path, how: dict[str, An
             pixels = read_all(slide, level)[:rows, :columns].astype(int)
             off = np.abs(pixels - IMAGE[::step, ::step])
             assert off.mean() <= (JPEG if how else 0)
+
+
+def test_threads_read_an_ome_pyramid_as_one_thread_does(tmp_path: Path) -> None:
+    write_pages(tmp_path / "a.ome.tif", ome(2, compression="jpeg"), ome=True)
+    rng = np.random.default_rng(2)
+    places = [(int(x), int(y), i % 2) for i, (x, y) in enumerate(rng.integers(0, 350, (200, 2)))]
+
+    def read(slide: Slide, place: tuple[int, int, int]) -> bytes:
+        x, y, level = place
+        return slide.read(x, y, 80, 80, level)[0].tobytes()
+
+    with open_slide(tmp_path / "a.ome.tif") as slide, ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(partial(read, slide), places))
+    with open_slide(tmp_path / "a.ome.tif") as slide:
+        assert together == [read(slide, place) for place in places]
 
 
 def test_of_several_ome_images_the_largest_is_the_slide(tmp_path: Path) -> None:
@@ -375,6 +396,19 @@ def test_palettes_greys_and_transparency_of_images_become_rgb(
     expected.alpha_composite(image.convert("RGBA"))
     with open_slide(tmp_path / "a.png", 0.5) as slide:
         assert (read_all(slide) == np.asarray(expected.convert("RGB"))).all()
+
+
+REGIONS = DATA / "he_rois"
+
+
+@pytest.mark.skipif(not REGIONS.is_dir(), reason="no real images: set WSIZOO_DATA")
+def test_real_images_are_read_as_pillow_reads_them() -> None:
+    files = [file for file in sorted(REGIONS.rglob("*")) if file.suffix in (".png", ".jpg")]
+    assert len(files) > 10
+    for file in files:
+        with open_slide(file, 0.5) as slide:
+            assert slide.reader == "pillow"
+            assert (read_all(slide) == np.asarray(Image.open(file).convert("RGB"))).all()
 
 
 def deep_png() -> bytes:

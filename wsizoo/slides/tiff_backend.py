@@ -114,10 +114,13 @@ def _area(page: Any) -> int:
 def _pyramid(base: Any, others: Iterable[Any]) -> list[Any]:
     """The base and those images that show all of it at a smaller size, the largest first."""
     width, height = base.imagewidth, base.imagelength
+    kind = (base.samplesperpixel, base.bitspersample)
     levels = {_area(base): base}
     for page in sorted(others, key=_area, reverse=True):
         off = abs(page.imagewidth * height - page.imagelength * width)
-        if off <= 2 * max(width, height) and _area(page) < min(levels):  # 2 px, of rounding
+        alike = off <= 2 * max(width, height)  # 2 px, of rounding
+        alike = alike and (page.samplesperpixel, page.bitspersample) == kind
+        if alike and 0 < _area(page) < min(levels):
             levels[_area(page)] = page
     return list(levels.values())
 
@@ -228,6 +231,7 @@ class _Level:
     @classmethod
     def of(cls, page: Any) -> _Level:
         width, height = int(page.imagewidth), int(page.imagelength)
+        _ = page.decode, page.jpegtables, page.jpegheader  # read now, before threads are about
         plain = (page.planarconfig, page.predictor, page.fillorder) == (1, 1, 1)
         whole = sum(page.databytecounts) == width * height * page.samplesperpixel
         if page.is_contiguous and plain and whole:
