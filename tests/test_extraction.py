@@ -246,22 +246,6 @@ def test_a_slide_that_is_given_twice_is_one_slide(folder: Path, tmp_path: Path) 
     assert [r.slide_id for r in results] == ["S0", "S1", "S2"]
 
 
-def test_a_folder_gives_its_slides_and_no_hidden_or_other_files(
-    folder: Path, tmp_path: Path
-) -> None:
-    for name in ("b.SVS", "a.tif", "._a.tif", ".a.svs.tmp-12", "notes.txt"):
-        (tmp_path / name).write_text("")
-    (tmp_path / "c.svs").mkdir()
-    assert [f.name for f in list_files([tmp_path], [".svs", ".tif"])] == ["a.tif", "b.SVS"]
-
-
-def test_slides_deeper_in_a_folder_are_pointed_to(tmp_path: Path) -> None:
-    (tmp_path / "case").mkdir()
-    (tmp_path / "case" / "a.svs").write_text("")
-    with pytest.raises(DataError, match=r"Folders in it are not searched; give them: '.*case'"):
-        list_files([tmp_path], [".svs"])
-
-
 def test_a_folder_that_cannot_be_written_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,7 +53,7 @@ def test_a_feature_file_holds_features_place_scale_and_origin(slide: Path, tmp_p
     assert (bag.spacing, bag.footprint, bag.mpp, bag.slide_id) == (48.0, 64.0, 0.5, "S1")
     assert bag.encoder == encoder.fingerprint()
     assert (header.facts.width, header.facts.height) == (1000, 700)
-    assert (header.facts.mpp_source, header.facts.overlap) == ("file", 0.25)
+    assert (header.facts.mpp_source, header.facts.overlap) == ("openslide.mpp-x", 0.25)
     stored = read_thumbnail(out)
     assert stored is not None
     assert stored[0].shape == (700, 1000, 3)

@@ -15,7 +15,7 @@ from wsizoo.extraction.report import write_report
 from wsizoo.extraction.shards import Shard
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request
-from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, check_one_name_each, list_slides
+from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, list_slides
 
 if TYPE_CHECKING:
     import torch
@@ -113,7 +113,6 @@ def list_cohort(
     """
     given = [slides] if isinstance(slides, (str, Path)) else slides
     entries = sorted(list_slides(given, SLIDE_SUFFIXES), key=lambda entry: entry.slide_id)
-    check_one_name_each([entry.path for entry in entries])
     if shard is None:
         return entries
     part = Shard.parse(shard) if isinstance(shard, str) else shard

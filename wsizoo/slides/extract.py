@@ -29,7 +29,8 @@ from wsizoo.slides.patches import (
     read_batches,
     tissue_cells,
 )
-from wsizoo.slides.reader import Slide, check_mpp, open_slide
+from wsizoo.slides.reader import Slide, open_slide
+from wsizoo.slides.scale import check_mpp
 from wsizoo.slides.store import check_content, read_bag, read_header, writing
 from wsizoo.slides.tissue import TissueMask
 

@@ -7,41 +7,45 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsizoo.errors import ScaleError, SlideError
+from wsizoo.errors import SlideError
+from wsizoo.slides.backends import Backend, check_size, open_backend, quickhash
+from wsizoo.slides.scale import resolve_mpp
 
 Pixels = NDArray[np.uint8]
-PLAUSIBLE_MPP = (0.05, 20.0)  # um/px; a resolution tag of 72 or 96 dpi reads as 353 or 265
-ANISOTROPY = 0.02  # relative difference of mpp in x and y that is still one number
 STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
 ROUNDING = 1e-6  # px
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
 
 
 class Slide:
-    """One open slide. Use `open_slide`, and `with`.
+    """One open slide. Use `open_slide`, and `with`. Threads may read from it at once.
 
     Attributes:
         slide_id: file name without its last suffix. size: (width, height) at level 0.
-        mpp: um per level-0 px. mpp_source: where that number comes from.
-        downsamples: level-0 px per px of each level, as OpenSlide maps them.
+        mpp: um per level-0 px. mpp_source: what says so, see `wsizoo.slides.scale`.
+        downsamples: level-0 px per px of each level, as its reader maps them.
         level_sizes: (width, height) of each level in its own px.
+        reader: what decodes it: "openslide", "tifffile" or "pillow". format: vendor or file type.
+        quickhash: 64 hex digits, the same wherever the file lies.
     """
 
-    def __init__(self, path: Path, handle: Any, mpp: float | None) -> None:
+    def __init__(
+        self, path: Path, handle: Backend, mpp: float | None, listed_mpp: float | None = None
+    ) -> None:
         self.path = path
         self.slide_id = path.stem
-        self._handle = handle
+        self._handle, self._closed = handle, False
+        self.reader, self.format = handle.reader, handle.format
         self.size: tuple[int, int] = handle.dimensions
         self.downsamples: tuple[float, ...] = handle.level_downsamples
         self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
-        self.mpp, self.mpp_source = _resolve_mpp(path, handle.properties, mpp)
-        self.quickhash: str = handle.properties.get("openslide.quickhash-1") or ""
+        self.mpp, self.mpp_source = resolve_mpp(path, handle.properties, mpp, listed_mpp)
+        self.quickhash: str = quickhash(path, handle)
 
     def read(
         self, x: float, y: float, width: float, height: float, level: int, margin: int = 0
@@ -58,14 +62,15 @@ class Slide:
             Pixels (h, w, 3), and where (x, y) lies in them: fractional px of that level.
 
         Raises:
-            SlideError: the region cannot be decoded.
+            SlideError: the region cannot be decoded; others still can.
 
         Differs: where `downsample * px` is no whole number, OpenSlide, which takes whole level-0
         px only, shifts the image by a fraction of a px; that shift is in the returned position.
         """
-        scale = self.downsamples[level]
-        across = _span(x / scale, width / scale, self.level_sizes[level][0], scale, margin)
-        down = _span(y / scale, height / scale, self.level_sizes[level][1], scale, margin)
+        scale, whole = self.downsamples[level], self._handle.whole_pixels
+        columns, rows = self.level_sizes[level]
+        across = _span(x / scale, width / scale, columns, scale, margin, whole)
+        down = _span(y / scale, height / scale, rows, scale, margin, whole)
         pixels = self._region((across.origin, down.origin), level, (across.count, down.count))
         if across.missing or down.missing:
             pixels = np.pad(pixels, ((0, down.missing), (0, across.missing), (0, 0)), mode="edge")
@@ -103,21 +108,18 @@ class Slide:
         return self.image(max(1.0, max(self.size) / edge))
 
     def _region(self, origin: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-        from openslide import OpenSlideError
-
+        if self._closed:
+            raise SlideError(f"{self.path} was closed, so nothing more can be read of it")
         try:
-            rgba = self._handle.read_region(origin, level, size)
-        except OpenSlideError as error:
+            return self._handle.read_region(origin, level, size)
+        except OSError as error:
             raise SlideError(
                 f"{self.path}: the region at {origin}, level {level}, {size[0]} x {size[1]} px "
                 f"cannot be read: {error}. The file is damaged; copy it again from its source"
             ) from error
-        if rgba.getextrema()[3][0] == 255:
-            return np.asarray(rgba.convert("RGB"))
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
 
     def close(self) -> None:
+        self._closed = True
         self._handle.close()
 
     def __enter__(self) -> Slide:
@@ -142,13 +144,16 @@ class _Span:
     offset: float  # of the wanted first px, in the px that were read
 
 
-def _span(low: float, length: float, size: int, scale: float, margin: int) -> _Span:
+def _span(
+    low: float, length: float, size: int, scale: float, margin: int, whole_pixels: bool
+) -> _Span:
     """Whole px around [low, low + length) on an axis of `size` px; all px of the level."""
     first = min(max(0, math.floor(low) - margin), size - 1)
-    if first > 0 and round(first * scale) / scale > low:
+    if first > 0 and not whole_pixels and round(first * scale) / scale > low:
         first -= 1
     origin = round(first * scale)
-    start = origin / scale  # OpenSlide's first px begins here, up to half a level-0 px off `first`
+    # OpenSlide's first px begins at `origin`, up to half a level-0 px off `first`.
+    start = first if whole_pixels else origin / scale
     needed = math.ceil((low - start) + length)
     count = max(1, min(needed + margin, math.floor(size - start + ROUNDING)))
     return _Span(origin, count, max(0, needed - count), low - start)
@@ -157,71 +162,26 @@ def _span(low: float, length: float, size: int, scale: float, margin: int) -> _S
 def open_slide(
     path: Path | str, mpp: float | None = None, listed_mpp: float | None = None
 ) -> Slide:
-    """Open a slide with OpenSlide.
+    """Open a slide with what reads it: OpenSlide, else tifffile, else, a plain image, Pillow.
 
     Args:
-        mpp: um per level-0 px; overrides what the file states.
+        mpp: um per level-0 px; overrides what the file and a manifest state.
+        listed_mpp: the same, of a manifest; overrides what the file states.
 
     Raises:
-        SlideError: no such file, a folder, or a format OpenSlide cannot read.
+        SlideError: no such file, a folder, or nothing that can be read as one slide.
         ScaleError: no microns per pixel, or impossible ones.
     """
-    import openslide
-
     path = Path(path)
     if not path.is_file():
         kind = "a folder" if path.is_dir() else "not there"
         raise SlideError(f"{path} is {kind}, expected a slide file")
     if not os.access(path, os.R_OK):
         raise SlideError(f"{path} may not be read by this user: chmod u+r, or ask its owner")
+    handle = open_backend(path)
     try:
-        handle = openslide.OpenSlide(path)
-    except openslide.OpenSlideUnsupportedFormatError as error:
-        raise SlideError(
-            f"{path} is in no format OpenSlide reads (svs, ndpi, mrxs, dcm, pyramidal tiff, ...), "
-            "or it is not a slide, or only a part of one"
-        ) from error
-    except openslide.OpenSlideError as error:
-        raise SlideError(
-            f"{path} cannot be opened: {error}. If other viewers fail too, copy it again from its "
-            "source; else convert it to a pyramidal tiff"
-        ) from error
-    try:
-        return Slide(path, handle, mpp)
+        check_size(path, handle)
+        return Slide(path, handle, mpp, listed_mpp)
     except BaseException:
         handle.close()
         raise
-
-
-def check_mpp(mpp: float) -> None:
-    """Raise ScaleError unless a scanner may have made it."""
-    low, high = PLAUSIBLE_MPP
-    if not low <= mpp <= high:
-        raise ScaleError(
-            f"--mpp {mpp:g} is outside {low:g} to {high:g}; expected microns per px of the scan, "
-            "such as 0.25 (40x) or 0.5 (20x)"
-        )
-
-
-def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[float, str]:
-    """um per level-0 px and where it comes from. Raises ScaleError."""
-    low, high = PLAUSIBLE_MPP
-    if given is not None:
-        check_mpp(given)
-        return float(given), "user"
-    stated = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
-    advice = "If you know the scanner's, state it: --mpp 0.25 (40x) or --mpp 0.5 (20x)"
-    try:
-        x, y = (float(value) for value in stated)
-    except (TypeError, ValueError):
-        raise ScaleError(f"{path} states no microns per pixel. {advice}") from None
-    if not (low <= x <= high and low <= y <= high):
-        raise ScaleError(
-            f"{path} states {x:.4g} x {y:.4g} microns per pixel, outside {low:g} to {high:g}: "
-            f"often the resolution of a screen or of an overview, not of a scan. {advice}"
-        )
-    if abs(x - y) > ANISOTROPY * min(x, y):
-        raise ScaleError(
-            f"{path} states {x:.4g} um/px in x and {y:.4g} in y, expected square pixels. {advice}"
-        )
-    return (x + y) / 2, "file"
