@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from wsizoo.errors import DataError
+from wsizoo.slides.geojson import write_geojson
 from wsizoo.viz.colour import colours
-from wsizoo.viz.geojson import patches_geojson, write_geojson
+from wsizoo.viz.geojson import patches_geojson
 
 
 def rings(collection):
