@@ -120,7 +120,7 @@ def _polygons(geometry: Any, path: Path | str) -> Iterator[Polygon]:
     if kind in ("Point", "MultiPoint"):
         return
     member = "geometries" if kind == "GeometryCollection" else "coordinates"
-    content = geometry.get(member) if kind in {"Polygon", "LineString", *_MEMBERS} else None
+    content = geometry.get(member) if kind in ("Polygon", "LineString", *_MEMBERS) else None
     if not isinstance(content, list):
         raise DataError(
             f"{path} is no GeoJSON: the geometry {geometry!r:.60} has no known type with a list of "
