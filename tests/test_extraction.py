@@ -22,7 +22,6 @@ from wsizoo.extraction.folders import check_writable, remove_stale
 from wsizoo.extraction.job import Extracted
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Request
-from wsizoo.slides.manifest import list_files
 from wsizoo.slides.reader import Pixels
 from wsizoo.slides.store import read_bag
 from wsizoo.slides.tiff import write_pyramid

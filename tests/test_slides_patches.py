@@ -12,10 +12,10 @@ from scipy import ndimage
 
 from wsizoo.errors import ScaleError, SlideError
 from wsizoo.slides import patches as patches_module
-from wsizoo.slides.patches import Cells, PatchGrid, find_tissue, read_patches, tissue_cells
+from wsizoo.slides.patches import Cells, PatchGrid, read_patches, tissue_cells
 from wsizoo.slides.reader import Pixels, Slide, open_slide
 from wsizoo.slides.tiff import write_pyramid
-from wsizoo.slides.tissue import TissueMask
+from wsizoo.slides.tissue import TissueMask, find_tissue
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 SLIDES = DATA / "slides"

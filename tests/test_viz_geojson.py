@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from wsizoo.errors import DataError
+from wsizoo.slides.geojson import write_geojson
 from wsizoo.viz.colour import colours
-from wsizoo.viz.geojson import patches_geojson, write_geojson
+from wsizoo.viz.geojson import patches_geojson
 
 
 def rings(collection):
@@ -80,9 +81,9 @@ def test_no_patches_are_an_empty_collection():
 def test_fifty_thousand_patches_are_written_in_seconds(tmp_path):
     rng = np.random.default_rng(0)
     coords = rng.integers(0, 100_000, (50_000, 2))
-    begin = time.perf_counter()
+    begin = time.process_time()
     write_geojson(tmp_path / "a.geojson", patches_geojson(coords, 448.3, rng.random(50_000)))
-    assert time.perf_counter() - begin < 6, "it takes about 1 s on one core that is free"
+    assert time.process_time() - begin < 6, "it takes about 1 s on one core that is free"
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ COMMANDS = {
     "plugins": ("wsizoo.cli.zoo", "Installed plugins, and those in quarantine."),
     "doctor": ("wsizoo.cli.doctor", "What works on this machine, and what to type where not."),
     "demo": ("wsizoo.cli.demo", "The whole job on synthetic slides, with a report at the end."),
+    "tissue": ("wsizoo.cli.tissue", "Outlines of the tissue of slides, to look at and to edit."),
     "extract": ("wsizoo.cli.slides", "Slides to feature files."),
     "predict": ("wsizoo.cli.slides", "A trained model on slides or feature files."),
     "embed": ("wsizoo.cli.slides", "Slide embeddings of slides or feature files."),

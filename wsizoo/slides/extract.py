@@ -11,30 +11,31 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import DataError, SlideError, WsizooError
 from wsizoo.files import sha256_of
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.slides.annotations import mask_for, tissue_from_geojson
 from wsizoo.slides.facts import READ, UNREADABLE, Asked, FileHeader, SlideFacts
 from wsizoo.slides.manifest import SlideEntry
-from wsizoo.slides.outlines import mask_for, tissue_from_geojson
 from wsizoo.slides.partial import Partial, Stretch, partial
 from wsizoo.slides.patches import (
     Cells,
     PatchGrid,
     certify,
-    find_tissue,
     read_batches,
     tissue_cells,
 )
 from wsizoo.slides.reader import Slide, open_slide
 from wsizoo.slides.scale import check_mpp
 from wsizoo.slides.store import check_content, read_bag, read_header, writing
-from wsizoo.slides.tissue import TissueMask
+from wsizoo.slides.tissue import TissueMask, overview, segment
 
 T = TypeVar("T")
+THUMBNAIL = 1024  # px, its longer edge
 Progress = Callable[[str, int, int], None]
 """(slide_id, patches done, patches in all)"""
 
@@ -206,11 +207,17 @@ class SlideEncoder:
                     write(features)
 
     def _tissue(self, slide: Slide) -> tuple[TissueMask, Any]:
-        """The tissue, and a thumbnail with its downsample."""
+        """The tissue, and a thumbnail with its downsample; the slide is looked over once."""
         mask = self._mask(slide)
         if mask is not None:
             return tissue_from_geojson(mask, slide.size, slide.mpp), slide.thumbnail()
-        return find_tissue(slide), slide.thumbnail()
+        image, mpp = overview(slide)
+        tissue = segment(image, mpp=mpp)
+        small = Image.fromarray(image)
+        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        if max(small.size) < THUMBNAIL:
+            return tissue, slide.thumbnail(THUMBNAIL)
+        return tissue, (np.asarray(small), slide.size[0] / small.width)
 
     def _encode_rest(self, slide: Slide, grid: PatchGrid, cells: Cells, parts: Partial) -> None:
         """The stretches that are not there yet. Raises SlideError: too much is unreadable."""

@@ -12,10 +12,9 @@ from PIL import Image
 
 from wsizoo.errors import ScaleError, SlideError
 from wsizoo.slides.reader import ROUNDING, Pixels, Slide
-from wsizoo.slides.tissue import TissueMask, segment
+from wsizoo.slides.tissue import TissueMask
 
 Cells = NDArray[np.int64]
-TISSUE_MPP = 8.0  # um/px of the image that tissue is found on
 MIN_TISSUE = 0.5  # share of a patch that must be tissue
 MIN_TISSUE_SPARSE = 0.1  # the same for slides with less than SPARSE of tissue: biopsies, cytology
 SPARSE = 0.01
@@ -95,12 +94,6 @@ def _check_scale(slide: Slide, mpp: float, patch_size: int, overlap: float) -> N
             f"{mpp:g} um/px: what they would show is not in it. Use an encoder of a coarser scale "
             "(wsizoo list --encoders), or state --patch-mpp"
         )
-
-
-def find_tissue(slide: Slide) -> TissueMask:
-    """The tissue of a slide on an image of about 8 um/px; deterministic."""
-    image, downsample = slide.image(max(1.0, TISSUE_MPP / slide.mpp))
-    return segment(image, mpp=downsample * slide.mpp)
 
 
 def tissue_cells(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsizoo.errors import DataError
-from wsizoo.files import write_text
+from wsizoo.slides.geojson import Feature, polygon_feature
 from wsizoo.viz.colour import CLASS_COLOURS, colours, finite_vector, normalise
-
-Feature = dict[str, Any]
 
 
 def patches_geojson(
@@ -47,8 +43,6 @@ def patches_geojson(
 
     Raises:
         DataError: lengths or shapes that do not fit, or a number that is not finite.
-
-    Source: the reader of QuPath 0.5, qupath.lib.io.QuPathTypeAdapters.
     """
     corners = np.asarray(coords, dtype=np.float64)
     n = corners.shape[0] if corners.ndim else 0
@@ -70,11 +64,6 @@ def patches_geojson(
     return {"type": "FeatureCollection", "features": features}
 
 
-def write_geojson(path: Path | str, collection: Mapping[str, Any]) -> None:
-    """Write it without spaces, and so that nobody ever sees half of it."""
-    write_text(path, json.dumps(collection, separators=(",", ":"), allow_nan=False) + "\n")
-
-
 def _rings(corners: NDArray[np.float64], footprint: float) -> list[list[list[float]]]:
     """(N, 5, 2) as lists: each square, closed, from its top-left corner through top-right."""
     steps = np.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]])
@@ -86,11 +75,7 @@ def _features(
     rings: list[list[list[float]]], measurements: list[dict[str, float]], colour: NDArray[np.uint8]
 ) -> list[Feature]:
     return [
-        {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {"objectType": "tile", "color": rgb, "measurements": measured},
-        }
+        polygon_feature([ring], {"objectType": "tile", "color": rgb, "measurements": measured})
         for ring, rgb, measured in zip(rings, colour.tolist(), measurements, strict=True)
     ]
 

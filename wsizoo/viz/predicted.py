@@ -17,10 +17,11 @@ from torch import Tensor
 from wsizoo.bag import Bag
 from wsizoo.files import replacing, write_csv
 from wsizoo.interfaces import SlideOutput
+from wsizoo.slides.geojson import write_geojson
 from wsizoo.slides.reader import Pixels
 from wsizoo.slides.store import read_header, read_thumbnail
 from wsizoo.viz.colour import normalise
-from wsizoo.viz.geojson import patches_geojson, write_geojson
+from wsizoo.viz.geojson import patches_geojson
 from wsizoo.viz.heatmap import overlay, with_legend
 
 Floats = NDArray[np.float64]
