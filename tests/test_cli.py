@@ -284,7 +284,8 @@ def test_extract_prints_a_line_a_slide_and_where_the_rest_stands(
     result = invoke("extract", slides, "-o", tmp_path)
     assert result.exit_code == 0
     assert re.search(r"^done     S0  2 patches  \d+\.\d s$", result.stdout, re.M)
-    assert f"2 of 2 slides done: {tmp_path / 'extract.csv'}" in result.stderr
+    closing = rf"2 of 2 slides done, \d+ patches/s: {re.escape(str(tmp_path / 'extract.html'))}"
+    assert re.search(closing, result.stderr)
     assert re.search(
         r"^present  S1  2 patches", invoke("extract", slides, "-o", tmp_path).stdout, re.M
     )

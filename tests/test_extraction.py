@@ -184,14 +184,18 @@ def test_an_interrupted_run_keeps_what_was_finished_and_nothing_half(
     with pytest.raises(KeyboardInterrupt):
         extract(folder, MeanColour(interrupt), tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == [
+        ".S1.h5.partial",
         "S0.h5",
         "extract.csv",
         "extract.html",
     ]
     assert list(report(tmp_path)) == ["S0"]
-    assert states(extract(folder, MeanColour(), tmp_path)) == {
+    encoder = MeanColour()
+    assert states(extract(folder, encoder, tmp_path)) == {
         "S0": "present", "S1": "done", "S2": "done",
     }  # fmt: skip
+    assert encoder.calls == 3  # of four: the first batch of S1 was kept
+    assert not list(tmp_path.glob(".*.partial"))
 
 
 def test_two_workers_give_the_same_bytes_as_one(folder: Path, tmp_path: Path) -> None:
@@ -343,7 +347,7 @@ def start_slow_run(
 
 
 def group_members(group: int) -> list[str]:
-    listed = subprocess.check_output(["ps", "-eo", "pgid=,pid=,stat="], text=True)
+    listed = subprocess.check_output(["ps", "-ww", "-eo", "pgid=,pid=,stat="], text=True)
     rows = [line.split() for line in listed.splitlines()]
     return [pid for pgid, pid, stat in rows if int(pgid) == group and stat[0] != "Z"]
 

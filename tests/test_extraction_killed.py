@@ -160,13 +160,13 @@ def start(
     script.write_text(RUN)
     return subprocess.Popen(
         [sys.executable, str(script), str(slides), str(out), str(seconds), engine],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
 
 
 def processes(holding: str) -> list[int]:
-    listed = subprocess.check_output(["ps", "-eo", "pid=,args="], text=True).splitlines()
+    listed = subprocess.check_output(["ps", "-ww", "-eo", "pid=,args="], text=True).splitlines()
     return [int(pid) for pid, args in (line.split(None, 1) for line in listed) if holding in args]
 
 
@@ -191,7 +191,7 @@ def test_the_slide_of_a_worker_that_is_killed_is_done_by_another(
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.check_output(["ps", "-eo", "ppid=,pid="], text=True).splitlines()
+    listed = subprocess.check_output(["ps", "-ww", "-eo", "ppid=,pid="], text=True).splitlines()
     return [int(child) for parent, child in map(str.split, listed) if int(parent) == pid]
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wsizoo import inference
 from wsizoo.bag import Bag
+from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import BackendError, DataError, FingerprintError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.inference import embed, predict
@@ -29,7 +30,8 @@ from wsizoo.interfaces import (
 from wsizoo.mil.abmil import ABMIL
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.model import SlideModel
-from wsizoo.slides.extract import Request, extract_slide
+from wsizoo.slides.extract import Request, SlideEncoder
+from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.store import read_bag, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.spec import ModelSpec, model_spec
@@ -148,7 +150,8 @@ def features(slides: Path, tmp_path: Path) -> Path:
     """Two good feature files, one of another encoder, one damaged."""
     folder = tmp_path / "features"
     for i, name in enumerate(("F0", "F1")):
-        extract_slide(slides / f"S{i}.svs", MeanColour(), folder / f"{name}.h5", Request())
+        maker = SlideEncoder(BatchEncoder(MeanColour()), Request())
+        maker.extract(SlideEntry(slides / f"S{i}.svs"), folder / f"{name}.h5")
     bag = read_bag(folder / "F0.h5")
     write_bag(bag.replace(encoder=Fingerprint("uni", mpp=0.5)), folder / "foreign.h5")
     (folder / "broken.h5").write_bytes((folder / "F1.h5").read_bytes()[:3000])
@@ -543,13 +546,13 @@ def test_the_features_of_a_slide_are_digested_once(
 
     predict(slides / "S0.svs", toy_model(), tmp_path)
     checked: list[Path] = []
-    check = store._check_digest
+    check = store._check_sums
 
-    def watched(path: Path, *rest: Any) -> None:
+    def watched(path: Path, *rest: Any, **how: Any) -> None:
         checked.append(path)
-        check(path, *rest)
+        check(path, *rest, **how)
 
-    monkeypatch.setattr(store, "_check_digest", watched)
+    monkeypatch.setattr(store, "_check_sums", watched)
     predict(slides / "S0.svs", toy_model(seed=1), tmp_path, overwrite=True)
     assert checked == [tmp_path / "features" / "S0.h5"]
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import DataError, ScaleError, SlideError
 from wsizoo.interfaces import Encoder
-from wsizoo.slides.extract import Request, extract_slide
+from wsizoo.slides.extract import Progress, Request, SlideEncoder
+from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.patches import PatchGrid
 from wsizoo.slides.reader import open_slide
 from wsizoo.slides.store import read_bag, read_header, read_thumbnail, write_bag
@@ -37,6 +39,21 @@ def draw_slide(path: Path, width: int = 1000, height: int = 700, mpp: float = 0.
     x = np.linspace(0, 60, width - 200).astype(np.uint8)
     image[100:-100, 100:-100] = np.stack([150 + x, 90 + x // 2, 150 + 0 * x], -1)
     return write_pyramid(path, image, mpp, (1, 4))
+
+
+def extract_slide(
+    path: Path,
+    encoder: Encoder,
+    out: Path,
+    request: Request,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+    device: str | None = None,
+) -> tuple[int, bool]:
+    """Number of patches, and whether they were there."""
+    maker = SlideEncoder(BatchEncoder(encoder, device), request, progress)
+    header, present = maker.extract(SlideEntry(path), out, overwrite)
+    return header.n, present
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +272,7 @@ def test_pixels_are_written_a_chunk_a_patch_and_come_back_exactly(
     x, y = bag.coords[-1].tolist()
     assert np.array_equal(bag.features[-1].permute(1, 2, 0), whole[y : y + 64, x : x + 64])
     with h5py.File(out, "r") as file:
-        assert file["features"].chunks == (1, 3, 64, 64)
+        assert file["features"].chunks == (1, 64, 64, 3)
         assert file["features"].compression == "gzip"
     assert extract_slide(slide, RawPixels(), out, Request()) == (n, True)
 
