@@ -5,6 +5,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from torch import Tensor
 
@@ -12,10 +13,11 @@ from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import DataError, ScaleError, SlideError
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, SlideEncoder
+from wsizoo.slides.facts import READ
 from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.patches import PatchGrid
 from wsizoo.slides.reader import open_slide
-from wsizoo.slides.store import read_bag, read_header, read_thumbnail, write_bag
+from wsizoo.slides.store import read_asked, read_bag, read_header, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
 
 
@@ -325,3 +327,46 @@ def test_a_blank_slide_has_no_features(tmp_path: Path) -> None:
     with open_slide(blank) as opened:
         grid = PatchGrid.of(opened, 0.5, 64)
     assert n == grid.columns * grid.rows
+
+
+def damaged(slide: Path, path: Path, share: float = 0.5) -> Path:
+    """A copy in which one JPEG tile of level 0 is cut short in its middle."""
+    data = bytearray(slide.read_bytes())
+    with tifffile.TiffFile(slide) as tiff:
+        page = tiff.pages[0]
+        offset, count = page.dataoffsets[5], page.databytecounts[5]
+    middle = offset + int(count * share)
+    data[middle : middle + 60] = b"\xff\xd9" * 30
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("levels", [(1,), (1, 4)])
+def test_patches_that_cannot_be_decoded_are_left_out_and_told(
+    tmp_path: Path, levels: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(0)
+    image = np.full((1000, 1400, 3), 243, np.uint8)
+    image[50:-50, 50:-50] = np.array([170, 100, 150]) + rng.integers(-25, 25, (900, 1300, 1))
+    whole = write_pyramid(tmp_path / "S1.svs", image, 0.5, levels)
+    torn = damaged(whole, tmp_path / "torn.svs")
+    request = Request(max_unreadable=0.2)
+    extract_slide(whole, MeanColour(), tmp_path / "whole.h5", request)
+    n, _ = extract_slide(torn, MeanColour(), tmp_path / "torn.h5", request)
+    good, bad = read_bag(tmp_path / "whole.h5"), read_bag(tmp_path / "torn.h5")
+    asked, header = read_asked(tmp_path / "torn.h5"), read_header(tmp_path / "torn.h5")
+    assert asked is not None
+    assert good.coords is not None and bad.coords is not None
+    rows = {tuple(xy): i for i, xy in enumerate(good.coords.tolist())}
+    kept = asked.status == READ
+    assert rows.keys() <= set(map(tuple, asked.coords.tolist()))  # not one patch is forgotten
+    assert header.unreadable == (~kept).sum() > 0
+    x, y = asked.coords[~kept].T  # around the torn tile only, the sixth of the first row
+    assert x.min() > 5 * 256 - 64 and y.max() < 256
+    assert np.array_equal(asked.coords[kept], bad.coords)
+    same = [rows[xy] for xy in map(tuple, bad.coords.tolist())]
+    assert n == len(same) > 200
+    assert torch.equal(bad.features, good.features[same])
+    with pytest.raises(SlideError, match=r"of the \d+ patches tried cannot be decoded.*damaged"):
+        extract_slide(torn, MeanColour(), tmp_path / "x.h5", Request(max_unreadable=0.001))
+    assert not list(tmp_path.glob(".*"))

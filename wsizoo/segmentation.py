@@ -14,7 +14,7 @@ from wsizoo.files import replacing
 from wsizoo.slides.annotations import SUFFIX, draw_tissue, write_tissue
 from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, list_slides
 from wsizoo.slides.reader import open_slide
-from wsizoo.slides.tissue import overview, segment
+from wsizoo.slides.tissue import overview
 
 UM2_PER_MM2 = 1e6
 
@@ -102,15 +102,15 @@ def _write(
 ) -> tuple[float, float]:
     """Share of the slide, and mm2."""
     with open_slide(entry.path, mpp, entry.mpp) as slide:
-        image, image_mpp = overview(slide)
+        look = overview(slide)
         size, area = slide.size, slide.size[0] * slide.size[1] * slide.mpp**2 / UM2_PER_MM2
-    tissue = segment(image, remove_pen, image_mpp)
+    tissue = look.tissue(remove_pen)
     if not tissue.brightfield:
         raise SlideError(
             f"{entry.path} is dark, so no brightfield slide (fluorescence?): tissue is found on light "
             "backgrounds only. Outline it in QuPath, and give that GeoJSON"
         )
     with replacing(picture) as temporary:
-        draw_tissue(image, tissue).save(temporary, "PNG", compress_level=1)
+        draw_tissue(look.pixels, tissue).save(temporary, "PNG", compress_level=1)
     write_tissue(file, tissue, size, entry.slide_id)
     return tissue.fraction, tissue.fraction * area

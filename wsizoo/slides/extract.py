@@ -32,7 +32,7 @@ from wsizoo.slides.patches import (
 from wsizoo.slides.reader import Slide, open_slide
 from wsizoo.slides.scale import check_mpp
 from wsizoo.slides.store import check_content, read_bag, read_header, writing
-from wsizoo.slides.tissue import TissueMask, overview, segment
+from wsizoo.slides.tissue import TissueMask, overview
 
 T = TypeVar("T")
 THUMBNAIL = 1024  # px, its longer edge
@@ -211,9 +211,9 @@ class SlideEncoder:
         mask = self._mask(slide)
         if mask is not None:
             return tissue_from_geojson(mask, slide.size, slide.mpp), slide.thumbnail()
-        image, mpp = overview(slide)
-        tissue = segment(image, mpp=mpp)
-        small = Image.fromarray(image)
+        look = overview(slide)
+        tissue = look.tissue()
+        small = Image.fromarray(look.pixels)
         small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         if max(small.size) < THUMBNAIL:
             return tissue, slide.thumbnail(THUMBNAIL)

@@ -19,6 +19,7 @@ from wsizoo.slides.scale import resolve_mpp
 Pixels = NDArray[np.uint8]
 STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
 ROUNDING = 1e-6  # px
+GAP, SMALLEST_GAP = 128, 16  # grey, and px of an image, of what cannot be decoded
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
 
 
@@ -84,24 +85,52 @@ class Slide:
     def image(self, downsample: float) -> tuple[Pixels, float]:
         """The whole slide, box-averaged to about this downsample, and the exact downsample in x.
 
-        In y it is `height / rows` of the image: both sizes are whole numbers.
+        In y it is `height / rows` of the image: both sizes are whole numbers. What cannot be
+        decoded is grey; `image_and_gaps` says where.
+        """
+        pixels, _, downsample = self.image_and_gaps(downsample)
+        return pixels, downsample
+
+    def image_and_gaps(self, downsample: float) -> tuple[Pixels, NDArray[np.bool_], float]:
+        """As `image`, with (h, w) bool between: True where the slide cannot be decoded.
+
+        Raises:
+            SlideError: it cannot be decoded anywhere.
         """
         width, height = self.size
         level = self.level_for(downsample)
         columns = max(1, round(width / downsample))
         rows = max(1, round(height / downsample))
-        strips = []
+        pixels = np.full((rows, columns, 3), GAP, np.uint8)
+        gaps = np.zeros((rows, columns), bool)
         shrink = downsample / self.downsamples[level]
         step = max(1, int(STRIP_PIXELS / (columns * shrink**2)))  # rows
-        for top in range(0, rows, step):
-            count = min(step, rows - top)
-            y, span = top * height / rows, count * height / rows
-            pixels, left, above = self.read(0, y, width, span, level)
-            scale = self.downsamples[level]
-            box = (left, above, left + width / scale, above + span / scale)
-            image = Image.fromarray(pixels).resize((columns, count), Image.Resampling.BOX, box)
-            strips.append(np.asarray(image))
-        return np.concatenate(strips), width / columns
+        waiting = [(0, top, columns, min(step, rows - top)) for top in range(0, rows, step)]
+        for left, top, across, down in waiting:
+            where = np.s_[top : top + down, left : left + across]
+            try:
+                pixels[where] = self._averaged((left, top, across, down), (columns, rows), level)
+            except SlideError as error:
+                if max(across, down) > SMALLEST_GAP:
+                    waiting += _halves(left, top, across, down)
+                    continue
+                gaps[where], why = True, error
+        if gaps.all():
+            raise why
+        return pixels, gaps, width / columns
+
+    def _averaged(
+        self, part: tuple[int, int, int, int], image: tuple[int, int], level: int
+    ) -> Pixels:
+        """Part (left, top, columns, rows) of an image of the whole slide. Raises SlideError."""
+        left, top, across, down = part
+        step_x, step_y = self.size[0] / image[0], self.size[1] / image[1]  # level-0 px
+        width, height = across * step_x, down * step_y
+        pixels, x, y = self.read(left * step_x, top * step_y, width, height, level)
+        scale = self.downsamples[level]
+        box = (x, y, x + width / scale, y + height / scale)
+        picture = Image.fromarray(pixels).resize((across, down), Image.Resampling.BOX, box)
+        return np.asarray(picture)
 
     def thumbnail(self, edge: int = 1024) -> tuple[Pixels, float]:
         """The slide with its longer edge at most `edge` px, and the downsample of that image."""
@@ -132,6 +161,14 @@ class Slide:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _halves(left: int, top: int, across: int, down: int) -> list[tuple[int, int, int, int]]:
+    if across >= down:
+        half = across // 2
+        return [(left, top, half, down), (left + half, top, across - half, down)]
+    half = down // 2
+    return [(left, top, across, half), (left, top + half, across, down - half)]
 
 
 @dataclass(frozen=True)

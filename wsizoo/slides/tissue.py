@@ -13,7 +13,7 @@ nuclei, which have the colours of thin ink, are not. Grey without stain is shado
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -117,16 +117,37 @@ class TissueMask:
         return np.asarray(upper * (1 - fy) + lower * fy)
 
 
+@dataclass(frozen=True, eq=False)
+class Overview:
+    """The image of a slide that tissue is found on.
+
+    Args:
+        pixels: (h, w, 3) uint8. gaps: (h, w) bool, True where the slide cannot be decoded.
+        mpp: um per px.
+    """
+
+    pixels: Pixels
+    gaps: Mask
+    mpp: float
+
+    def tissue(self, remove_pen: bool = True) -> TissueMask:
+        """As `segment`. What cannot be decoded may be tissue and counts as such."""
+        if not self.gaps.any():
+            return segment(self.pixels, remove_pen, self.mpp)
+        shown = np.where(self.gaps[..., None], np.uint8(255), self.pixels)
+        found = segment(shown, remove_pen, self.mpp)
+        return replace(found, mask=found.mask | self.gaps) if found.brightfield else found
+
+
 def find_tissue(slide: Slide, remove_pen: bool = True) -> TissueMask:
     """The tissue of a slide on an image of about 8 um/px; deterministic."""
-    image, mpp = overview(slide)
-    return segment(image, remove_pen, mpp)
+    return overview(slide).tissue(remove_pen)
 
 
-def overview(slide: Slide) -> tuple[Pixels, float]:
-    """The image that tissue is found on, and its um per px."""
-    image, downsample = slide.image(max(1.0, MASK_MPP / slide.mpp))
-    return image, downsample * slide.mpp
+def overview(slide: Slide) -> Overview:
+    """A slide at about 8 um/px. Raises SlideError: it cannot be decoded anywhere."""
+    pixels, gaps, downsample = slide.image_and_gaps(max(1.0, MASK_MPP / slide.mpp))
+    return Overview(pixels, gaps, downsample * slide.mpp)
 
 
 def segment(rgb: Pixels, remove_pen: bool = True, mpp: float = MASK_MPP) -> TissueMask:
