@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import signal
 import sys
 
 import click
@@ -75,8 +76,10 @@ def main() -> None:
     """Run the command line.
 
     Exit code 0; 1 for an error of wsizoo, a slide that failed, or a reader of the output that has
-    gone (click sees to that, silently); 2 for wrong usage; 130 when interrupted.
+    gone (click sees to that, silently); 2 for wrong usage; 130 when interrupted, by SIGTERM too:
+    clusters send it before they kill.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = cli(standalone_mode=False, prog_name="wsizoo")
     except click.ClickException as error:

@@ -72,6 +72,13 @@ class Job:
             return self.encoder.eval()
         return load_encoder(self.encoder, weights=self.weights)
 
+    def absolute(self) -> Job:
+        """The same for a process in another folder."""
+        mask, weights = self.request.mask, self.weights
+        request = dataclasses.replace(self.request, mask=mask and mask.absolute())
+        weights = weights and weights.absolute()
+        return dataclasses.replace(self, out=self.out.absolute(), request=request, weights=weights)
+
     def begin(self) -> Station:
         """Load the encoder and move it to its device, in the process that uses it."""
         encoder = self.load()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wsizoo.errors import BackendError
@@ -35,6 +36,7 @@ def on_ray(
     """
     ray = _imported()
     check_sendable(job)
+    job, entries = job.absolute(), [replace(e, path=e.path.absolute()) for e in entries]
     address = address or os.environ.get("RAY_ADDRESS")
     ours = not ray.is_initialized()
     if ours:
