@@ -19,11 +19,11 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import BackendError, DataError, WsizooError
 from wsizoo.files import write_csv
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, extract_slide
-from wsizoo.zoo import load_encoder
 
 if TYPE_CHECKING:
     import torch

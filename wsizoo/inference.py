@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from wsizoo.bag import Bag
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction import (
     SLIDE_SUFFIXES,
@@ -29,7 +30,7 @@ from wsizoo.slides.extract import Progress, Request, bag_of_slide, header_of_sli
 from wsizoo.slides.store import EMBEDDING, FileHeader, read_bag, read_header
 from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
 from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
-from wsizoo.zoo import load, load_encoder
+from wsizoo.zoo import load
 
 FEATURES = ".h5"
 

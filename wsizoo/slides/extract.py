@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import Bag
+from wsizoo.encoders.batches import check_features
 from wsizoo.errors import DataError, WsizooError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Encoder
@@ -184,7 +185,8 @@ class _Encoding:
             batch = torch.from_numpy(patches).permute(0, 3, 1, 2)  # (B, 3, H, W)
             with torch.inference_mode():
                 features = self.encoder(batch.to(device)).cpu()  # (B, D) or (B, 3, H, W)
-            check_features(features, len(patches), self.encoder, done)
+            index = range(done, done + len(patches))
+            check_features(features, len(patches), self.encoder, index)
             yield features
             done += len(patches)
 
@@ -214,31 +216,6 @@ def _batches(slide: Slide, grid: PatchGrid, cells: Cells, size: int) -> Iterator
     last = np.concatenate(waiting)
     if len(last):
         yield last
-
-
-def check_features(features: Tensor, n: int, encoder: Encoder, first: int = 0) -> None:
-    """Raise DataError unless an encoder gave what it declares of n patches.
-
-    That is (n, dim) finite floats, or, where its `dim` is None, (n, 3, H, W) uint8 pixels.
-    """
-    if encoder.dim is None:
-        fits = features.ndim == 4 and features.shape[:2] == (n, 3) and 0 not in features.shape
-        fits, expected = fits and features.dtype is torch.uint8, f"({n}, 3, H, W) uint8"
-    else:
-        fits = features.is_floating_point() and features.shape == (n, encoder.dim)
-        expected = f"({n}, {encoder.dim}) float"
-    if not fits:
-        raise DataError(
-            f"encoder '{encoder.name}' gave {tuple(features.shape)} {features.dtype}, expected "
-            f"{expected}"
-        )
-    if encoder.dim is None:
-        return
-    bad = torch.nonzero(~torch.isfinite(features).all(1))[:, 0]
-    if len(bad):
-        raise DataError(
-            f"encoder '{encoder.name}' gave NaN or infinite features of patch {first + int(bad[0])}"
-        )
 
 
 def _check_same(out: Path, made: Fingerprint, facts: SlideFacts, mpp: float) -> None:
