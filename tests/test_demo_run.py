@@ -22,7 +22,7 @@ from wsizoo.inference import Predicted, predict
 from wsizoo.slides.store import SlideFacts, read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.viz.predicted import PatchAnswers, write_scores
-from wsizoo.zoo import load_encoder
+from wsizoo.encoders.loading import load_encoder
 
 SIDE, CELL = 5, 224
 """Cells of a slide, and their edge in px."""

@@ -117,8 +117,8 @@ def _usual_file(repo: str, revision: str) -> str:
         if file in held:
             return file
     raise WeightsError(
-        f"{repo} holds neither {' nor '.join(USUAL_FILES)} at {revision[:12]}; its entry must state "
-        f"the file. There are: {', '.join(sorted(held)[:8])}"
+        f"{repo} holds neither {' nor '.join(USUAL_FILES)} at {revision[:12]}; its entry must "
+        f"state the file. There are: {', '.join(sorted(held)[:8])}"
     )
 
 

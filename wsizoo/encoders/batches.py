@@ -51,9 +51,9 @@ class BatchEncoder:
         tensors = chain(encoder.parameters(), encoder.buffers())
         own = next((tensor.device for tensor in tensors), torch.device("cpu"))
         self.device = own if device is None else torch.device(device)
+        self.precision: str = precision
         if precision == "auto":
-            precision = encoder.precision if self.device.type == "cuda" else "fp32"
-        self.precision = precision
+            self.precision = encoder.precision if self.device.type == "cuda" else "fp32"
         self.most: int | None = None
 
     def __call__(

@@ -13,8 +13,8 @@ from wsizoo.errors import DataError
 def prepare(patches: Tensor, image: ImageSpec) -> Tensor:
     """Patches (B, 3, H, W) uint8 -> images (B, 3, size, size) float32.
 
-    The resized image is rounded to grey levels, as it is where the encoders' own transforms resize
-    with Pillow; the two differ by at most one level, and not at all where nothing is resized.
+    Resized to whole grey levels, as the encoders' own transforms do with Pillow: within 1 or 2
+    levels of it in less than 1 % of the pixels, on a CPU and bilinear mostly equal to it.
 
     Raises:
         DataError: the patches are not uint8 RGB.
@@ -25,12 +25,12 @@ def prepare(patches: Tensor, image: ImageSpec) -> Tensor:
             f"an encoder was given patches {shape} of {patches.dtype}; it reads uint8 RGB "
             "(B, 3, H, W). From an array (H, W, 3): torch.from_numpy(a).permute(2, 0, 1)[None]"
         )
-    pixels = _cut(_resized(patches.float(), image), image.size).contiguous()
+    pixels = _cut(_resized(patches, image), image.size).float().contiguous()
     mean, std = (
         torch.tensor(values, device=pixels.device)[:, None, None]
         for values in (image.mean, image.std)
     )
-    return (pixels / 255 - mean) / std
+    return pixels.div_(255).sub_(mean).div_(std)
 
 
 def describe_preparation(image: ImageSpec) -> str:
@@ -43,17 +43,25 @@ def describe_preparation(image: ImageSpec) -> str:
     )
 
 
-def _resized(pixels: Tensor, image: ImageSpec) -> Tensor:
+def _resized(patches: Tensor, image: ImageSpec) -> Tensor:
     """The shorter edge as `image` says, the other in proportion; 0 to 255, whole numbers."""
-    h, w = pixels.shape[2:]
+    h, w = patches.shape[2:]
     edge, short = image.resize or image.size, min(h, w)
     if short == edge:
-        return pixels
+        return patches
     size = (edge * h // short, edge * w // short)
-    resized = interpolate(
-        pixels, size, mode=image.interpolation, align_corners=False, antialias=True
-    )
-    return resized.round_().clamp_(0, 255)  # bicubic overshoots
+    if patches.device.type == "cpu":
+        return interpolate(patches, size, mode=image.interpolation, antialias=True)
+    return resized_in_floats(patches, size, image.interpolation)
+
+
+def resized_in_floats(patches: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """For devices on which torch resizes no uint8: one edge after the other, as Pillow rounds."""
+    pixels = patches.float()
+    for step in ((patches.shape[2], size[1]), size):
+        pixels = interpolate(pixels, step, mode=mode, antialias=True)
+        pixels = pixels.add_(0.5).floor_().clamp_(0, 255)  # bicubic overshoots
+    return pixels
 
 
 def _cut(pixels: Tensor, size: int) -> Tensor:

@@ -87,10 +87,10 @@ def reads_weights(maker: Any) -> bool:
 
 
 def why_not(name: str, registry: Registry | None = None) -> str | None:
-    """Why `load_encoder` would fail, or None; nothing is downloaded and no network is built.
+    """Why `load_encoder` would refuse, or None; nothing is downloaded and no network is built.
 
     Raises:
-        As `load_encoder`, for what is wrong beyond a missing network, library, plugin or pin.
+        PluginError, SpecError: what is there is broken.
     """
     registry = registry or default()
     try:
@@ -98,6 +98,8 @@ def why_not(name: str, registry: Registry | None = None) -> str | None:
         if reads_weights(maker):
             _network(maker, name, facts)
             pinned_encoder(name, facts)
+        else:
+            _made(maker, name, facts)
     except (NotFoundError, WeightsError) as error:
         return str(error)
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from wsizoo.encoders.images import describe_preparation, prepare
 from wsizoo.encoders.libraries import import_library, mend_torchvision
 from wsizoo.errors import SpecError
 from wsizoo.interfaces import Encoder
+from wsizoo.names import suggest
 from wsizoo.seeding import made_blank, seeded
 from wsizoo.weights import load_strict, refuse_misfits
 
@@ -116,7 +118,7 @@ class _Mend:
 
 def _restored(_: None, kind: type[NetworkEncoder], state: dict[str, Any]) -> NetworkEncoder:
     encoder = kind.__new__(kind)
-    encoder.__setstate__(state)
+    encoder.__dict__.update(state)
     return encoder
 
 
@@ -199,8 +201,7 @@ class TransformersEncoder(NetworkEncoder):
         import_library("transformers")  # before anything is downloaded
 
     def make(self) -> nn.Module:
-        kind = self._kind()
-        network: nn.Module = kind(kind.config_class(**self.arguments), **self.options)
+        network: nn.Module = self._kind()(self._config(), **self.options)
         return network
 
     def tokens(self, images: Tensor) -> tuple[Tensor, int]:
@@ -209,13 +210,12 @@ class TransformersEncoder(NetworkEncoder):
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """As `NetworkEncoder.load`; transformers itself renames the tensors of older versions."""
-        kind, arguments = self._kind(), dict(self.arguments)
+        config = self._config()
         positions = tensors.get("embeddings.position_embeddings")
-        config = kind.config_class(**arguments)
-        if "image_size" not in arguments and positions is not None:
+        if "image_size" not in self.arguments and positions is not None:
             config.image_size = config.patch_size * math.isqrt(positions.shape[1] - 1)
         with _quiet(import_library("transformers").utils.logging):
-            self.network, told = kind.from_pretrained(
+            self.network, told = self._kind().from_pretrained(
                 None,
                 config=config,
                 state_dict=dict(tensors),
@@ -240,6 +240,18 @@ class TransformersEncoder(NetworkEncoder):
             )
         return kind
 
+    def _config(self) -> Any:
+        """The configuration; its class would take an argument of any name."""
+        kind = self._kind().config_class
+        usual = kind()
+        for argument in self.arguments:
+            if not hasattr(usual, argument):
+                raise SpecError(
+                    f"encoder '{self.name}': {kind.__name__} has no argument '{argument}'. "
+                    + suggest(argument, vars(usual), "It takes: ")
+                )
+        return kind(**self.arguments)
+
 
 @contextlib.contextmanager
 def _quiet(logging: Any) -> Iterator[None]:
@@ -252,4 +264,6 @@ def _quiet(logging: Any) -> Iterator[None]:
     finally:
         logging.set_verbosity(verbosity)
         if bars:
-            logging.enable_progress_bar()
+            with warnings.catch_warnings():  # that a variable of the Hub's client has them off
+                warnings.simplefilter("ignore")
+                logging.enable_progress_bar()
