@@ -16,13 +16,13 @@ from wsizoo.demo.cohort import CohortSlide
 from wsizoo.demo.page import _truth, write_page
 from wsizoo.demo.run import locate, run_demo, train_all
 from wsizoo.demo.tour import Located, Tour
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import DataError
 from wsizoo.extraction import Extracted
 from wsizoo.inference import Predicted, predict
 from wsizoo.slides.store import SlideFacts, read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.viz.predicted import PatchAnswers, write_scores
-from wsizoo.encoders.loading import load_encoder
 
 SIDE, CELL = 5, 224
 """Cells of a slide, and their edge in px."""

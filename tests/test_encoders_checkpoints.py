@@ -116,3 +116,14 @@ def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
     torch.save({"teacher": 3}, tmp_path / "x.pt")
     with pytest.raises(WeightsError, match=r"holds a int, expected tensors by name"):
         read_checkpoint(tmp_path / "x.pt", KeysSpec("teacher"))
+
+
+def test_an_old_torch_reads_no_pickle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(TENSORS, tmp_path / "x.pt")
+    save_file(TENSORS, tmp_path / "x.safetensors")
+    monkeypatch.setattr(torch, "__version__", "2.5.1+cpu")
+    with pytest.raises(
+        WeightsError, match=r"x\.pt is a pickle, which torch 2\.5\.1.*CVE-2025-32434"
+    ):
+        read_checkpoint(tmp_path / "x.pt")
+    assert read_checkpoint(tmp_path / "x.safetensors").keys() == TENSORS.keys()

@@ -134,6 +134,7 @@ PROGRAMS = {
         for line in (
             ["wsizoo", "list"],
             ["wsizoo", "list", "a*", "--json"],
+            ["wsizoo", "list", "--encoders"],
             ["wsizoo", "plugins"],
             ["wsizoo", "--help"],
         )

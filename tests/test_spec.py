@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from wsizoo.errors import SpecError
 from wsizoo.encoder_spec import encoder_spec
+from wsizoo.errors import SpecError
 from wsizoo.spec import model_record, model_spec
 
 BASE: dict[str, Any] = {

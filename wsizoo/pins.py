@@ -47,7 +47,12 @@ def pinned_encoder(name: str, facts: EncoderSpec) -> WeightsSpec:
             f"The weights of encoder '{name}' lie in no repository on the Hub. Get them from "
             f"{facts.source}, then: wsizoo.load_encoder('{name}', weights=FOLDER)"
         )
-    return _pinned(name, ENCODER + name, vars(facts))
+    try:
+        return _pinned(name, ENCODER + name, vars(facts))
+    except NotPinnedError as error:
+        raise NotPinnedError(
+            f"{error}, or give its folder: wsizoo.load_encoder('{name}', weights=FOLDER)"
+        ) from error
 
 
 def find_pin(name: str, facts: EncoderSpec) -> WeightsSpec | None:

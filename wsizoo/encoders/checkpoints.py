@@ -16,6 +16,7 @@ from wsizoo.pins import USUAL_FILES
 from wsizoo.weights import read_tensors
 
 PICKLED = frozenset({".bin", ".pt", ".pth"})
+SAFE_TORCH = (2, 6)
 
 
 def find_weights(name: str, facts: EncoderSpec, given: Path | str) -> Path:
@@ -69,7 +70,15 @@ def read_checkpoint(path: Path, keys: KeysSpec | None = None) -> dict[str, Tenso
 
 
 def _unpickled(path: Path, inside: str | None) -> Mapping[str, Any]:
-    """A pickle as data, by torch's restricted reader: whatever could run code is refused."""
+    """A pickle as data, by torch's restricted reader: whatever could run code is refused.
+
+    Source: before 2.6 that reader could be made to run code, CVE-2025-32434.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise WeightsError(
+            f"{path} is a pickle, which torch {torch.__version__} cannot read without risk "
+            '(CVE-2025-32434). pip install --upgrade "torch>=2.6", or get model.safetensors'
+        )
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -85,7 +85,7 @@ class NetworkEncoder(Encoder):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Make the network and fill it. Raises StrictnessError: not exactly its tensors."""
         if made_blank(self._with_network, seed=0) is None:
-            self._with_network()
+            self.draw(seed=0)
         own = self.network.state_dict()
         counters = {key: own[key] for key in own if key.endswith(NEVER_READ)}
         load_strict(own, {**counters, **self.arranged(tensors)}, f"encoder '{self.name}'")

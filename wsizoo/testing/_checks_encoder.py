@@ -16,6 +16,8 @@ def check_facts_stated(subject: Subject) -> None:
     require(0.05 <= encoder.mpp <= 20, f"mpp is {encoder.mpp!r}, expected microns per pixel")
     size = encoder.patch_size
     require(isinstance(size, int) and size > 0, f"patch_size is {size!r}, expected pixels")
+    known = encoder.precision in ("fp32", "fp16", "bf16")
+    require(known, f"precision is {encoder.precision!r}, expected fp32, fp16 or bf16")
 
 
 def check_features_shape(subject: Subject) -> None:
