@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from wsizoo.catalogue import list_models, show
+from wsizoo.catalogue import list_models, show, why_not_here
 from wsizoo.errors import NotFoundError
 from wsizoo.plugins import discover
-from wsizoo.registry import Registry
+from wsizoo.registry import Entry, Registry
 
 MODELS: dict[str, dict[str, Any]] = {
     "a-mean": {"aggregator": "mean", "encoder": "free", "licence": "MIT"},
@@ -104,3 +104,31 @@ def test_show_of_an_unlisted_encoder_has_no_facts(registry: Registry) -> None:
 def test_show_of_an_unknown_model_suggests_the_near_one(registry: Registry) -> None:
     with pytest.raises(NotFoundError, match="Did you mean 'a-mean'"):
         show("a-meen", registry)
+
+
+def test_show_tells_everything_about_an_encoder(registry: Registry) -> None:
+    facts = show("free", registry)
+    assert (facts["name"], facts["kind"], facts["licence"]) == ("free", "encoder", "Apache-2.0")
+    assert (facts["runs_here"], facts["commercial"]) == (False, True)
+    assert facts["why_not"] == "only features of it are read"
+    json.dumps(facts)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        ({"component": "pixels"}, None),
+        ({"component": "timm"}, 'pip install "wsizoo[encoders]"'),
+        ({"component": "theirs", "plugin": "wsizoo-plugin-x"}, "pip install wsizoo-plugin-x"),
+        ({"component": "theirs"}, "pip install the plugin that holds theirs"),
+        ({"refused": "its code is not run"}, "its code is not run"),
+    ],
+)
+def test_why_an_encoder_does_not_run_is_known_without_importing_it(
+    record: dict[str, Any],
+    reason: str | None,
+    registry: Registry,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert why_not_here(Entry("e", record, "a test"), registry) == reason

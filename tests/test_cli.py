@@ -256,7 +256,10 @@ def test_list_filters_and_says_when_nothing_matches() -> None:
     assert "Nothing matches. Everything: wsizoo list" in invoke("list", "zzz*").output
     assert invoke("list", "zzz*").exit_code == 0
     encoders = json.loads(invoke("list", "--encoders", "--json").output)
-    assert {"encoder": "handcrafted-he", "dim": 208}.items() <= encoders[0].items()
+    rows = {row["encoder"]: row for row in encoders}
+    assert rows["handcrafted-he"]["dim"] == 208 and rows["handcrafted-he"]["runs here"]
+    assert rows["uni"]["gated"] and rows["uni"]["licence"] == "CC-BY-NC-ND-4.0"
+    assert not rows["conch"]["runs here"]
     assert "abmil" in invoke("list", "--parts", "aggregator").output
 
 
@@ -268,6 +271,34 @@ def test_show_and_plugins_tell_what_is_known() -> None:
     assert json.loads(invoke("show", "abmil-demo", "--json").output)["name"] == "abmil-demo"
     assert re.search(r"^wsizoo +\S+ +works", invoke("plugins").output, re.M)
     assert json.loads(invoke("plugins", "--json").output)[0]["plugin"] == "wsizoo"
+
+
+def test_show_tells_of_an_encoder_how_to_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = invoke("show", "uni").output
+    assert re.search(r"^precision +fp16$", text, re.M)
+    assert "Ask for access: https://huggingface.co/MahmoodLab/UNI, then: hf auth login" in text
+    assert "Pin it:    wsizoo pin uni\nLoad it:   wsizoo.load_encoder('uni')" in text
+    assert "Pin it" not in invoke("show", "handcrafted-he").output
+    assert "load_encoder('hipt-vit256', weights=FOLDER)" in invoke("show", "hipt-vit256").output
+    refused = invoke("show", "conch").output
+    assert "does not run here: its network is a class of the package" in refused
+    assert "Load it" not in refused
+    facts = json.loads(invoke("show", "uni", "--json").output)
+    assert (facts["kind"], facts["runs_here"], facts["weights_state"]) == (
+        "encoder",
+        True,
+        "not pinned",
+    )
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'does not run here: pip install "wsizoo[encoders]"' in invoke("show", "uni").output
+
+
+def test_pin_takes_an_encoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"repo": "MahmoodLab/UNI", "revision": "a" * 40, "file": "x", "sha256": "b" * 64}
+    monkeypatch.setattr("wsizoo.pins.pin", lambda name: found)
+    result = invoke("pin", "uni")
+    assert re.search(r"^sha256    b{64}$", result.stdout, re.M)
+    assert "Now: wsizoo.load_encoder('uni')" in result.stderr
 
 
 def test_doctor_finds_the_core_working() -> None:

@@ -16,6 +16,7 @@ from wsizoo.demo.cohort import CohortSlide
 from wsizoo.demo.page import _truth, write_page
 from wsizoo.demo.run import locate, run_demo, train_all
 from wsizoo.demo.tour import Located, Tour
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import DataError
 from wsizoo.extraction.job import Extracted
 from wsizoo.inference import Predicted, predict
@@ -23,7 +24,6 @@ from wsizoo.slides.facts import SlideFacts
 from wsizoo.slides.store import read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.viz.predicted import PatchAnswers, write_scores
-from wsizoo.zoo import load_encoder
 
 SIDE, CELL = 5, 224
 """Cells of a slide, and their edge in px."""

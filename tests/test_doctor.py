@@ -90,7 +90,7 @@ def test_an_encoder_that_breaks_is_one_finding_among_the_others(
     def broken(*_: object) -> None:
         raise ZeroDivisionError("in a plugin")
 
-    monkeypatch.setattr("wsizoo.zoo.load_encoder", broken)
+    monkeypatch.setattr("wsizoo.encoders.loading.why_not", broken)
     findings = diagnose(registry=bare_registry())
     finding = found(findings, "Encoders")["handcrafted-he"]
     assert (finding.works, finding.detail) == (False, "ZeroDivisionError: in a plugin")

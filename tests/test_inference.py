@@ -15,7 +15,14 @@ from torch import Tensor
 from wsizoo import inference
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
-from wsizoo.errors import BackendError, DataError, FingerprintError, NotFoundError, SpecError
+from wsizoo.errors import (
+    BackendError,
+    DataError,
+    FingerprintError,
+    NotFoundError,
+    NotPinnedError,
+    SpecError,
+)
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.inference import embed, predict
 from wsizoo.interfaces import (
@@ -327,9 +334,11 @@ def test_what_would_fail_every_slide_is_said_once_before_any(
     nameless = toy_model(requires=Fingerprint(mpp=0.5))
     with pytest.raises(SpecError, match=r"'toy' names no encoder.*give it feature files"):
         predict(slides, nameless, out)
-    absent = toy_model(requires=Fingerprint("uni"))
-    with pytest.raises(NotFoundError, match="network of encoder 'uni' is not part"):
+    absent = toy_model(requires=Fingerprint("conch"))
+    with pytest.raises(NotFoundError, match="network of encoder 'conch' does not run here"):
         predict(slides, absent, out)
+    with pytest.raises(NotPinnedError, match=r"'uni' is published at .*wsizoo pin uni"):
+        predict(slides, toy_model(requires=Fingerprint("uni")), out)
     with pytest.raises(NotFoundError, match="No model named 'nonesuch'"):
         predict(features / "F0.h5", "nonesuch", out)
     with pytest.raises(BackendError, match=r"device 'cuda:77' cannot be used here.*wsizoo doctor"):

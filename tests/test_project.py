@@ -26,7 +26,7 @@ FILES = [*CORE_FILES, *PLUGIN_FILES, *sorted(ROOT.glob("examples/*.py"))]
 # A file imports only from its own layer or from those above it. ARCHITECTURE.md shows this table.
 LAYERS = """
 errors hookspecs files names targets yaml_data
-fingerprint spec overrides plugins registry bag patient catalogue builtin
+fingerprint spec encoder_spec overrides plugins registry bag patient catalogue builtin
 outputs interfaces losses ops hub weights seeding
 pins stored mil model encoders slides viz
 zoo card publish extraction segmentation inference train doctor scaffold
@@ -134,6 +134,7 @@ PROGRAMS = {
         for line in (
             ["wsizoo", "list"],
             ["wsizoo", "list", "a*", "--json"],
+            ["wsizoo", "list", "--encoders"],
             ["wsizoo", "plugins"],
             ["wsizoo", "--help"],
         )

@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
+from wsizoo.encoder_spec import encoder_spec
 from wsizoo.errors import SpecError
-from wsizoo.spec import encoder_spec, model_record, model_spec
+from wsizoo.spec import model_record, model_spec
 
 BASE: dict[str, Any] = {
     "summary": "s",

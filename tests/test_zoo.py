@@ -26,7 +26,6 @@ from wsizoo.plugins import discover
 from wsizoo.registry import Registry
 from wsizoo.testing.hub import HubDouble
 from wsizoo.weights import read_tensors, write_tensors
-from wsizoo.zoo import load_encoder
 
 ENTRIES = """
 models:
@@ -613,28 +612,6 @@ def test_a_whole_model_runs_and_is_adapted_whole(registry: Registry, tmp_path: P
         wsizoo.load(folder, "model.classes=[2,yes,x]", registry=registry)
     with pytest.raises(WeightsError, match=told):
         wsizoo.adapt(folder, "model.classes=[2,yes,x]", registry=registry)
-
-
-# load_encoder
-
-
-def test_encoders_load_from_the_catalogue_or_the_plugin(registry: Registry) -> None:
-    assert load_encoder("coded", registry).dim == 4
-    encoder = load_encoder("parametrised", registry)
-    assert encoder.dim == 5
-    assert not encoder.training
-
-
-def test_an_encoder_that_does_not_run_here_is_named(registry: Registry) -> None:
-    told = r"'only-files' is not part of this wsizoo.*that run here: coded, handcrafted-he"
-    with pytest.raises(NotFoundError, match=told):
-        load_encoder("only-files", registry)
-    with pytest.raises(NotFoundError, match=r"No encoder named 'nowhere'"):
-        load_encoder("nowhere", registry)
-    with pytest.raises(SpecError, match=r"encoder 'no-encoder' needs in_dim: its entry states"):
-        load_encoder("no-encoder", registry)
-    with pytest.raises(PluginError, match=r"encoder 'misnamed' is a BestHalf, expected a wsizoo"):
-        load_encoder("misnamed", registry)
 
 
 def test_the_registry_of_the_process_knows_nothing_of_these_tests(registry: Registry) -> None:

@@ -35,7 +35,7 @@ _PUBLIC = {
     "hookimpl": "wsizoo.hookspecs",
     "list_models": "wsizoo.catalogue",
     "load": "wsizoo.zoo",
-    "load_encoder": "wsizoo.zoo",
+    "load_encoder": "wsizoo.encoders.loading",
     "open_slide": "wsizoo.slides.reader",
     "pin": "wsizoo.pins",
     "predict": "wsizoo.inference",
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from wsizoo.bag import BagBatch as BagBatch
     from wsizoo.catalogue import list_models as list_models
     from wsizoo.catalogue import show as show
+    from wsizoo.encoders.loading import load_encoder as load_encoder
     from wsizoo.errors import WsizooError as WsizooError
     from wsizoo.extraction.cohort import extract as extract
     from wsizoo.fingerprint import Fingerprint as Fingerprint
@@ -82,7 +83,6 @@ if TYPE_CHECKING:
     from wsizoo.zoo import adapt as adapt
     from wsizoo.zoo import build as build
     from wsizoo.zoo import load as load
-    from wsizoo.zoo import load_encoder as load_encoder
 
 
 def __getattr__(name: str) -> Any:

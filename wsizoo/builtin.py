@@ -20,6 +20,27 @@ COMPONENTS = (
         source="wsizoo",
     ),
     Component(
+        "encoder",
+        "pixels",
+        target="wsizoo.encoders.builtin:Pixels",
+        summary="no encoder, patches as they are",
+        source="wsizoo",
+    ),
+    Component(
+        "encoder",
+        "timm",
+        target="wsizoo.encoders.networks:TimmEncoder",
+        summary="networks of timm, as the catalogue describes them",
+        source="https://github.com/huggingface/pytorch-image-models",
+    ),
+    Component(
+        "encoder",
+        "transformers",
+        target="wsizoo.encoders.networks:TransformersEncoder",
+        summary="networks of transformers, as the catalogue describes",
+        source="https://github.com/huggingface/transformers",
+    ),
+    Component(
         "aggregator",
         "mean",
         target="wsizoo.mil.pooling:MeanPooling",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from wsizoo.registry import Entry, Registry, default
@@ -10,6 +11,7 @@ from wsizoo.registry import Entry, Registry, default
 if TYPE_CHECKING:
     from wsizoo.spec import ModelSpec
 
+LIBRARIES = ("timm", "transformers")  # components of the core that need them, called like them
 COMMERCIAL_LICENCES = frozenset(
     ("Apache-2.0", "MIT", "BSD-2-Clause", "BSD-3-Clause", "CC0-1.0", "CC-BY-4.0")
 )
@@ -51,12 +53,17 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     Beside the entry's own fields: `name`, `installed` (all its parts are here), `weights_state`
     (released, not pinned, or none released), `commercial`, and the encoder's catalogue entry.
 
+    An encoder of the catalogue, where no model is called so: its fields, `runs_here`, `why_not`,
+    `weights_state` and `commercial`.
+
     Raises:
         NotFoundError, SpecError.
     """
     from wsizoo.spec import PARTS, model_record
 
     registry = registry or default()
+    if registry.is_encoder(name):
+        return _show_encoder(name, registry)
     entry = registry.model(name)
     spec = registry.model_spec(entry.name)
     offered = {(c.kind, c.name) for c in registry.plugins.components()}
@@ -76,6 +83,36 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
         "commercial": allows_commercial_use(entry, registry),
         "encoder_facts": dict(encoder.record) if encoder else None,
     }
+
+
+def _show_encoder(name: str, registry: Registry) -> dict[str, Any]:
+    from wsizoo.spec import model_record
+
+    entry = registry.encoders[name]
+    spec = registry.encoder_spec(name)
+    why_not = why_not_here(entry, registry)
+    state = "pinned" if spec.revision and spec.sha256 else "not pinned" if spec.repo else "no repo"
+    return {
+        "name": name,
+        "kind": "encoder",
+        **model_record(spec),
+        "runs_here": why_not is None,
+        "why_not": why_not,
+        "weights_state": state if entry.record.get("component") in LIBRARIES else None,
+        "commercial": entry.record.get("licence") in COMMERCIAL_LICENCES,
+    }
+
+
+def why_not_here(entry: Entry, registry: Registry) -> str | None:
+    """Why an encoder's network does not run on this machine, or None; weights are not looked at."""
+    component = entry.record.get("component")
+    if component is None:
+        return str(entry.record.get("refused") or "only features of it are read")
+    if component not in {each.name for each in registry.plugins.components("encoder")}:
+        return f"pip install {entry.record.get('plugin') or 'the plugin that holds ' + component}"
+    if component in LIBRARIES and importlib.util.find_spec(component) is None:
+        return 'pip install "wsizoo[encoders]"'
+    return None
 
 
 def build_call(name: str, spec: ModelSpec) -> str:

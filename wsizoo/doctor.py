@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from wsizoo.catalogue import why_not_here
 from wsizoo.errors import WsizooError
 from wsizoo.names import describe
 from wsizoo.registry import Registry, default
@@ -116,24 +117,19 @@ def _extras() -> Iterator[Finding]:
 
 
 def _encoders(registry: Registry) -> Iterator[Finding]:
-    from wsizoo.zoo import load_encoder
+    from wsizoo.encoders.loading import why_not
 
     for name, entry in sorted(registry.encoders.items()):
-        if not entry.record.get("component"):
-            yield Finding(
-                "Encoders",
-                name,
-                False,
-                "reads features of other tools; its network is not in this version",
-            )
-            continue
-        try:
-            encoder = load_encoder(name, registry)
-        except Exception as error:
-            yield Finding("Encoders", name, False, describe(error))
-        else:
-            scale = f"{encoder.dim} features, {encoder.patch_size} px at {encoder.mpp} um/px"
-            yield Finding("Encoders", name, True, scale)
+        reason = why_not_here(entry, registry)
+        if reason is None:
+            try:
+                reason = why_not(name, registry)
+            except Exception as error:
+                reason = describe(error)
+        facts = entry.record
+        scale = f"{facts.get('dim') or 'no'} features"
+        scale += f", {facts.get('patch_size')} px at {facts.get('mpp')} um/px"
+        yield Finding("Encoders", name, reason is None, reason or scale)
 
 
 def _backends() -> Iterator[Finding]:

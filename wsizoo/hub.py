@@ -58,6 +58,12 @@ def hub_head(repo: str) -> str:
     return str(info.sha)
 
 
+def hub_files(repo: str, revision: str) -> list[str]:
+    """Names of the files that a repository holds at one commit. Raises as `hub_file`."""
+    with _hub_errors(repo, revision):
+        return list(_api().list_repo_files(repo, revision=revision))
+
+
 def hub_access(repo: str) -> None:
     """Raise as `hub_file` unless this token may download the repository's files."""
     with _hub_errors(repo, "main"):

@@ -14,6 +14,7 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.extraction.job import reason_of
@@ -26,7 +27,7 @@ from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, check_one_name_ea
 from wsizoo.slides.store import EMBEDDING, read_bag, read_header
 from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
 from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
-from wsizoo.zoo import load, load_encoder
+from wsizoo.zoo import load
 
 FEATURES = ".h5"
 

@@ -144,6 +144,7 @@ class Encoder(Part):
         mpp: microns per pixel of its input; patch_size: nominal edge in pixels at that scale.
         preprocessing: one line that changes whenever the pixels that reach the network change.
         pooling: which output is the vector. revision, weights: commit or version, and digest.
+        precision: in which a GPU runs it if nobody says otherwise: "fp32", "fp16" or "bf16".
     """
 
     name: str
@@ -154,6 +155,7 @@ class Encoder(Part):
     pooling: str | None = None
     revision: str | None = None
     weights: str | None = None
+    precision: str = "fp32"
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 at `mpp` -> (B, D) float32. Deterministic, no gradient needed."""

@@ -7,15 +7,19 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from wsizoo import hub
 from wsizoo.catalogue import build_call
+from wsizoo.encoder_spec import EncoderSpec, check_runs
 from wsizoo.errors import NotPinnedError, NoWeightsError, WeightsError
 from wsizoo.files import check_safetensors, locked, sha256_of, write_json
 from wsizoo.registry import Registry, default
 from wsizoo.spec import ModelSpec, WeightsSpec
 
 FIELDS = ("repo", "revision", "file", "sha256")
+ENCODER = "encoder:"  # before the names of encoders in the lock file, whose models may share them
+USUAL_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
@@ -33,14 +37,42 @@ def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
     if weights.package:
         return weights
     check_safetensors(weights.file)
-    if weights.revision and weights.sha256:
-        return weights
-    stated = {key: value for key, value in asdict(weights).items() if value is not None}
-    pin = read_pins().get(name, {})
-    if not pin or any(pin.get(key) != value for key, value in stated.items()):
+    return _pinned(name, name, asdict(weights))
+
+
+def pinned_encoder(name: str, facts: EncoderSpec) -> WeightsSpec:
+    """The weights of a catalogue entry with commit and digest. Raises as `pinned`."""
+    if not facts.repo:
+        raise NoWeightsError(
+            f"The weights of encoder '{name}' lie in no repository on the Hub. Get them from "
+            f"{facts.source}, then: wsizoo.load_encoder('{name}', weights=FOLDER)"
+        )
+    try:
+        return _pinned(name, ENCODER + name, vars(facts))
+    except NotPinnedError as error:
+        raise NotPinnedError(
+            f"{error}, or give its folder: wsizoo.load_encoder('{name}', weights=FOLDER)"
+        ) from error
+
+
+def find_pin(name: str, facts: EncoderSpec) -> WeightsSpec | None:
+    """As `pinned_encoder`; None where nothing is pinned."""
+    try:
+        return pinned_encoder(name, facts)
+    except (NoWeightsError, NotPinnedError):
+        return None
+
+
+def _pinned(name: str, key: str, entry: Mapping[str, Any]) -> WeightsSpec:
+    """Commit and digest as the entry states them, else the lock file's, if it agrees with it."""
+    stated = {field: entry[field] for field in FIELDS if entry[field] is not None}
+    if stated.keys() == set(FIELDS):
+        return WeightsSpec(**stated)
+    pin = read_pins().get(key, {})
+    if not pin or any(pin.get(field) != value for field, value in stated.items()):
         known = "your lock file pins other weights" if pin else "no commit and digest are recorded"
         raise NotPinnedError(
-            f"'{name}' is published at {weights.repo}, but {known}. Run: wsizoo pin {name} "
+            f"'{name}' is published at {stated['repo']}, but {known}. Run: wsizoo pin {name} "
             "(downloads it once, and keeps both in your lock file)"
         )
     return WeightsSpec(**pin)
@@ -49,33 +81,50 @@ def pinned(name: str, spec: ModelSpec) -> WeightsSpec:
 def pin(name: str, registry: Registry | None = None) -> dict[str, str]:
     """Download an entry's weights once and keep commit and digest in the user's lock file.
 
+    Args:
+        name: a model or an encoder; where both are called so, the model.
+
     Returns:
         repo, revision, file and sha256, as a registry entry would state them.
 
     Raises:
-        NoWeightsError: nothing to pin. WeightsError: not safetensors, or a damaged lock file; and
-        as `wsizoo.hub.hub_file`.
+        NoWeightsError: nothing to pin. NotFoundError: an encoder whose network does not run here.
+        WeightsError: not safetensors, or a damaged lock file; and as `wsizoo.hub.hub_file`.
     """
     registry = registry or default()
-    entry = registry.model(name)
-    weights = registry.model_spec(entry.name).weights
-    if weights is None or not weights.repo:
+    if registry.is_encoder(name):
+        facts = registry.encoder_spec(name)
+        check_runs(name, facts)
+        key, weights = ENCODER + name, vars(facts)
+    else:
+        key = registry.model(name).name
+        weights = vars(registry.model_spec(key).weights or WeightsSpec())
+        check_safetensors(weights["file"])
+    repo = weights["repo"]
+    if not repo:
         raise NoWeightsError(
             f"'{name}' names no repository on the Hub, so there is nothing to pin. See: wsizoo "
             f"show {name}"
         )
-    check_safetensors(weights.file)
     read_pins()  # a damaged lock file is news before the download
-    revision = weights.revision or hub.hub_head(weights.repo)
-    path = hub.hub_file(weights.repo, revision, weights.file, weights.sha256)
-    found = {
-        "repo": weights.repo,
-        "revision": revision,
-        "file": weights.file,
-        "sha256": sha256_of(path),
-    }
-    write_pin(entry.name, found)
+    revision = weights["revision"] or hub.hub_head(repo)
+    file = weights["file"] or _usual_file(repo, revision)
+    path = hub.hub_file(repo, revision, file, weights["sha256"])
+    found = {"repo": repo, "revision": revision, "file": file, "sha256": sha256_of(path)}
+    write_pin(key, found)
     return found
+
+
+def _usual_file(repo: str, revision: str) -> str:
+    """The file of weights that a repository holds under one of the usual names."""
+    held = hub.hub_files(repo, revision)
+    for file in USUAL_FILES:
+        if file in held:
+            return file
+    raise WeightsError(
+        f"{repo} holds neither {' nor '.join(USUAL_FILES)} at {revision[:12]}; its entry must "
+        f"state the file. There are: {', '.join(sorted(held)[:8])}"
+    )
 
 
 def pins_file() -> Path:

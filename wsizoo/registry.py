@@ -19,7 +19,8 @@ from wsizoo.plugins import CORE, Plugin, Plugins, installed
 from wsizoo.yaml_data import read_yaml
 
 if TYPE_CHECKING:
-    from wsizoo.spec import EncoderSpec, ModelSpec
+    from wsizoo.encoder_spec import EncoderSpec
+    from wsizoo.spec import ModelSpec
 
 FILE = "registry.yaml"
 SECTIONS = ("models", "encoders")
@@ -85,10 +86,14 @@ class Registry:
 
     def encoder_spec(self, name: str) -> EncoderSpec:
         """The checked catalogue entry of an encoder. Raises NotFoundError, SpecError."""
-        from wsizoo.spec import encoder_spec
+        from wsizoo.encoder_spec import encoder_spec
 
         entry = self._entry("encoder", name, self.encoders, "wsizoo list --encoders")
         return encoder_spec(name, entry.record)
+
+    def is_encoder(self, name: str) -> bool:
+        """The catalogue of encoders holds this name, and no model is called so."""
+        return name in self.encoders and name not in {*self.models, *self.aliases}
 
     def plugin_of(self, part: str, name: str) -> str | None:
         """The distribution that is known to hold this component, from any model that uses it."""

@@ -9,7 +9,7 @@ import copy
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -88,35 +88,16 @@ class ModelSpec:
         return list((self.head or {}).get("classes") or ())
 
 
-@dataclass
-class EncoderSpec:
-    """One encoder of the catalogue: its facts, and the component that builds it (if any).
+class Described(Protocol):
+    """What every kind of entry states."""
 
-    Args:
-        component: name of the encoder component that computes it; null: only its files are read.
-        dim: width D of a feature vector; null for `pixels`.
-        mpp: microns per pixel of its input; patch_size: its input's edge in pixels at that scale.
-        repo: Hub repository of its weights.
-    """
-
-    summary: str = MISSING
-    licence: str = MISSING
-    source: str = MISSING
-    component: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    plugin: str | None = None
-    dim: int | None = None
-    mpp: float | None = None
-    patch_size: int | None = None
-    pooling: str | None = None
-    preprocessing: str | None = None
-    repo: str | None = None
-    revision: str | None = None
-    sha256: str | None = None
-    gated: bool = False
+    summary: str
+    licence: str
+    source: str
+    plugin: str | None
 
 
-Spec = TypeVar("Spec", ModelSpec, EncoderSpec)
+Spec = TypeVar("Spec", bound=Described)
 
 
 def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSpec:
@@ -134,24 +115,16 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
     content = {key: in_full(key, value) for key, value in _mapping(whose, record).items()}
     for text in overrides:
         lay_over(whose, content, text)
-    spec = _checked(ModelSpec, whose, content)
+    spec = checked(ModelSpec, whose, content)
     _check_parts(whose, spec)
     if spec.weights:
         if spec.weights.repo and spec.weights.package:
             raise SpecError(f"{whose}: weights lie in a repo or in a package, not in both")
-        _check_pinned(f"{whose}: weights", spec.weights)
+        check_pinned(f"{whose}: weights", spec.weights)
     return spec
 
 
-def encoder_spec(name: str, record: Any) -> EncoderSpec:
-    """Check one encoder of the catalogue. Raises SpecError."""
-    whose = f"encoder '{name}'"
-    spec = _checked(EncoderSpec, whose, _mapping(whose, record))
-    _check_pinned(whose, spec)
-    return spec
-
-
-def model_record(spec: ModelSpec) -> dict[str, Any]:
+def model_record(spec: Described) -> dict[str, Any]:
     """The entry as plain data for config.json, without what is null or empty."""
     record: Any = OmegaConf.to_container(OmegaConf.structured(spec))
     return {str(key): value for key, value in record.items() if value not in (None, [], {})}
@@ -163,8 +136,9 @@ def _mapping(whose: str, record: Any) -> dict[str, Any]:
     return copy.deepcopy(record)
 
 
-def _checked(schema: type[Spec], whose: str, content: dict[str, Any]) -> Spec:
-    """Merge into the structured schema; turn omegaconf's errors into ours."""
+def checked(schema: type[Spec], whose: str, record: Any) -> Spec:
+    """A record as this dataclass, its fields checked, omegaconf's errors turned into SpecError."""
+    content = _mapping(whose, record)
     if "${" in str(content):
         raise SpecError(f"{whose} holds '${{': registry entries are data, nothing is computed")
     for key in (*PARTS, "encoder", "weights"):
@@ -210,7 +184,8 @@ def _check_parts(whose: str, spec: ModelSpec) -> None:
         raise SpecError(f"{whose}: head.classes {classes} names one class twice")
 
 
-def _check_pinned(whose: str, spec: WeightsSpec | EncoderSpec) -> None:
+def check_pinned(whose: str, spec: Any) -> None:
+    """Raise SpecError unless `revision` and `sha256`, where stated, are whole ones."""
     if spec.revision and not re.fullmatch(r"[0-9a-f]{40}", spec.revision):
         raise SpecError(
             f"{whose}: revision '{spec.revision}' is not a commit, expected 40 hex digits "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -55,22 +55,21 @@ def check_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], wh
     Raises:
         StrictnessError: listing what is missing, unexpected and misshapen.
     """
-    missing = sorted(set(expected) - set(found))
-    unexpected = sorted(set(found) - set(expected))
+    missing, unexpected = set(expected) - set(found), set(found) - set(expected)
     misshapen = [
         f"{name} {_describe(found[name])}, expected {_describe(expected[name])}"
         for name in sorted(set(expected) & set(found))
         if not _fits(expected[name], found[name])
     ]
-    parts = [
-        f"{label}: {', '.join(items)}"
-        for label, items in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("misshapen", misshapen),
-        )
-        if items
-    ]
+    refuse_misfits(whose, missing, unexpected, misshapen)
+
+
+def refuse_misfits(
+    whose: str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
+) -> None:
+    """Raise StrictnessError if any tensors are told here."""
+    told = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    parts = [f"{label}: {', '.join(sorted(items))}" for label, items in told.items() if items]
     if parts:
         raise StrictnessError(f"The weights of {whose} do not fit the model; {'; '.join(parts)}")
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from wsizoo import weights as disk
+from wsizoo.encoder_spec import EncoderSpec
 from wsizoo.errors import NotFoundError, PluginError, SpecError, WeightsError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.hookspecs import Kind
-from wsizoo.interfaces import Encoder
 from wsizoo.model import SlideModel
 from wsizoo.registry import Entry, Registry, default
 from wsizoo.seeding import made_blank, seeded
-from wsizoo.spec import PARTS, EncoderSpec, EncoderUse, ModelSpec
+from wsizoo.spec import PARTS, EncoderUse, ModelSpec
 from wsizoo.stored import PUBLISHER, StoredModel, find_stored
 from wsizoo.targets import call
 
@@ -107,33 +107,6 @@ def adapt(
     new |= {key for key in {*stored.tensors, *model.inference_state()} if key.startswith("head.")}
     _fill(model, stored, f"'{stored.name}' (without its head)", new)
     return model
-
-
-def load_encoder(name: str, registry: Registry | None = None, weights=None) -> Encoder:
-    """An encoder that runs, in eval mode.
-
-    Raises:
-        NotFoundError: not in the catalogue, its plugin not installed, or its network not available
-            (features made elsewhere can still be read).
-    """
-    registry = registry or default()
-    offered = {component.name for component in registry.plugins.components("encoder")}
-    if name in offered and name not in registry.encoders:
-        maker, params = registry.plugins.load("encoder", name), {}
-    else:
-        facts = registry.encoder_spec(name)
-        if facts.component is None:
-            raise NotFoundError(
-                f"The network of encoder '{name}' is not part of this wsizoo; features that "
-                "another tool made with it can be used. Encoders that run here: "
-                + ", ".join(sorted(offered))
-            )
-        maker = registry.plugins.load("encoder", facts.component, facts.plugin)
-        params = dict(facts.params)
-    made = call(maker, f"encoder '{name}'", params)
-    if not isinstance(made, Encoder):
-        raise PluginError(f"encoder '{name}' is a {type(made).__name__}, expected a wsizoo.Encoder")
-    return made.eval()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,24 +59,28 @@ def _verify_one(name: str) -> dict[str, object]:
 
 
 @click.command("pin")
-@click.argument("model")
+@click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def pin_command(model: str, as_json: bool) -> None:
-    """Download MODEL's weights once; print commit and sha256 and keep both in your lock file.
+def pin_command(name: str, as_json: bool) -> None:
+    """Download the weights of NAME (a model or an encoder) once; keep commit and sha256.
+
+    Both are printed and kept in your lock file, and from then on insisted on.
 
     \b
     Example:
       wsizoo pin NAME
     """
     from wsizoo.pins import pin, pins_file
+    from wsizoo.registry import default
 
-    found = pin(model)
+    found = pin(name)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     for key, value in found.items():
         click.echo(f"{key:<9} {value}")
-    click.echo(f"Kept in {pins_file()}. Now: wsizoo.load('{model}')", err=True)
+    load = "load_encoder" if default().is_encoder(name) else "load"
+    click.echo(f"Kept in {pins_file()}. Now: wsizoo.{load}('{name}')", err=True)
 
 
 @click.command("push")

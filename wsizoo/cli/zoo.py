@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from wsizoo.catalogue import list_models, show
+from wsizoo.catalogue import list_models, show, why_not_here
 from wsizoo.cli.text import print_field, print_table
 from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
@@ -105,7 +105,8 @@ def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
             "dim": entry.record.get("dim"),
             "mpp": entry.record.get("mpp"),
             "patch": entry.record.get("patch_size"),
-            "runs here": bool(entry.record.get("component")),
+            "runs here": why_not_here(entry, registry) is None,
+            "gated": bool(entry.record.get("gated")),
             "licence": entry.record.get("licence"),
         }
         for name, entry in sorted(registry.encoders.items())
@@ -122,16 +123,17 @@ def _part_rows(registry: Registry, kind: Kind) -> list[dict[str, Any]]:
 
 
 @click.command("show")
-@click.argument("model")
+@click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def show_command(model: str, as_json: bool) -> None:
-    """Show everything that is known of MODEL.
+def show_command(name: str, as_json: bool) -> None:
+    """Show everything that is known of NAME, a model or an encoder.
 
     \b
-    Example:
+    Examples:
       wsizoo show abmil-uni
+      wsizoo show uni
     """
-    facts = show(model)
+    facts = show(name)
     if as_json:
         click.echo(json.dumps(facts, indent=2))
         return
@@ -139,8 +141,11 @@ def show_command(model: str, as_json: bool) -> None:
     for key, value in facts.items():
         if value not in (None, "", [], {}):
             print_field(f"{key:<{width}}  ", _flat(value))
-    name = facts["name"]
     click.echo("")
+    if facts.get("kind") == "encoder":
+        _tell_how_to_load(facts)
+        return
+    name = facts["name"]
     if not facts["installed"]:
         click.echo(f"Not installed: pip install {facts['plugin']}")
     if facts["weights_state"] == "released":
@@ -148,6 +153,22 @@ def show_command(model: str, as_json: bool) -> None:
     elif facts["weights_state"] == "not pinned":
         click.echo(f"Pin it:    wsizoo pin {name}")
     click.echo(f"Build it:  wsizoo.build('{name}') (random weights)")
+
+
+def _tell_how_to_load(facts: dict[str, Any]) -> None:
+    """What to type for an encoder."""
+    name = facts["name"]
+    if not facts["runs_here"]:
+        click.echo(f"It does not run here: {facts['why_not']}. Features of it are read.")
+        return
+    if facts["gated"]:
+        click.echo(f"Ask for access: https://huggingface.co/{facts['repo']}, then: hf auth login")
+    if facts["weights_state"] == "not pinned":
+        click.echo(f"Pin it:    wsizoo pin {name}")
+    if facts["weights_state"] == "no repo":
+        click.echo(f"Load it:   wsizoo.load_encoder('{name}', weights=FOLDER)")
+    else:
+        click.echo(f"Load it:   wsizoo.load_encoder('{name}')")
 
 
 @click.command("plugins")

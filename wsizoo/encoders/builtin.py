@@ -1,4 +1,4 @@
-"""The encoder that comes with the core, as a component."""
+"""The encoders that need no weights, as components."""
 
 from __future__ import annotations
 
@@ -23,3 +23,16 @@ class HandcraftedHE(Encoder):
     def forward(self, patches: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 at 0.5 um/px -> (B, 208) float32."""
         return encode(patches)
+
+
+class Pixels(Encoder):
+    """No encoder: the patches themselves, for models that read pixels."""
+
+    name = "pixels"
+    dim = None
+    mpp = 4.0
+    patch_size = 224
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8, as they are."""
+        return patches

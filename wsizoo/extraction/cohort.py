@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from wsizoo.encoders.batches import Precision
 from wsizoo.errors import DataError
 from wsizoo.extraction.engines import in_this_process, in_workers
 from wsizoo.extraction.folders import check_device, check_writable
@@ -31,7 +32,7 @@ def extract(
     request: Request | None = None,
     device: torch.device | str | None = None,
     weights: Path | str | None = None,
-    precision: str = "auto",
+    precision: Precision = "auto",
     progress: Progress | None = None,
     after_slide: Callable[[Extracted], None] | None = None,
     workers: int | None = None,

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsizoo.encoders.batches import BatchEncoder
+from wsizoo.encoders.batches import BatchEncoder, Precision
+from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import WsizooError
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, SlideEncoder
 from wsizoo.slides.manifest import SlideEntry
-from wsizoo.zoo import load_encoder
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,7 @@ class Job:
     overwrite: bool = False
     device: torch.device | str | None = None
     weights: Path | None = None
-    precision: str = "auto"
+    precision: Precision = "auto"
     threads: int = 1
 
     def load(self) -> Encoder:
@@ -81,10 +81,7 @@ class Job:
 
     def begin(self) -> Station:
         """Load the encoder and move it to its device, in the process that uses it."""
-        encoder = self.load()
-        if self.device is not None:
-            encoder.to(self.device)
-        return Station(self, BatchEncoder(encoder, self.device, self.precision))
+        return Station(self, BatchEncoder(self.load(), self.device, self.precision))
 
 
 @dataclass(frozen=True)

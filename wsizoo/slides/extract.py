@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+import wsizoo
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import DataError, SlideError, WsizooError
@@ -182,7 +183,7 @@ class SlideEncoder:
         cells = tissue_cells(slide, grid, tissue, self.request.min_tissue)
         certificate = asdict(certify(slide, grid))
         facts = replace(facts, tissue=round(tissue.fraction, 6), certificate=certificate)
-        setting = self.encode.describe()
+        setting = self._setting()
         asked = {"made": made.to_json(), "facts": asdict(facts), "mpp": slide.mpp, "by": setting}
         with partial(out, asked) as parts:
             self._encode_rest(slide, grid, cells, parts)
@@ -206,6 +207,15 @@ class SlideEncoder:
                 for features in parts.features():
                     write(features)
 
+    def _setting(self) -> dict[str, str]:
+        """What else features depend on, to the last bit."""
+        return {
+            "wsizoo": wsizoo.__version__,
+            "torch": torch.__version__,
+            "device": self.encode.device.type,
+            "precision": self.encode.precision,
+        }
+
     def _tissue(self, slide: Slide) -> tuple[TissueMask, Any]:
         """The tissue, and a thumbnail with its downsample; the slide is looked over once."""
         mask = self._mask(slide)
@@ -226,7 +236,7 @@ class SlideEncoder:
         with closing(batches):
             for batch in batches:
                 last = batch.first + batch.count
-                features = self.encode(batch.pixels) if len(batch.index) else torch.empty(0)
+                features = self.encode(batch.pixels, batch.index)
                 parts.add(Stretch(batch.first, last, batch.index, features))
                 unreadable += batch.count - len(batch.index)
                 if unreadable > self.request.max_unreadable * len(cells):

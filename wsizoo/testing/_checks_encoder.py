@@ -11,16 +11,26 @@ def check_facts_stated(subject: Subject) -> None:
     """Extraction asks the encoder for its scale and size before it reads a slide."""
     encoder = subject.make()
     require(isinstance(encoder.name, str) and encoder.name != "", f"name is {encoder.name!r}")
-    require(isinstance(encoder.dim, int) and encoder.dim > 0, f"dim is {encoder.dim!r}")
+    if encoder.dim is not None:  # None: of pixels
+        require(isinstance(encoder.dim, int) and encoder.dim > 0, f"dim is {encoder.dim!r}")
     require(0.05 <= encoder.mpp <= 20, f"mpp is {encoder.mpp!r}, expected microns per pixel")
     size = encoder.patch_size
     require(isinstance(size, int) and size > 0, f"patch_size is {size!r}, expected pixels")
+    known = encoder.precision in ("fp32", "fp16", "bf16")
+    require(known, f"precision is {encoder.precision!r}, expected fp32, fp16 or bf16")
 
 
 def check_features_shape(subject: Subject) -> None:
-    """Feature files hold (B, D) float32, D as the catalogue says."""
+    """Feature files hold (B, D) float32, D as the catalogue says; of `dim` None, uint8 pixels."""
     encoder = subject.make()
     features = evaluate(subject, encoder)["features"]
+    if encoder.dim is None:
+        pixels = features.dtype == torch.uint8 and features.ndim == 4
+        require(
+            pixels and features.shape[:2] == (3, 3),
+            f"3 patches give {tuple(features.shape)} {features.dtype}, expected (3, 3, H, W) uint8",
+        )
+        return
     shape, expected = tuple(features.shape), (3, encoder.dim)
     require(shape == expected, f"3 patches give {shape}, expected {expected} = (B, dim)")
     require(features.dtype == torch.float32, f"features are {features.dtype}, expected float32")
@@ -80,7 +90,7 @@ def check_fingerprint_complete(subject: Subject) -> None:
         require(name in stated, f"the fingerprint states no {name}")
     require(stated["encoder"] == encoder.name, f"the fingerprint names {stated['encoder']!r}")
     require(
-        "revision" in stated or "weights" in stated,
+        "revision" in stated or "weights" in stated or encoder.dim is None,
         "the fingerprint states neither revision nor weights: which numbers made the features?",
     )
     asked = encoder.fingerprint(mpp=1.5, patch_size=96)
