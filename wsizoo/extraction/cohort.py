@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -128,13 +128,14 @@ def _run(
     ray_address: str | None,
     progress: Progress | None,
     several: bool,
-) -> Iterator[Extracted]:
+) -> Generator[Extracted, None, None]:
     if not entries:
-        return iter(())
+        return
     if engine == "ray":
         from wsizoo.extraction.on_ray import on_ray
 
-        return on_ray(job, entries, workers, ray_address)
-    if several:
-        return in_workers(job, entries, min(workers or 1, len(entries)), progress)
-    return in_this_process(job, entries, progress)
+        yield from on_ray(job, entries, workers, ray_address)
+    elif several:
+        yield from in_workers(job, entries, min(workers or 1, len(entries)), progress)
+    else:
+        yield from in_this_process(job, entries, progress)
