@@ -21,7 +21,7 @@ from wsizoo.extraction import Extracted
 from wsizoo.inference import Predicted, predict
 from wsizoo.slides.store import SlideFacts, read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
-from wsizoo.viz.predicted import PatchAnswers, write_scores
+from wsizoo.viz.predicted import Drawing, PatchAnswers, write_scores
 from wsizoo.zoo import load_encoder
 
 SIDE, CELL = 5, 224
@@ -102,7 +102,7 @@ def test_the_reloaded_model_is_the_trained_one(tour: Tour) -> None:
 def located(tmp_path: Path, slide: CohortSlide, scores: np.ndarray, bag: Bag) -> Located:
     """What `locate` says of these scores."""
     features = write_bag(bag, tmp_path / "f.h5")
-    file = write_scores(tmp_path / "s.csv", bag, PatchAnswers(len(bag), scores))
+    file = write_scores(Drawing(tmp_path, "s"), bag, PatchAnswers(len(bag), scores))
     return locate(Predicted(slide.name, files={"scores": file, "features": features}), slide)
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wsizoo import inference
+from wsizoo import sources
 from wsizoo.bag import Bag
 from wsizoo.errors import BackendError, DataError, FingerprintError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
@@ -124,9 +124,9 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 @pytest.fixture(autouse=True)
 def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """`load_encoder` knows the toy encoder; others as ever."""
-    known = inference.load_encoder
+    known = sources.load_encoder
     monkeypatch.setattr(
-        inference,
+        sources,
         "load_encoder",
         lambda name: MeanColour() if name == "mean-colour" else known(name),
     )
@@ -575,7 +575,7 @@ class PixelMean(Aggregator):
 def test_a_model_of_pixels_predicts_a_slide(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "load_encoder", lambda name: RawPixels())
+    monkeypatch.setattr(sources, "load_encoder", lambda name: RawPixels())
     parts: dict[str, Any] = {
         "aggregator": PixelMean(),
         "head": ClassificationHead(3, classes=["normal", "tumour"]),

@@ -80,6 +80,14 @@ device_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 
 
+def feature_options(command: Command) -> Command:
+    """Options on feature files that are given instead of slides."""
+    force = "Go on with features of another encoder than the model's; outputs say so."
+    command = click.option("--force", is_flag=True, help=force)(command)
+    told = "That made the features of files which name none."
+    return click.option("--encoder", help=told)(command)
+
+
 @click.command("extract")
 @click.argument("slides", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -151,6 +159,7 @@ def _extracted_json(result: Extracted) -> str:
 @out_option("Folder for the results.")
 @click.option("--no-pictures", is_flag=True, help="Table and scores only.")
 @device_option
+@feature_options
 @patch_options
 @json_option
 def predict_command(
@@ -159,11 +168,13 @@ def predict_command(
     out: Path,
     no_pictures: bool,
     device: str,
+    encoder: str | None,
+    force: bool,
     overwrite: bool,
     as_json: bool,
     **cut: Any,
 ) -> None:
-    """Predict INPUTS: slides, .h5 feature files, or folders of either.
+    """Predict INPUTS: slides, feature files of any tool, or folders of slides and .h5 files.
 
     Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores or
     class probabilities of its patches: larger scores mattered more to the model. OUT/run.json tells
@@ -176,7 +187,8 @@ def predict_command(
       wsizoo predict slide.svs -m abmil-demo -o out
       wsizoo predict features/ -m ./my-model -o out --no-pictures
     """
-    from wsizoo.inference import list_inputs, predict
+    from wsizoo.inference import predict
+    from wsizoo.sources import list_inputs
     from wsizoo.zoo import load
 
     files = list_inputs(inputs)
@@ -192,6 +204,8 @@ def predict_command(
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
+            encoder=encoder,
+            force=force,
         )
     if limits := network.facts.get("limits"):
         click.echo(f"Limits of {model}: {limits}", err=True)
@@ -203,6 +217,7 @@ def predict_command(
 @model_option
 @out_option("Folder for <slide>.h5.")
 @device_option
+@feature_options
 @patch_options
 @json_option
 def embed_command(
@@ -210,20 +225,23 @@ def embed_command(
     model: str,
     out: Path,
     device: str,
+    encoder: str | None,
+    force: bool,
     overwrite: bool,
     as_json: bool,
     **cut: Any,
 ) -> None:
     """Write the slide embedding of each of INPUTS to OUT/<slide>.h5 (dataset `features`, (E,)).
 
-    INPUTS are slides, .h5 feature files, or folders of either. Features of slides are kept in
-    OUT/features for the next call.
+    INPUTS are slides, feature files of any tool, or folders of slides and .h5 files. Features of
+    slides are kept in OUT/features for the next call.
 
     \b
     Example:
       wsizoo embed features/ -m abmil-demo -o embeddings
     """
-    from wsizoo.inference import embed, list_inputs
+    from wsizoo.inference import embed
+    from wsizoo.sources import list_inputs
 
     with slide_bars(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
         results = embed(
@@ -235,6 +253,8 @@ def embed_command(
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
+            encoder=encoder,
+            force=force,
         )
     _finish([r.reason for r in results], as_json, out)
 
