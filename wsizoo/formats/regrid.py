@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 SLACK = 1.0  # px that rounding may cost: on a grid all the same
+EXACT = 1e-3  # px
 PHASES = 1024  # resolution at which the origin of a grid is sought, per step
 REACH = (1, 2, 4, 8, 16, 32)  # cells that `nearest` looks around for a free one
 
@@ -104,8 +105,8 @@ def fit(coords: Floats, steps: Sequence[float | None] = ()) -> Grid:
         kept = np.rint(coords).astype(np.int64)
         own = np.arange(n)
         return Grid(kept, np.zeros_like(kept), own, own, Regridded(n))
-    grids = [_on(coords, step) for step in tried]
-    return min(grids, key=lambda g: (g.report.moved, g.report.collisions, g.report.max_patches))
+    fits = [_on(coords, step) for step in tried]
+    return min(fits, key=lambda each: (each[0], each[1].report.collisions))[1]
 
 
 def settle(grid: Grid, coords: Floats, rule: Rule, name: str) -> Grid:
@@ -159,7 +160,9 @@ def _refined(coords: Floats, step: float) -> float:
         return step
     better = float((centred * (coords - coords.mean(0))).sum()) / spread
     whole = float(round(better))
-    return next((s for s in (whole, better) if s > 0 and _is_lattice(coords, s)), step)
+    if whole > 0 and _rest(coords, whole) < EXACT:
+        return whole
+    return better if better > 0 and _rest(coords, better) <= 2 * _slack(better) else step
 
 
 def _counted(values: Floats, step: float) -> Floats:
@@ -169,18 +172,19 @@ def _counted(values: Floats, step: float) -> Floats:
     return counted
 
 
-def _is_lattice(coords: Floats, step: float) -> bool:
+def _rest(coords: Floats, step: float) -> float:
+    """How far patches are from one grid of this step, at most."""
     low = coords.min(0)
     rest = coords - low - np.rint((coords - low) / step) * step
-    return bool((np.ptp(rest, axis=0) <= 2 * _slack(step)).all())
+    return float(np.ptp(rest, axis=0).max())
 
 
 def _slack(step: float) -> float:
     return min(SLACK, step / 8)
 
 
-def _on(coords: Floats, step: float) -> Grid:
-    """Every patch in the cell of the best grid of this step."""
+def _on(coords: Floats, step: float) -> tuple[int, Grid]:
+    """How many patches are off the best grid of this step, and each in its cell."""
     if step < 1:
         raise DataError(
             f"coordinates are {step:.3g} apart, expected level-0 px of patches (or um), as the "
@@ -193,14 +197,16 @@ def _on(coords: Floats, step: float) -> Grid:
     n, own = len(coords), np.arange(len(coords))
     if (np.ptp(rest, axis=0) <= 2 * slack).all():
         report = Regridded(n, step, collisions=n - _count(cells))
-        return Grid(places, cells, own, own, report)
-    origin = np.array([_origin(coords[:, axis], step) for axis in (0, 1)])
-    origin = _safe(origin, step)
+        return 0, Grid(places, cells, own, own, report)
+    best = np.array([_origin(coords[:, axis], step) for axis in (0, 1)])
+    rest = np.abs((coords - best + step / 2) % step - step / 2)
+    misfits = int(np.any(rest > slack, axis=1).sum())
+    origin = _safe(best, step)
     cells = np.rint((coords - origin) / step).astype(np.int64)
     exact = origin + cells * step
     off = np.any(np.abs(coords - exact) > slack, axis=1)
     places = np.where(off[:, None], _placed(exact), places)
-    return Grid(places, cells, own, own, _moves(coords, places, off, step, cells))
+    return misfits, Grid(places, cells, own, own, _moves(coords, places, off, step, cells))
 
 
 def _safe(origin: Floats, step: float) -> Floats:
