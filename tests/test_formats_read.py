@@ -501,8 +501,8 @@ def test_what_the_user_says_of_an_encoder_is_held_against_the_file(tmp_path: Pat
     [
         ("trident", "conch_v15", {"encoder": "conch-v1.5"}),
         ("trident", "ctranspath", {"encoder": "chief-ctranspath"}),
-        ("trident", "midnight12k", {"encoder": "midnight", "pooling": "cls"}),
-        ("stamp", "virchow2", {"encoder": "virchow2", "pooling": "cls"}),
+        ("trident", "midnight12k", {"encoder": "midnight-cls"}),
+        ("stamp", "virchow2", {"encoder": "virchow2-cls"}),
         ("stamp", "virchow_full", {"encoder": "virchow"}),
         ("stamp", "mahmood-conch1_5", {"encoder": "conch-v1.5"}),
         ("stamp", "xiyuewang-ctranspath-7c998680", {"encoder": "ctranspath"}),
@@ -517,11 +517,12 @@ def test_names_of_encoders(tool: str, theirs: str, expected: dict[str, str]) -> 
 
 
 def test_one_name_of_two_tools_may_be_two_vectors() -> None:
-    theirs = fingerprint_of("lazyslide", "conch"), fingerprint_of("stamp", "virchow")
-    for other in theirs:
-        required = Fingerprint(other.encoder, pooling="what the zoo's own has")
-        with pytest.raises(FingerprintError, match="with pooling what the zoo's own has; those"):
-            required.check_accepts(other, "'m'", "slide 's'")
+    one, other = fingerprint_of("trident", "conch_v1"), fingerprint_of("lazyslide", "conch")
+    with pytest.raises(FingerprintError, match="conch features with pooling attention; those of"):
+        one.check_accepts(other, "'m'", "slide 's'")
+    one, other = fingerprint_of("trident", "virchow"), fingerprint_of("stamp", "virchow")
+    with pytest.raises(FingerprintError, match="virchow features; slide 's' was encoded with vir"):
+        one.check_accepts(other, "'m'", "slide 's'")
 
 
 def test_two_rows_that_collide_are_averaged_where_that_is_asked_for(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, WsizooError
 from wsizoo.formats.contents import Format, Written
-from wsizoo.formats.detect import FORMATS, TENSORS, is_zarr, look
+from wsizoo.formats.detect import FORMATS, TENSORS, detect, is_zarr, look
 from wsizoo.formats.read import ReadAs, Reading, read_with_report
 
 HDF5 = (".h5", ".hdf5")
@@ -40,10 +40,11 @@ class Converted:
 
 @dataclass(frozen=True)
 class Source:
-    """A file of one slide, and what a list beside it says of the slide."""
+    """A file of one slide, and what a list of files says of it."""
 
     path: Path
     target: Mapping[str, Any] | None = field(default=None, compare=False)
+    format: str | None = None
 
 
 def convert(
@@ -110,10 +111,19 @@ def _sources(item: Path) -> list[Source]:
     seen = look(item)
     for each in FORMATS.values():
         if each.bags is not None and each.recognises(seen):
-            return [Source(*listed) for listed in each.bags(item)]
+            return [Source(*listed, _format_of(listed[0], each)) for listed in each.bags(item)]
     if item.is_file():
         raise DataError(f"'{item}' is a table without the columns slide_path and label")
     return _inside(item)
+
+
+def _format_of(file: Path, listed: Format) -> str | None:
+    """The list's format, for a file that does not tell its own."""
+    try:
+        detect(file)
+    except DataError:
+        return listed.name
+    return None
 
 
 def _inside(folder: Path) -> list[Source]:
@@ -159,7 +169,8 @@ class _Work:
             raise DataError(
                 f"'{there[0]}' exists. Choose another folder with -o, or replace it: --overwrite"
             )
-        reading = read_with_report(source.path, self.how, slide)
+        how = dataclasses.replace(self.how, format=self.how.format or source.format)
+        reading = read_with_report(source.path, how, slide)
         bag = reading.bag
         if source.target is not None:
             bag = bag.replace(target={**(bag.target or {}), **source.target})

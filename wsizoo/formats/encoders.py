@@ -21,11 +21,13 @@ def _is(name: str, **differs: Any) -> Meaning:
     return {"encoder": name, **differs}
 
 
-CHIEF = _is("chief-ctranspath")
+CHIEF = _is("chief-ctranspath")  # CTransPath's network with the weights that CHIEF was made with
+CONCH = _is("conch", pooling="attention")
+CONCH_PROJECTED = _is("conch", pooling="contrastive projection")
 TRIDENT: dict[str, Meaning] = {
     "uni_v1": _is("uni"),
     "uni_v2": _is("uni2-h"),
-    "conch_v1": _is("conch"),
+    "conch_v1": CONCH,
     "conch_v15": _is("conch-v1.5"),
     "gigapath": _is("gigapath"),
     "virchow": _is("virchow"),
@@ -39,7 +41,7 @@ TRIDENT: dict[str, Meaning] = {
     "ctranspath": CHIEF,
     "lunit-vits8": _is("lunit-vits8"),
     "hibou_l": _is("hibou-l"),
-    "midnight12k": _is("midnight", pooling="cls"),
+    "midnight12k": _is("midnight-cls"),
     "kaiko-vits8": _is("kaiko-vits8"),
     "kaiko-vits16": _is("kaiko-vits16"),
     "kaiko-vitb8": _is("kaiko-vitb8"),
@@ -52,19 +54,19 @@ STAMP: dict[str, Meaning] = {
     "chief-ctranspath": CHIEF,
     "mahmood-uni": _is("uni"),
     "mahmood-uni2": _is("uni2-h"),
-    "mahmood-conch": _is("conch"),
+    "mahmood-conch": CONCH,
     "mahmood-conch1-5": _is("conch-v1.5"),
     "gigapath": _is("gigapath"),
     "h-optimus-0": _is("h-optimus-0"),
     "h-optimus-1": _is("h-optimus-1"),
-    "virchow": _is("virchow", pooling="cls"),
+    "virchow": _is("virchow-cls"),
     "virchow-full": _is("virchow"),
-    "virchow2": _is("virchow2", pooling="cls"),
+    "virchow2": _is("virchow2-cls"),
 }
 LAZYSLIDE: dict[str, Meaning] = {
     "uni": _is("uni"),
     "uni2": _is("uni2-h"),
-    "conch": _is("conch", pooling="contrastive projection"),
+    "conch": CONCH_PROJECTED,
     "conch_v1.5": _is("conch-v1.5"),
     "gigapath": _is("gigapath", preprocessing="resize 224 (LazySlide)"),
     "virchow": _is("virchow"),
@@ -77,7 +79,7 @@ LAZYSLIDE: dict[str, Meaning] = {
     "ctranspath": _is("ctranspath"),
     "chief": CHIEF,
     "plip": _is("plip"),
-    "midnight": _is("midnight", pooling="cls+mean"),
+    "midnight": _is("midnight"),
     "hibou-b": _is("hibou-b"),
     "hibou-l": _is("hibou-l"),
 }

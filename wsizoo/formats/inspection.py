@@ -74,6 +74,8 @@ def inspect(path: Path | str, how: ReadAs | None = None, verify: bool = False) -
     Cost: coordinates are read, features are not, unless they are to be verified.
     """
     path, how = Path(path), how or ReadAs()
+    if not path.exists():
+        return Inspection(str(path), reason=f"There is no file '{path}'")
     try:
         if path.suffix.lower() in IMAGES and how.format is None and _is_no_features(path):
             return _of_slide(path, how)
@@ -91,9 +93,9 @@ def inspect(path: Path | str, how: ReadAs | None = None, verify: bool = False) -
 
 def _bare(path: Path) -> str | None:
     """The format of an array that says nothing of itself, which does no harm to look at."""
-    kind = look(path).kind if path.exists() else ""
-    known = any(each.recognises(look(path)) for each in FORMATS.values()) if kind else True
-    return None if known else {"torch": "pt", "npy": "npy"}.get(kind)
+    seen = look(path)
+    known = any(each.recognises(seen) for each in FORMATS.values())
+    return None if known else {"torch": "pt", "npy": "npy"}.get(seen.kind)
 
 
 def check(path: Path | str) -> Inspection:
@@ -109,7 +111,7 @@ def check(path: Path | str) -> Inspection:
 
 
 def _is_no_features(path: Path) -> bool:
-    return not path.is_file() or look(path).kind == ""
+    return look(path).kind == ""
 
 
 def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:

@@ -18,7 +18,7 @@ from wsizoo.errors import DataError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.contents import Contents, Format, Look, Written
-from wsizoo.formats.encoders import fingerprint_of
+from wsizoo.formats.encoders import fingerprint_of, name_in
 from wsizoo.formats.regrid import estimate_step
 from wsizoo.formats.tensors import load_array, save_array, save_tensor, tensor_contents
 
@@ -107,9 +107,10 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
 
 def _described(bag: Bag) -> dict[str, Any]:
     made = bag.encoder or Fingerprint()
+    named = name_in("slideflow", made.encoder) if made.encoder else None
     size, mpp = made.patch_size, made.mpp
     return {
-        "extractor": {"class": made.encoder, "kwargs": {}},
+        "extractor": {"class": named, "kwargs": {}},
         "normalizer": None,
         "num_features": bag.dim,
         "tile_px": size,

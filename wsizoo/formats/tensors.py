@@ -48,13 +48,15 @@ def load_array(path: Path) -> NDArray[Any]:
     """The array of an .npy or .npz file (key `arr_0`), without pickles. Raises DataError."""
     try:
         found = np.load(path, allow_pickle=False)
-        array = found if isinstance(found, np.ndarray) else found["arr_0"]
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            return np.asarray(found["arr_0"])
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise DataError(
             f"'{path}' cannot be read: {error}. Expected an array of numbers, complete and without "
             "pickled objects"
         ) from error
-    return np.asarray(array)
 
 
 def save_tensor(path: Path, tensor: Tensor) -> None:

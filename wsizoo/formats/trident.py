@@ -129,11 +129,13 @@ def _attributes(bag: Bag, told: Written, folder: Path) -> dict[str, Any]:
     edge = bag.footprint
     size = told.attributes.get("patch_size") or made.patch_size
     patch_mpp = made.mpp or (bag.mpp * edge / size if bag.mpp and edge and size else None)
+    target = 10 / patch_mpp if patch_mpp else None
+    source = target * edge / float(size) if target and edge and size else None
     derived = {
         "patch_size": size,
         "patch_size_level0": edge,
-        "level0_magnification": 10 / bag.mpp if bag.mpp else None,
-        "target_magnification": 10 / patch_mpp if patch_mpp else None,
+        "level0_magnification": 10 / bag.mpp if bag.mpp else source,
+        "target_magnification": target,
     }
     known = {name: told.attributes.get(name) or value for name, value in derived.items()}
     missing = [name for name, value in known.items() if value is None]
