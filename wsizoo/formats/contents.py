@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, WsizooError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.slides.store import SlideFacts
 
+log = logging.getLogger(__name__)
+
 LEVEL0, MICRONS, OWN = "level-0 px", "um", "px of the tool's own"
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Whatever a parser says of a damaged file becomes one DataError; there is no end of kinds."""
+    try:
+        yield
+    except WsizooError:
+        raise
+    except Exception as error:
+        log.debug("while reading %s", path, exc_info=error)
+        told = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(
+            f"'{path}' cannot be read: {told}. It is truncated or damaged: copy it again, or make "
+            "it again"
+        ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +68,11 @@ class Contents:
     target: Mapping[str, Any] | None = None
     facts: SlideFacts | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def features(self) -> Tensor:
+        """The features. Raises DataError: they are damaged."""
+        with guarded(self.path):
+            return self.load()
 
     @property
     def path(self) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +16,6 @@ from wsizoo.formats.read import ReadAs, Reading, read_with_report
 
 HDF5 = (".h5", ".hdf5")
 WRITABLE = [name for name, each in FORMATS.items() if each.write is not None]
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class _Work:
         except WsizooError as error:
             return Converted(slide, source.path, reason=str(error))
         except OSError as error:
-            return Converted(slide, source.path, reason=f"cannot be written: {error}")
+            return Converted(slide, source.path, reason=f"'{self.out}' cannot be written: {error}")
 
     def run(self, source: Source, slide: str) -> Converted:
         assert self.to.targets is not None and self.to.write is not None

@@ -19,7 +19,7 @@ from wsizoo.formats import (
     torchmil,
     trident,
 )
-from wsizoo.formats.contents import Contents, Format, Look, checked
+from wsizoo.formats.contents import Contents, Format, Look, checked, guarded
 
 FORMATS: dict[str, Format] = {
     found.name: found
@@ -51,13 +51,10 @@ def look(path: Path) -> Look:
     """A glance at a file. Raises DataError: not there, not to be read, or damaged."""
     if path.is_dir():
         return Look(path, "zarr" if is_zarr(path) else "folder")
-    try:
-        with open(path, "rb") as file:
-            begin = file.read(8)
-        if hdf5.is_hdf5(path):
-            return hdf5.look(path)
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read: {error.strerror or error}") from error
+    with guarded(path), open(path, "rb") as file:
+        begin = file.read(8)
+    if hdf5.is_hdf5(path):
+        return hdf5.look(path)
     if begin.startswith(NPY):
         return Look(path, "npy")
     if path.suffix in TENSORS or (begin.startswith(ZIP) and path.suffix != ".npz"):
@@ -71,8 +68,9 @@ def detect(path: Path) -> Format:
     Raises:
         DataError: of none that is known, or of several.
     """
-    seen = look(path)
-    found = [each for each in FORMATS.values() if each.recognises(seen)]
+    with guarded(path):
+        seen = look(path)
+        found = [each for each in FORMATS.values() if each.recognises(seen)]
     if len(found) == 1:
         return found[0]
     if found:
@@ -116,4 +114,5 @@ def contents_of(
     if not path.exists():
         raise DataError(f"No feature file at '{path}'")
     found = detect(path) if format is None else named(format)
-    return found, checked(found.read(path, table))
+    with guarded(path):
+        return found, checked(found.read(path, table))

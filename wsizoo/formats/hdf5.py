@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from wsizoo.errors import DataError
-from wsizoo.formats.contents import Look
+from wsizoo.formats.contents import Look, guarded
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 PLACES = (0, 512, 1024, 2048)  # bytes at which a file may begin: before that is a user block
@@ -31,14 +31,8 @@ def opened(path: Path) -> Iterator[Any]:
     """Open for reading; whatever h5py says of a damaged file becomes a DataError."""
     import h5py
 
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, MemoryError) as error:
-        raise DataError(
-            f"'{path}' cannot be read: {error}. It is truncated or damaged: copy it again, or make "
-            "it again"
-        ) from error
+    with guarded(path), h5py.File(path, "r") as file:
+        yield file
 
 
 def look(path: Path) -> Look:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wsizoo.errors import DataError, ScaleError, WsizooError
-from wsizoo.formats.contents import LEVEL0, Contents
+from wsizoo.formats.contents import LEVEL0, Contents, guarded
 from wsizoo.formats.detect import FORMATS, contents_of, detect, look
 from wsizoo.formats.read import EMPTY, ReadAs, place
 from wsizoo.slides.reader import Slide, open_slide
@@ -93,8 +93,9 @@ def inspect(path: Path | str, how: ReadAs | None = None, verify: bool = False) -
 
 def _bare(path: Path) -> str | None:
     """The format of an array that says nothing of itself, which does no harm to look at."""
-    seen = look(path)
-    known = any(each.recognises(seen) for each in FORMATS.values())
+    with guarded(path):
+        seen = look(path)
+        known = any(each.recognises(seen) for each in FORMATS.values())
     return None if known else {"torch": "pt", "npy": "npy"}.get(seen.kind)
 
 
@@ -152,7 +153,7 @@ def _verified(found: Inspection, contents: Contents) -> Inspection:
     if found.format == "wsizoo":
         check_content(contents.path)
         return found
-    features = contents.load().numpy()
+    features = contents.features().numpy()
     bad = np.flatnonzero(~np.isfinite(features).reshape(len(features), -1).all(1))
     if len(bad) == 0:
         return found

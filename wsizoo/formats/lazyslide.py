@@ -40,16 +40,9 @@ def _read(path: Path, table: str | None) -> Contents:
         raise DataError(
             f"'{path}' is a zarr store, which needs zarr and pyarrow: pip install wsizoo[lazyslide]"
         ) from error
-    try:
-        root = zarr.open_group(path, mode="r")
-        told: dict[str, Any] = root.attrs.asdict()
-        name = chosen(_tables(root), table, path)
-        return _contents(path, root, name, told)
-    except (OSError, KeyError, ValueError, TypeError, RuntimeError, IndexError) as error:
-        raise DataError(
-            f"'{path}' cannot be read as LazySlide's: {error}. It is incomplete, or of a layout "
-            "that is not known here"
-        ) from error
+    root = zarr.open_group(path, mode="r")
+    told: dict[str, Any] = root.attrs.asdict()
+    return _contents(path, root, chosen(_tables(root), table, path), told)
 
 
 def _tables(root: Any) -> list[str]:

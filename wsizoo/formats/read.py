@@ -129,7 +129,7 @@ def read_with_report(
     if contents.n == 0:
         raise DataError(EMPTY.format(contents.path))
     placed = place(contents, how)
-    grid, features, target = placed.grid, contents.load(), contents.target
+    grid, features, target = placed.grid, contents.features(), contents.target
     if grid is not None:
         grid = settle(grid, placed.coords, how.collisions, f"'{contents.path}'")
         target = _kept(target, grid)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
-from wsizoo.formats.contents import Contents, Format, Look
+from wsizoo.formats.contents import Contents, Format, Look, guarded
 
 
 def load_tensor(path: Path) -> Tensor:
@@ -25,19 +25,19 @@ def load_tensor(path: Path) -> Tensor:
         DataError: pickled objects, damage, or something else than one tensor.
     """
     try:
-        mapped = zipfile.is_zipfile(path)
-        with warnings.catch_warnings():  # torch warns of pickles of others before it refuses them
+        with (
+            guarded(path),
+            warnings.catch_warnings(),
+        ):  # torch warns of others' pickles, and refuses
             warnings.simplefilter("ignore")
+            mapped = zipfile.is_zipfile(path)
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
+    except DataError as error:
+        if not isinstance(error.__cause__, pickle.UnpicklingError):
+            raise
         raise DataError(
             f"'{path}' is a pickle of Python objects, which can run code when it is loaded, so it "
             "is not. Where you trust it, save its array as a tensor (torch.save) or give the .h5"
-        ) from error
-    except (OSError, RuntimeError, ValueError, EOFError, KeyError, IndexError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(
-            f"'{path}' cannot be read: {first}. It is truncated or damaged: copy it again"
         ) from error
     if not isinstance(found, Tensor):
         raise DataError(f"'{path}' holds a {type(found).__name__}, expected one tensor (N, D)")
@@ -46,17 +46,12 @@ def load_tensor(path: Path) -> Tensor:
 
 def load_array(path: Path) -> NDArray[Any]:
     """The array of an .npy or .npz file (key `arr_0`), without pickles. Raises DataError."""
-    try:
-        found = np.load(path, allow_pickle=False)
+    with guarded(path), open(path, "rb") as file:
+        found = np.load(file, allow_pickle=False)
         if isinstance(found, np.ndarray):
             return found
         with found:
             return np.asarray(found["arr_0"])
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(
-            f"'{path}' cannot be read: {error}. Expected an array of numbers, complete and without "
-            "pickled objects"
-        ) from error
 
 
 def save_tensor(path: Path, tensor: Tensor) -> None:
