@@ -22,6 +22,7 @@ import wsizoo.testing
 from wsizoo import errors, hookspecs, spec
 from wsizoo.cli import COMMANDS, cli
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.formats.inspection import Inspection
 from wsizoo.interfaces import Encoder, Head, Part, Selector, WholeModel
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.testing import check_component
@@ -220,7 +221,8 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
         ("registry", spec.WeightsSpec),
         ("registry", spec.ReportedResult),
         ("registry", spec.EncoderSpec),
-        ("slides", Fingerprint),
+        ("features", Fingerprint),
+        ("features", Inspection),
     ],
 )
 def test_every_field_is_documented(page: str, structure: Any) -> None:

@@ -22,7 +22,7 @@ import torch
 
 import wsizoo
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError, FingerprintError, NotFoundError, ScaleError
+from wsizoo.errors import BagError, DataError, FingerprintError, NotFoundError, ScaleError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.detect import FORMATS, contents_of, detect
 from wsizoo.formats.encoders import fingerprint_of, name_in
@@ -484,6 +484,18 @@ def test_wsizoos_own_files_come_back_as_they_are(tmp_path: Path) -> None:
     declared = wsizoo.read_bag(bare, encoder="plip").encoder
     assert declared == Fingerprint("plip", declared=True)
     assert wsizoo.read_bag(path, name="B2").slide_id == "B2"
+
+
+def test_a_rule_brings_wsizoos_own_files_onto_a_grid_too(tmp_path: Path) -> None:
+    coords = torch.from_numpy(CELLS * 256)
+    coords[11] = coords[10]
+    bag = Bag(torch.from_numpy(FEATURES), coords, spacing=256.0, slide_id="A1")
+    path = write_bag(bag, tmp_path / "f.h5")
+    with pytest.raises(BagError, match="wsizoo convert FILE -o FOLDER --collisions nearest parts"):
+        read_features(path).require_unique_cells()
+    back = read_features(path, collisions="nearest")
+    assert len(back.require_unique_cells()) == N
+    assert (back.slide_id, back.encoder) == ("A1", Fingerprint())
 
 
 def test_what_the_user_says_of_an_encoder_is_held_against_the_file(tmp_path: Path) -> None:

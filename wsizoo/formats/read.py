@@ -120,12 +120,18 @@ read_bag = read_features  # its name in the package
 def read_with_report(
     path: Path | str, how: ReadAs | None = None, name: str | None = None
 ) -> Reading:
-    """As `read_features`, with what had to be done to the coordinates."""
+    """As `read_features`, with what had to be done to the coordinates.
+
+    wsizoo's own files come as they are, unless a rule for collisions is chosen.
+    """
     how = how or ReadAs()
     format, contents = contents_of(path, how.format, how.table)
-    if format.name == "wsizoo":
+    own = format.name == "wsizoo"
+    if own and how.collisions == "error":
         return _own(contents, how, name)
-    made = declared(contents.encoder, how.encoder, contents.path, format.name)
+    made = contents.encoder or Fingerprint()
+    if not own or how.encoder is not None:
+        made = declared(made, how.encoder, contents.path, format.name)
     if contents.n == 0:
         raise DataError(EMPTY.format(contents.path))
     placed = place(contents, how)
@@ -141,7 +147,7 @@ def read_with_report(
         footprint=placed.footprint,
         mpp=placed.mpp,
         encoder=_realised(made, placed, contents.path),
-        slide_id=name or contents.path.stem,
+        slide_id=name or (contents.facts.slide_id if contents.facts else contents.path.stem),
         target=target,
     )
     report = Regridded(len(bag)) if grid is None else grid.report
