@@ -17,7 +17,8 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.convert import WRITABLE, Converted, convert, list_sources
-from wsizoo.formats.read import ReadAs, read_features
+from wsizoo.formats.inspection import inspect
+from wsizoo.formats.read import ReadAs, read_features, read_with_report
 from wsizoo.slides.store import SlideFacts, read_bag, read_header, write_bag
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -273,6 +274,23 @@ def test_real_files_of_stamp_go_there_and_back(tmp_path: Path) -> None:
         assert np.array_equal(file["feats"][()], real["feats"][()])
         assert np.array_equal(file["coords"][()], real["coords"][()] * 2.0)
         assert file.attrs["tile_size_um"] == 448.0
+
+
+def test_um_stay_um_through_wsizoos_file_until_mpp_is_given(tmp_path: Path) -> None:
+    bag = make_bag(12, 3, 1024.0, 0.25)
+    one(convert(write_bag(bag, tmp_path / "S1.h5"), tmp_path / "stamp", "stamp"))
+    result = one(convert(tmp_path / "stamp", tmp_path / "um"))
+    assert result.told == "coordinates are in um"
+    file = result.files[0]
+    assert read_header(file).facts.mpp_source == "coordinates are in um"
+    reading = read_with_report(file)
+    assert (reading.frame, reading.bag.spacing, reading.bag.mpp) == ("um", 256.0, 1.0)
+    reading = read_with_report(file, ReadAs(slide_mpp=0.25))
+    assert (reading.frame, reading.facts.mpp_source) == ("level-0 px", "user")
+    assert reading.bag.coords is not None and bag.coords is not None
+    assert torch.equal(reading.bag.coords, bag.coords)
+    assert inspect(file).frame == "um"
+    assert inspect(file, ReadAs(slide_mpp=0.25)).spacing == 1024.0
 
 
 def test_a_bad_file_does_not_stop_the_others(own: Path, tmp_path: Path) -> None:

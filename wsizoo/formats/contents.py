@@ -21,6 +21,7 @@ from wsizoo.slides.store import SlideFacts
 log = logging.getLogger(__name__)
 
 LEVEL0, MICRONS, OWN = "level-0 px", "um", "px of the tool's own"
+IN_FRAME = "coordinates are in "  # with a frame: what wsizoo's files say where it is not LEVEL0
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import Any
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, WsizooError
-from wsizoo.formats.contents import Format, Written
+from wsizoo.formats.contents import IN_FRAME, LEVEL0, Format, Written
 from wsizoo.formats.detect import FORMATS, TENSORS, detect, is_zarr, look
 from wsizoo.formats.read import ReadAs, Reading, read_with_report
 
@@ -190,6 +190,6 @@ class _Work:
 
 def _told(reading: Reading) -> str:
     parts = [reading.regridded.told()]
-    if reading.bag.coords is not None and reading.frame != "level-0 px":
-        parts.append(f"coordinates are in {reading.frame}")
+    if reading.bag.coords is not None and reading.frame != LEVEL0:
+        parts.append(IN_FRAME + reading.frame)
     return ", ".join(part for part in parts if part)

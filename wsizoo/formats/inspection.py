@@ -116,6 +116,8 @@ def _is_no_features(path: Path) -> bool:
 
 
 def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:
+    if format == "wsizoo" and contents.frame == LEVEL0:
+        how = ReadAs(encoder=how.encoder)  # it states its scale, and is read as it is
     placed = place(contents, how)
     report = None if placed.grid is None else placed.grid.report
     made, facts = contents.encoder, contents.facts

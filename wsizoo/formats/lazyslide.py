@@ -78,7 +78,7 @@ def _contents(path: Path, root: Any, name: str, told: dict[str, Any]) -> Content
         footprint=edge,
         mpp=slide.get("mpp"),
         encoder=made,
-        facts=SlideFacts(path.stem, width, height),
+        facts=SlideFacts(path.stem, width, height, mpp_source="file"),
         attributes={"table": name, "tile_spec": spec},
     )
 

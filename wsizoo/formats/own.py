@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from wsizoo.bag import Bag
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import IN_FRAME, LEVEL0, Contents, Format, Look, Written
 from wsizoo.formats.hdf5 import opened
 from wsizoo.slides.store import EMBEDDING, read_bag, read_header, write_bag
 
@@ -23,6 +23,9 @@ def _read(path: Path, table: str | None) -> Contents:
         coords = file["coords"][()] if "coords" in file else None
         shape, dtype = file["features"].shape, str(file["features"].dtype)
 
+    source = header.facts.mpp_source or ""
+    frame = source.removeprefix(IN_FRAME) if source.startswith(IN_FRAME) else LEVEL0
+
     def load() -> Tensor:
         return read_bag(path).features
 
@@ -32,6 +35,8 @@ def _read(path: Path, table: str | None) -> Contents:
         dtype,
         load,
         coords,
+        frame=frame,
+        unit=None if frame == LEVEL0 else header.mpp,
         step=header.spacing,
         footprint=header.footprint,
         mpp=header.mpp,

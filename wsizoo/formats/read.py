@@ -16,7 +16,7 @@ from torch import Tensor
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.formats.contents import LEVEL0, Contents
+from wsizoo.formats.contents import IN_FRAME, LEVEL0, Contents
 from wsizoo.formats.detect import contents_of
 from wsizoo.formats.encoders import declared
 from wsizoo.formats.regrid import RULES, Grid, Regridded, Rule, fit, settle
@@ -50,9 +50,10 @@ class Reading:
         """What is known of the slide, to be written with the bag."""
         facts = self.contents.facts or SlideFacts(self.bag.slide_id)
         source = facts.mpp_source
-        if self.format != "wsizoo":
-            source = "user" if self.frame == LEVEL0 and self.bag.mpp else source
-            source = source if self.frame == LEVEL0 else f"coordinates are in {self.frame}"
+        if self.frame != LEVEL0:
+            source = IN_FRAME + self.frame
+        elif self.bag.mpp != self.contents.mpp or self.contents.frame != LEVEL0:
+            source = "user"
         return dataclasses.replace(facts, slide_id=self.bag.slide_id, mpp_source=source)
 
 
@@ -122,12 +123,12 @@ def read_with_report(
 ) -> Reading:
     """As `read_features`, with what had to be done to the coordinates.
 
-    wsizoo's own files come as they are, unless a rule for collisions is chosen.
+    wsizoo's own files in level-0 px come as they are, unless a rule for collisions is chosen.
     """
     how = how or ReadAs()
     format, contents = contents_of(path, how.format, how.table)
     own = format.name == "wsizoo"
-    if own and how.collisions == "error":
+    if own and how.collisions == "error" and contents.frame == LEVEL0:
         return _own(contents, how, name)
     made = contents.encoder or Fingerprint()
     if not own or how.encoder is not None:

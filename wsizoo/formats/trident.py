@@ -93,7 +93,8 @@ def _made(encoder: Any, told: dict[str, Any], size: float | None, path: Path) ->
 def _facts(path: Path, told: dict[str, Any], overlap: float) -> SlideFacts:
     edges = (told.get(f"level0_{edge}") for edge in ("width", "height"))
     width, height = (int(edge) if isinstance(edge, int | float) else None for edge in edges)
-    return SlideFacts(path.stem, width, height, overlap=overlap)
+    source = "file" if "mpp_level0" in told else None
+    return SlideFacts(path.stem, width, height, mpp_source=source, overlap=overlap)
 
 
 def _targets(folder: Path, slide: str) -> list[Path]:
