@@ -23,7 +23,7 @@ from wsizoo.inference import Predicted, predict
 from wsizoo.slides.facts import SlideFacts
 from wsizoo.slides.store import read_bag, read_thumbnail, write_bag
 from wsizoo.slides.tiff import write_pyramid
-from wsizoo.viz.predicted import PatchAnswers, write_scores
+from wsizoo.viz.predicted import Drawing, PatchAnswers, write_scores
 
 SIDE, CELL = 5, 224
 """Cells of a slide, and their edge in px."""
@@ -103,7 +103,7 @@ def test_the_reloaded_model_is_the_trained_one(tour: Tour) -> None:
 def located(tmp_path: Path, slide: CohortSlide, scores: np.ndarray, bag: Bag) -> Located:
     """What `locate` says of these scores."""
     features = write_bag(bag, tmp_path / "f.h5")
-    file = write_scores(tmp_path / "s.csv", bag, PatchAnswers(len(bag), scores))
+    file = write_scores(Drawing(tmp_path, "s"), bag, PatchAnswers(len(bag), scores))
     return locate(Predicted(slide.name, files={"scores": file, "features": features}), slide)
 
 

@@ -24,6 +24,7 @@ from wsizoo.cli import COMMANDS, cli
 from wsizoo.encoders.loading import build_encoder
 from wsizoo.encoders.networks import NetworkEncoder
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.formats.inspection import Inspection
 from wsizoo.interfaces import Encoder, Head, Part, Selector, WholeModel
 from wsizoo.plugins import discover
 from wsizoo.registry import Entry, Registry
@@ -241,7 +242,8 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
         ("registry", encoder_spec.EncoderSpec),
         ("registry", encoder_spec.ImageSpec),
         ("registry", encoder_spec.KeysSpec),
-        ("slides", Fingerprint),
+        ("features", Fingerprint),
+        ("features", Inspection),
     ],
 )
 def test_every_field_is_documented(page: str, structure: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wsizoo import inference
+from wsizoo import sources
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import (
@@ -133,9 +133,9 @@ def csv_rows(file: Path) -> list[dict[str, str]]:
 @pytest.fixture(autouse=True)
 def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     """`load_encoder` knows the toy encoder; others as ever."""
-    known = inference.load_encoder
+    known = sources.load_encoder
     monkeypatch.setattr(
-        inference,
+        sources,
         "load_encoder",
         lambda name: MeanColour() if name == "mean-colour" else known(name),
     )
@@ -587,7 +587,7 @@ class PixelMean(Aggregator):
 def test_a_model_of_pixels_predicts_a_slide(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "load_encoder", lambda name: RawPixels())
+    monkeypatch.setattr(sources, "load_encoder", lambda name: RawPixels())
     parts: dict[str, Any] = {
         "aggregator": PixelMean(),
         "head": ClassificationHead(3, classes=["normal", "tumour"]),
@@ -624,3 +624,109 @@ def test_limits_are_stamped_for_a_model_object_too(features: Path, tmp_path: Pat
     model.facts = {"limits": "a toy"}
     predict(features / "F0.h5", model, tmp_path / "out")
     assert run(tmp_path / "out")["limits"] == "a toy"
+
+
+def forced_file(tmp_path: Path) -> Path:
+    """Four patches of features of another encoder, of the model's width."""
+    bag = read_bag(four_patches(tmp_path))
+    return write_bag(bag.replace(encoder=Fingerprint("uni", mpp=0.5)), tmp_path / "four.h5")
+
+
+def test_force_goes_on_and_every_output_says_why(tmp_path: Path) -> None:
+    file, out = forced_file(tmp_path), tmp_path / "out"
+    (result,) = predict(file, toy_model(), out)
+    assert "was made for mean-colour features" in result.reason
+    assert "every output marked: --force" in result.reason
+    (result,) = predict(file, toy_model(), out, force=True)
+    why = "encoder uni, not mean-colour"
+    assert result.reason == ""
+    assert result.row["forced"] == table(out)["four"]["forced"] == why
+    assert run(out)["slides"]["four"]["forced"] == why
+    assert {row["forced"] for row in csv_rows(result.files["scores"])} == {why}
+    assert json.loads(result.files["geojson"].read_text())["properties"] == {"forced": why}
+    with Image.open(result.files["heatmap"]) as image:
+        assert image.info["forced"] == why
+    (result,) = embed(file, toy_model(), tmp_path / "e", force=True)
+    with h5py.File(result.files["embedding"], "r") as h5:
+        assert h5.attrs["forced"] == why
+        assert json.loads(h5.attrs["wsizoo_slide"])["forced"] == why
+
+
+def test_the_legend_of_a_forced_heatmap_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+
+    def legend(image: Any, low: Any, high: Any, label: str) -> Any:
+        labels.append(label)
+        return image
+
+    monkeypatch.setattr("wsizoo.viz.predicted.with_legend", legend)
+    predict(forced_file(tmp_path), toy_model(), tmp_path / "out", force=True)
+    assert labels[0].startswith("FORCED (encoder uni, not mean-colour): importance")
+
+
+def test_a_forced_row_is_not_taken_for_a_good_one(tmp_path: Path) -> None:
+    file, out = forced_file(tmp_path), tmp_path / "out"
+    predict(file, toy_model(), out, force=True)
+    assert predict(file, toy_model(), out, force=True)[0].present
+    (result,) = predict(file, toy_model(), out)
+    assert "every output marked: --force" in result.reason
+    good = write_bag(read_bag(file).replace(encoder=MeanColour().fingerprint()), file)
+    (result,) = predict(good, toy_model(), out)
+    assert "forced" not in result.row
+    assert "forced" not in run(out)["slides"]["four"]
+
+
+def test_force_lets_patches_of_another_scale_in(slides: Path, tmp_path: Path) -> None:
+    request = Request(mpp=1.0)
+    (result,) = predict(slides / "S0.svs", toy_model(), tmp_path, request=request, force=True)
+    assert result.row["forced"] == "mpp 1.0, not 0.5"
+
+
+def stamp_file(folder: Path) -> Path:
+    """As STAMP writes them: um, and an encoder of its own."""
+    folder.mkdir(exist_ok=True)
+    with h5py.File(folder / "slide.h5", "w") as file:
+        file["feats"] = np.arange(12, dtype=np.float16).reshape(4, 3)
+        file["coords"] = np.array([[0, 0], [32, 0], [0, 32], [32, 32]], np.float32)
+        told = {"unit": "um", "tile_size_um": 32.0, "tile_size_px": 64, "extractor": "mean-colour"}
+        file.attrs.update(told)
+    return folder / "slide.h5"
+
+
+def test_files_of_other_tools_are_predicted(tmp_path: Path) -> None:
+    file, out = stamp_file(tmp_path), tmp_path / "out"
+    (result,) = predict(file, toy_model(), out)
+    assert set(result.files) == {"features", "scores", "heatmap"}  # um: QuPath would misplace them
+    assert run(out)["slides"]["slide"]["frame"] == "um"
+    assert run(out)["slides"]["slide"]["unverified"] == ["preprocessing"]
+    assert predict(file, toy_model(), out)[0].present
+    (result,) = predict(file, toy_model(), out, request=Request(slide_mpp=0.25))
+    assert not result.present
+    assert "frame" not in run(out)["slides"]["slide"]
+    collection = json.loads(result.files["geojson"].read_text())
+    assert collection["features"][3]["geometry"]["coordinates"][0][0] == [128, 128]
+    with h5py.File(file, "r+") as h5:
+        h5["feats"][0, 0] = 7
+    assert not predict(file, toy_model(), out, request=Request(slide_mpp=0.25))[0].present
+
+
+def test_features_that_name_no_encoder_need_it_named(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "s.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((2, 3), np.float32), [[0, 0], [64, 0]]
+    (result,) = predict(tmp_path / "s.h5", toy_model(), tmp_path / "out")
+    assert "does not say which encoder made its features. Name it: --encoder" in result.reason
+    (result,) = predict(tmp_path / "s.h5", toy_model(), tmp_path / "out", encoder="mean-colour")
+    assert result.reason == ""
+    assert run(tmp_path / "out")["slides"]["s"]["declared"] is True
+    (result,) = predict(tmp_path / "s.h5", toy_model(), tmp_path / "out", encoder="uni")
+    assert "was encoded with uni" in result.reason
+
+
+def test_a_zarr_store_is_a_feature_file_not_a_folder_of_slides(tmp_path: Path) -> None:
+    (tmp_path / "s.zarr").mkdir()
+    (tmp_path / "s.zarr" / "zarr.json").write_text("{}")
+    assert sources.list_inputs([tmp_path / "s.zarr"]) == [tmp_path / "s.zarr"]
+    (result,) = predict(tmp_path / "s.zarr", toy_model(), tmp_path / "out")
+    assert "s.zarr' is of no known format: a zarr" in result.reason

@@ -28,8 +28,8 @@ LAYERS = """
 errors hookspecs files names targets yaml_data
 fingerprint spec encoder_spec overrides plugins registry bag patient catalogue builtin
 outputs interfaces losses ops hub weights seeding
-pins stored mil model encoders slides viz
-zoo card publish extraction segmentation inference train doctor scaffold
+pins stored mil model encoders slides formats viz
+zoo card publish extraction segmentation sources inference train doctor scaffold
 cli testing demo __main__
 """.strip().splitlines()
 LAYER_OF = {module: layer for layer, line in enumerate(LAYERS) for module in line.split()}

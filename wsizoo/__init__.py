@@ -40,7 +40,7 @@ _PUBLIC = {
     "pin": "wsizoo.pins",
     "predict": "wsizoo.inference",
     "push": "wsizoo.publish",
-    "read_bag": "wsizoo.slides.store",
+    "read_bag": "wsizoo.formats.read",
     "save": "wsizoo.publish",
     "show": "wsizoo.catalogue",
     "use_backend": "wsizoo.ops",
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from wsizoo.errors import WsizooError as WsizooError
     from wsizoo.extraction.cohort import extract as extract
     from wsizoo.fingerprint import Fingerprint as Fingerprint
+    from wsizoo.formats.read import read_bag as read_bag
     from wsizoo.hookspecs import Component as Component
     from wsizoo.hookspecs import OpBackend as OpBackend
     from wsizoo.hookspecs import hookimpl as hookimpl
@@ -78,7 +79,6 @@ if TYPE_CHECKING:
     from wsizoo.publish import save as save
     from wsizoo.publish import verify as verify
     from wsizoo.slides.reader import open_slide as open_slide
-    from wsizoo.slides.store import read_bag as read_bag
     from wsizoo.slides.store import write_bag as write_bag
     from wsizoo.zoo import adapt as adapt
     from wsizoo.zoo import build as build

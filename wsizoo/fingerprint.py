@@ -83,6 +83,28 @@ class Fingerprint:
                 f"{option.format(mine)}"
             )
 
+    def meet(
+        self, features: Fingerprint | None, model: str, bag: str, force: bool = False
+    ) -> Meeting:
+        """How features with this fingerprint, or with none, come to a model that requires me.
+
+        Args:
+            force: go on where they may not meet, and say why in the result.
+
+        Raises:
+            FingerprintError: as `check_accepts`, unless forced.
+        """
+        theirs = features or Fingerprint()
+        if not force:
+            try:
+                self.check_accepts(theirs, model, bag)
+            except FingerprintError as error:
+                raise FingerprintError(
+                    f"{error}. To go on all the same, with every output marked: --force"
+                ) from None
+        wrong = [f"{name} {b}, not {a}" for name, (a, b) in self.differences(theirs).items()]
+        return Meeting("; ".join(wrong), tuple(self.unverified(theirs)), theirs.declared)
+
     def check_same(self, other: Fingerprint, mine: str, theirs: str) -> None:
         """Raise FingerprintError unless two bags (named for the message) were made alike."""
         for field, (first, second) in self.differences(other).items():
@@ -117,6 +139,27 @@ class Fingerprint:
                     f"An encoder fingerprint states {name} {value!r}, expected {expected}"
                 )
         return cls(**record)
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """How the features of a slide came to a model; what comes of it says so too.
+
+    Args:
+        forced: why they should not have met, "" where they may. unverified: fields that the model
+            requires and the features do not state. declared: the user named the encoder.
+    """
+
+    forced: str = ""
+    unverified: tuple[str, ...] = ()
+    declared: bool = False
+
+    def stamp(self) -> dict[str, Any]:
+        """What there is to say, for the record beside a result."""
+        told = {"forced": self.forced, "unverified": list(self.unverified)}
+        return {
+            name: value for name, value in (*told.items(), ("declared", self.declared)) if value
+        }
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,24 +11,20 @@ from typing import Any
 
 import torch
 
-from wsizoo.bag import Bag
-from wsizoo.encoders.batches import BatchEncoder
-from wsizoo.encoders.loading import load_encoder
-from wsizoo.errors import DataError, SpecError
+from wsizoo.encoders.batches import Precision
+from wsizoo.errors import DataError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.extraction.job import reason_of
 from wsizoo.files import replacing
-from wsizoo.interfaces import Encoder
+from wsizoo.formats.contents import LEVEL0
 from wsizoo.model import SlideModel
-from wsizoo.slides.extract import Progress, Request, SlideEncoder
-from wsizoo.slides.facts import FileHeader
-from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, check_one_name_each, list_files
-from wsizoo.slides.store import EMBEDDING, read_bag, read_header
-from wsizoo.viz.predicted import PatchAnswers, output_files, write_pictures, write_scores
-from wsizoo.viz.table import Table, class_names, prediction_row, stamp_of
+from wsizoo.slides.extract import Progress, Request
+from wsizoo.slides.manifest import SlideEntry
+from wsizoo.slides.store import EMBEDDING
+from wsizoo.sources import FEATURES, FeatureSource, Needs, list_inputs, meet
+from wsizoo.viz.predicted import Drawing, PatchAnswers, write_pictures, write_scores
+from wsizoo.viz.table import Table, class_names, prediction_row
 from wsizoo.zoo import load
-
-FEATURES = ".h5"
 
 
 @dataclass(frozen=True)
@@ -61,8 +56,12 @@ def predict(
     progress: Progress | None = None,
     after_slide: Callable[[Predicted], None] | None = None,
     overwrite: bool = False,
+    encoder: str | None = None,
+    force: bool = False,
+    weights: Path | None = None,
+    precision: Precision = "auto",
 ) -> list[Predicted]:
-    """Predict slides or feature files.
+    """Predict slides or feature files of any tool.
 
     Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards),
     `out/run.json` (what made it, and the limits that the model states) and, a slide,
@@ -72,13 +71,16 @@ def predict(
     with the same model leaves out the slides whose features and outputs are there unchanged.
 
     Args:
-        inputs: slides, .h5 feature files, or folders of either.
+        inputs: slides, feature files (see `wsizoo.read_bag`), folders of either, or manifests.
         model: a name, "hf:owner/name@COMMIT", a folder, or a SlideModel.
         pictures: False: the table and the scores only.
         device: of the model and of its encoder.
         progress: called as (slide, patches encoded, patches in all).
         overwrite: replace features in `out/features` that are damaged or were made in another way,
             and predict every slide again.
+        encoder: that made the features of files which name none.
+        force: go on with features of another encoder than the model's; every output says so.
+        weights, precision: of the model's encoder, as `wsizoo.extract`.
 
     Raises:
         DataError: nothing to predict, two slides of one name, `out` not writable or with the
@@ -88,14 +90,17 @@ def predict(
         BackendError: no such device. What concerns single slides is reported in the result, and
         the others go on.
     """
-    files, source = _begin(inputs, model, out, request, device, progress, overwrite)
+    needs = Needs(
+        request or Request(), device, progress, overwrite, encoder, force, weights, precision
+    )
+    entries, source = _begin(inputs, model, Path(out), needs)
     out = Path(out)
     table = Table(out, source.model, overwrite)
     work = partial(_predict_one, source, table, out, pictures)
     results: list[Predicted] = []
     try:
-        for path in files:
-            result = _attempt(work, path)
+        for entry in entries:
+            result = _attempt(work, entry)
             results.append(result)
             if result.reason:
                 table.fail(result.slide_id, result.reason)
@@ -118,6 +123,10 @@ def embed(
     progress: Progress | None = None,
     after_slide: Callable[[Predicted], None] | None = None,
     overwrite: bool = False,
+    encoder: str | None = None,
+    force: bool = False,
+    weights: Path | None = None,
+    precision: Precision = "auto",
 ) -> list[Predicted]:
     """Write the slide embedding of each slide or feature file to `out/<slide>.h5`.
 
@@ -125,161 +134,86 @@ def embed(
     attributes `model` (its name) and `wsizoo_slide` (JSON: the slide, the model, the fingerprint it
     requires). Other arguments and errors: as `predict`.
     """
-    files, source = _begin(inputs, model, out, request, device, progress, overwrite)
+    needs = Needs(
+        request or Request(), device, progress, overwrite, encoder, force, weights, precision
+    )
+    entries, source = _begin(inputs, model, Path(out), needs)
     work = partial(_embed_one, source, Path(out))
     results: list[Predicted] = []
-    for path in files:
-        results.append(_attempt(work, path))
+    for entry in entries:
+        results.append(_attempt(work, entry))
         if after_slide:
             after_slide(results[-1])
     return results
 
 
-def list_inputs(inputs: Sequence[Path | str] | Path | str) -> list[Path]:
-    """Slides and feature files. Raises DataError: none, not there, or two of one name."""
-    given = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    files = list_files(given, {*SLIDE_SUFFIXES, FEATURES})
-    check_one_name_each(files)
-    return files
-
-
-class FeatureSource:
-    """Bags of slides or feature files, for one model; its encoder is made when first needed.
-
-    Args:
-        folder: where features of slides are kept. overwrite: see `predict`.
-    """
-
-    def __init__(
-        self,
-        model: SlideModel,
-        folder: Path,
-        request: Request,
-        progress: Progress | None = None,
-        overwrite: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        needs = model.requires
-        self.model, self.folder, self.progress = model, folder, progress
-        self.overwrite, self.device = overwrite, device
-        mpp = needs.mpp if request.mpp is None else request.mpp
-        patch_size = needs.patch_size if request.patch_size is None else request.patch_size
-        self.request = dataclasses.replace(request, mpp=mpp, patch_size=patch_size)
-        self._encoder: Encoder | None = None
-
-    def prepare(self, files: Sequence[Path]) -> None:
-        """Raise now what would make every slide fail; see `encoder`."""
-        if any(path.suffix != FEATURES for path in files):
-            self.encoder()
-            check_writable(self.folder)
-
-    def encoder(self) -> Encoder:
-        """The model's encoder on the device.
-
-        Raises:
-            SpecError: the model names none. NotFoundError: it does not run here.
-            FingerprintError: it would give features that the model refuses.
-        """
-        if self._encoder is None:
-            name = self.model.requires.encoder
-            if name is None:
-                raise SpecError(
-                    f"'{self.model.name}' names no encoder to make features with; give it feature "
-                    "files (.h5)"
-                )
-            encoder = load_encoder(name)
-            made = encoder.fingerprint(self.request.mpp, self.request.patch_size)
-            self.model.requires.check_accepts(made, f"'{self.model.name}'", "these slides")
-            self._encoder = encoder.to(self.device)
-        return self._encoder
-
-    def _maker(self) -> SlideEncoder:
-        return SlideEncoder(
-            BatchEncoder(self.encoder(), self.device), self.request, self.progress, threads=2
-        )
-
-    def file(self, path: Path) -> Path:
-        """Where the features of a slide lie: the file that was given, or one in `folder`."""
-        return path if path.suffix == FEATURES else self.folder / f"{path.stem}{FEATURES}"
-
-    def header(self, path: Path) -> FileHeader | None:
-        """Of the feature file, where there is one that answers the request; cheap."""
-        if path.suffix == FEATURES:
-            return read_header(path)
-        return self._maker().header(SlideEntry(path), self.file(path))
-
-    def bag(self, path: Path) -> Bag:
-        """The features of a slide, made now if they are not there, under the slide's name."""
-        file = self.file(path)
-        if path.suffix == FEATURES:
-            bag = read_bag(file)
-        else:
-            bag = self._maker().bag(SlideEntry(path), file, self.overwrite)
-        return bag.replace(slide_id=path.stem)  # the name that its outputs get
-
-
 def _begin(
     inputs: Sequence[Path | str] | Path | str,
     model: str | Path | SlideModel,
-    out: Path | str,
-    request: Request | None,
-    device: torch.device | str,
-    progress: Progress | None,
-    overwrite: bool,
-) -> tuple[list[Path], FeatureSource]:
+    out: Path,
+    needs: Needs,
+) -> tuple[list[SlideEntry], FeatureSource]:
     """The files, and where their features come from.
 
     Raises what would make every slide fail, see `predict`.
     """
-    files = list_inputs(inputs)
-    out = Path(out)
+    entries = list_inputs(inputs)
     check_writable(out)
-    check_device(device)
-    network = (model if isinstance(model, SlideModel) else load(model)).to(device).eval()
-    folder = out / "features"
-    source = FeatureSource(network, folder, request or Request(), progress, overwrite, device)
-    source.prepare(files)
-    return files, source
+    check_device(needs.device)
+    network = (model if isinstance(model, SlideModel) else load(model)).to(needs.device).eval()
+    source = FeatureSource(network, out / "features", needs)
+    source.prepare(entries)
+    return entries, source
 
 
-def _attempt(work: Callable[[Path], Predicted], path: Path) -> Predicted:
+def _attempt(work: Callable[[SlideEntry], Predicted], entry: SlideEntry) -> Predicted:
     """One slide's result; what fails is its reason."""
     try:
-        return work(path)
+        return work(entry)
     except Exception as error:
-        return Predicted(path.stem, reason=reason_of(error))
+        return Predicted(entry.slide_id, reason=reason_of(error))
 
 
 def _predict_one(
-    source: FeatureSource, table: Table, out: Path, pictures: bool, path: Path
+    source: FeatureSource, table: Table, out: Path, pictures: bool, entry: SlideEntry
 ) -> Predicted:
-    name, file, model = path.stem, source.file(path), source.model
-    header = None if source.overwrite else source.header(path)
-    known = None if header is None else table.known(name, header.digest, pictures)
+    name, file, model, force = entry.slide_id, source.file(entry), source.model, source.needs.force
+    digest = None if source.needs.overwrite else source.digest(entry)
+    known = None if digest is None else table.known(name, digest, pictures, force)
     if known is not None:
         written = {"features": file, **known}
         return Predicted(name, table.rows[name], written, "", True, table.stamps[name])
-    bag = source.bag(path)
+    taken = source.take(entry)
+    bag, meeting = meet(model, taken.bag, force)
     with torch.inference_mode():
         output = model(bag)
         logits = output.instance_logits
         names = [] if logits is None else class_names(model, logits)
         answers = PatchAnswers.of(output, len(bag), names)
     row = {"slide": name, **prediction_row(model, output)}
+    row |= {"forced": meeting.forced} if meeting.forced else {}
+    drawing = Drawing(out, name, taken.own, taken.frame == LEVEL0, meeting.forced)
     written = {}
     if answers:
-        written["scores"] = write_scores(output_files(out, name)["scores"], bag, answers)
+        written["scores"] = write_scores(drawing, bag, answers)
         if pictures and bag.coords is not None and bag.footprint is not None:
-            written |= write_pictures(out, name, file, bag, answers)
-    stamp = stamp_of(model, file, read_header(file), pictures, list(written))
+            written |= write_pictures(drawing, bag, answers)
+    frame = {} if taken.frame == LEVEL0 or bag.coords is None else {"frame": taken.frame}
+    stamp: dict[str, Any] = {
+        "features": str(file),
+        "digest": taken.digest,
+        **meeting.stamp(),
+        **frame,
+    }
+    stamp |= {"pictures": pictures, "files": list(written)}
     return Predicted(name, row, {"features": file, **written}, stamp=stamp)
 
 
-def _embed_one(source: FeatureSource, out: Path, path: Path) -> Predicted:
+def _embed_one(source: FeatureSource, out: Path, entry: SlideEntry) -> Predicted:
     import h5py
 
-    name, model = path.stem, source.model
-    bag = source.bag(path)
+    name, model = entry.slide_id, source.model
+    bag, meeting = meet(model, source.take(entry).bag, source.needs.force)
     with torch.inference_mode():
         embedding = model(bag).embedding
     if embedding is None:
@@ -291,8 +225,12 @@ def _embed_one(source: FeatureSource, out: Path, path: Path) -> Predicted:
     with replacing(file) as temporary, h5py.File(temporary, "w") as h5:
         h5.create_dataset("features", data=embedding.float().cpu().numpy())
         h5.attrs["model"] = model.name
-        h5.attrs[EMBEDDING] = json.dumps(told)
-    return Predicted(name, {"slide": name, "dim": len(embedding)}, {"embedding": file})
+        h5.attrs[EMBEDDING] = json.dumps({**told, **meeting.stamp()})
+        if meeting.forced:
+            h5.attrs["forced"] = meeting.forced
+    row = {"slide": name, "dim": len(embedding)}
+    row |= {"forced": meeting.forced} if meeting.forced else {}
+    return Predicted(name, row, {"embedding": file}, stamp=meeting.stamp())
 
 
 def _is_embedding(file: Path) -> bool:

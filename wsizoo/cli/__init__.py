@@ -24,6 +24,8 @@ COMMANDS = {
     "extract": ("wsizoo.cli.slides", "Slides to feature files."),
     "predict": ("wsizoo.cli.slides", "A trained model on slides or feature files."),
     "embed": ("wsizoo.cli.slides", "Slide embeddings of slides or feature files."),
+    "inspect": ("wsizoo.cli.features", "What a feature file of any tool, or a slide, is."),
+    "convert": ("wsizoo.cli.features", "Feature files of one tool into those of another."),
     "verify": ("wsizoo.cli.weights", "Check digests and replay golden outputs."),
     "pin": ("wsizoo.cli.weights", "Record commit and digest of published weights."),
     "push": ("wsizoo.cli.weights", "Publish a saved model on the Hugging Face Hub."),

@@ -96,6 +96,18 @@ device_option = click.option(
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 
+weights_option = click.option(
+    "--weights",
+    type=click.Path(path_type=Path),
+    help="Folder with the encoder's weights, laid out as on the Hub.",
+)
+precision_option = click.option(
+    "--precision",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Of the encoder; auto: its own on a GPU, fp32 on a CPU.",
+)
 encoding_options = with_options(
     (
         click.option(
@@ -105,18 +117,20 @@ encoding_options = with_options(
             show_default=True,
             help="See: wsizoo list --encoders",
         ),
+        weights_option,
+        precision_option,
+    )
+)
+feature_options = with_options(
+    (
+        click.option("--encoder", help="That made the features of files which name none."),
         click.option(
-            "--weights",
-            type=click.Path(path_type=Path),
-            help="Folder with the encoder's weights, laid out as on the Hub.",
+            "--force",
+            is_flag=True,
+            help="Go on with features of another encoder than the model's; outputs say so.",
         ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-            default="auto",
-            show_default=True,
-            help="auto: the encoder's own on a GPU, fp32 on a CPU.",
-        ),
+        weights_option,
+        precision_option,
     )
 )
 scale_options = with_options(

@@ -13,6 +13,7 @@ import click
 from wsizoo.cli.options import (
     device_option,
     encoding_options,
+    feature_options,
     json_option,
     model_option,
     out_option,
@@ -109,6 +110,7 @@ def _extracted_json(result: Extracted) -> str:
 @out_option("Folder for the results.")
 @click.option("--no-pictures", is_flag=True, help="Table and scores only.")
 @device_option
+@feature_options
 @patch_options
 @json_option
 def predict_command(
@@ -117,11 +119,13 @@ def predict_command(
     out: Path,
     no_pictures: bool,
     device: str,
+    encoder: str | None,
+    force: bool,
     overwrite: bool,
     as_json: bool,
     **cut: Any,
 ) -> None:
-    """Predict INPUTS: slides, .h5 feature files, or folders of either.
+    """Predict INPUTS: slides, feature files of any tool, folders of both, or manifests (.csv).
 
     Writes OUT/predictions.csv and, a slide, a heatmap (PNG), GeoJSON for QuPath and the scores or
     class probabilities of its patches: larger scores mattered more to the model. OUT/run.json tells
@@ -134,7 +138,8 @@ def predict_command(
       wsizoo predict slide.svs -m abmil-demo -o out
       wsizoo predict features/ -m ./my-model -o out --no-pictures
     """
-    from wsizoo.inference import list_inputs, predict
+    from wsizoo.inference import predict
+    from wsizoo.sources import list_inputs
     from wsizoo.zoo import load
 
     files = list_inputs(inputs)
@@ -150,6 +155,10 @@ def predict_command(
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
+            encoder=encoder,
+            force=force,
+            weights=cut["weights"],
+            precision=cut["precision"],
         )
     if limits := network.facts.get("limits"):
         click.echo(f"Limits of {model}: {limits}", err=True)
@@ -161,6 +170,7 @@ def predict_command(
 @model_option
 @out_option("Folder for <slide>.h5.")
 @device_option
+@feature_options
 @patch_options
 @json_option
 def embed_command(
@@ -168,20 +178,23 @@ def embed_command(
     model: str,
     out: Path,
     device: str,
+    encoder: str | None,
+    force: bool,
     overwrite: bool,
     as_json: bool,
     **cut: Any,
 ) -> None:
     """Write the slide embedding of each of INPUTS to OUT/<slide>.h5 (dataset `features`, (E,)).
 
-    INPUTS are slides, .h5 feature files, or folders of either. Features of slides are kept in
-    OUT/features for the next call.
+    INPUTS are slides, feature files of any tool, folders of both, or manifests (.csv). Features of
+    slides are kept in OUT/features for the next call.
 
     \b
     Example:
       wsizoo embed features/ -m abmil-demo -o embeddings
     """
-    from wsizoo.inference import embed, list_inputs
+    from wsizoo.inference import embed
+    from wsizoo.sources import list_inputs
 
     with slide_bars(len(list_inputs(inputs)), quiet=as_json) as (progress, after):
         results = embed(
@@ -193,6 +206,10 @@ def embed_command(
             progress=progress,
             after_slide=after(_predicted_json if as_json else _predicted_line),
             overwrite=overwrite,
+            encoder=encoder,
+            force=force,
+            weights=cut["weights"],
+            precision=cut["precision"],
         )
     _finish([r.reason for r in results], as_json, out)
 

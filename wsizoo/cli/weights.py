@@ -17,8 +17,9 @@ from wsizoo.errors import WsizooError
 def verify_command(names: tuple[str, ...], as_json: bool) -> None:
     """Verify NAMES: models (name, hf:owner/name@COMMIT, folder), feature files, folders of .h5.
 
-    A model: digests, strict loading, and its golden bag replayed. A feature file: complete, and its
-    content equal to its digest. Exit code 1 if anything fails.
+    A model: digests, strict loading, and its golden bag replayed. A feature file of wsizoo:
+    complete, and its content equal to its digest; of another tool, which has none: readable, a row
+    of coordinates for each of features, and finite numbers. Exit code 1 if anything fails.
 
     \b
     Examples:
@@ -46,12 +47,17 @@ def _features_in(name: str) -> list[str]:
     return sorted(str(file) for file in Path(name).glob("*.h5")) if Path(name).is_dir() else []
 
 
-def _verify_one(name: str) -> dict[str, object]:
-    if name.endswith(".h5"):
-        from wsizoo.slides.store import read_bag
+def _is_features(path: Path) -> bool:
+    """Whether a name is that of a feature file; models are names, addresses and folders."""
+    return path.suffix in (".h5", ".hdf5", ".pt", ".npy", ".zarr")
 
-        bag = read_bag(name)
-        return {"patches": len(bag), "dim": bag.dim}
+
+def _verify_one(name: str) -> dict[str, object]:
+    if _is_features(Path(name)):
+        from wsizoo.formats.inspection import check
+
+        found = check(name)
+        return {"format": found.format, "patches": found.n, "dim": found.dim}
     from wsizoo.publish import verify
 
     outputs = verify(name).outputs

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from wsizoo.bag import Bag
@@ -87,11 +88,32 @@ class PatchAnswers:
         return None
 
 
-def write_scores(path: Path, bag: Bag, answers: PatchAnswers) -> Path:
-    """One row a patch: x, y (level-0 px; empty without coords), and what there is of
+@dataclass(frozen=True)
+class Drawing:
+    """Where the files of a slide go, and what they must say.
+
+    Args:
+        out: the folder. name: of the slide. own: wsizoo's feature file, for its thumbnail.
+        level0: whether coordinates are in level-0 px, so that other viewers find the patches.
+        forced: why the features should not have met the model; "" where they may.
+    """
+
+    out: Path
+    name: str
+    own: Path | None = None
+    level0: bool = True
+    forced: str = ""
+
+    def path(self, kind: str) -> Path:
+        """Where a file of this kind goes."""
+        return output_files(self.out, self.name)[kind]
+
+
+def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
+    """One row a patch: x, y (the bag's; empty without coords), and what there is of
 
     score, kept (1 or 0), selector_score, prob_<class>, predicted. Empty where a selector dropped
-    the patch.
+    the patch. Of a forced prediction, every row says why in `forced`.
     """
     xy = bag.coords.tolist() if bag.coords is not None else [["", ""]] * len(bag)
     rows: list[dict[str, Any]] = [{"x": x, "y": y} for x, y in xy]
@@ -115,50 +137,76 @@ def write_scores(path: Path, bag: Bag, answers: PatchAnswers) -> Path:
             add(f"prob_{name}", column, read)
         likeliest = answers.probabilities.argmax(1).tolist()
         add("predicted", [answers.classes[i] for i in likeliest], read)
-    write_csv(path, rows, columns)
-    return path
+    if drawing.forced:
+        add("forced", [drawing.forced] * len(bag), every)
+    write_csv(drawing.path("scores"), rows, columns)
+    return drawing.path("scores")
 
 
-def write_pictures(
-    out: Path, name: str, features: Path, bag: Bag, answers: PatchAnswers
-) -> dict[str, Path]:
-    """`out/heatmaps/<name>.png` over the thumbnail, and `out/geojson/<name>.geojson`.
+def write_pictures(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> dict[str, Path]:
+    """`heatmaps/<name>.png` over the thumbnail, and `geojson/<name>.geojson`.
 
     The heatmap shows scores; without them the last class's probability; without both the
     selector's scores; and is left out without any. Dropped patches are not coloured, kept ones
-    are outlined.
+    are outlined. GeoJSON is for level-0 px only.
 
     Args:
-        features: the feature file, for its thumbnail. bag: with coords and footprint.
+        bag: with coords and footprint.
 
     Returns:
         The files by kind.
     """
-    assert bag.coords is not None and bag.footprint is not None
-    coords = bag.coords.cpu().numpy()
-    written = {"geojson": output_files(out, name)["geojson"]}
+    written = {}
+    if drawing.level0:
+        written["geojson"] = _write_geojson(drawing, bag, answers)
     drawn = answers.drawn()
     if drawn is not None:
-        values, ends, label = drawn
-        image, downsample = canvas(features, coords, bag.footprint)
-        outline = None if answers.kept is None else np.arange(len(values))
-        at = coords[answers.read]
-        picture = overlay(image, downsample, at, bag.footprint, values, outline=outline)
-        written["heatmap"] = output_files(out, name)["heatmap"]
-        with replacing(written["heatmap"]) as temporary:
-            Image.fromarray(with_legend(picture, *ends, label)).save(temporary, "PNG")
+        written["heatmap"] = _write_heatmap(drawing, bag, answers, *drawn)
+    return written
+
+
+def _write_heatmap(
+    drawing: Drawing,
+    bag: Bag,
+    answers: PatchAnswers,
+    values: Floats,
+    ends: tuple[str, str],
+    label: str,
+) -> Path:
+    coords, footprint = _squares(bag)
+    image, downsample = canvas(drawing.own, coords, footprint)
+    outline = None if answers.kept is None else np.arange(len(values))
+    at = coords[answers.read]
+    picture = overlay(image, downsample, at, footprint, values, outline=outline)
+    label = f"FORCED ({drawing.forced}): {label}" if drawing.forced else label
+    text = PngInfo()
+    if drawing.forced:
+        text.add_text("forced", drawing.forced)
+    with replacing(drawing.path("heatmap")) as temporary:
+        Image.fromarray(with_legend(picture, *ends, label)).save(temporary, "PNG", pnginfo=text)
+    return drawing.path("heatmap")
+
+
+def _write_geojson(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
     wanted = answers.selector_scores
     collection = patches_geojson(
-        coords,
-        bag.footprint,
+        *_squares(bag),
         answers.scores,
         kept=answers.kept,
         probabilities=answers.probabilities,
         classes=None if answers.probabilities is None else answers.classes,
         measurements=None if wanted is None else {"selector score": wanted},
     )
-    write_geojson(written["geojson"], collection)
-    return written
+    if drawing.forced:
+        collection["properties"] = {"forced": drawing.forced}
+    write_geojson(drawing.path("geojson"), collection)
+    return drawing.path("geojson")
+
+
+def _squares(bag: Bag) -> tuple[Index, float]:
+    """Corners (N, 2) and edge of the patches."""
+    assert bag.coords is not None and bag.footprint is not None
+    return bag.coords.cpu().numpy(), bag.footprint
 
 
 def output_files(out: Path, name: str) -> dict[str, Path]:
@@ -171,13 +219,14 @@ def output_files(out: Path, name: str) -> dict[str, Path]:
 
 
 def canvas(
-    features: Path, coords: Index, footprint: float, edge: int = 1024
+    features: Path | None, coords: Index, footprint: float, edge: int = 1024
 ) -> tuple[Pixels, tuple[float, float]]:
     """The slide's thumbnail and its downsample in x and y; white where the file has none."""
-    stored, facts = read_thumbnail(features), read_header(features).facts
-    if stored is not None and facts.width and facts.height:
-        image = stored[0]
-        return image, (facts.width / image.shape[1], facts.height / image.shape[0])
+    stored = None if features is None else read_thumbnail(features)
+    if features is not None and stored is not None:
+        facts, image = read_header(features).facts, stored[0]
+        if facts.width and facts.height:
+            return image, (facts.width / image.shape[1], facts.height / image.shape[0])
     far = coords.max(0) + footprint
     downsample = max(1.0, float(far.max()) / edge)
     width, height = np.ceil(far / downsample).astype(int)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,11 @@ from wsizoo.errors import DataError
 from wsizoo.files import write_csv, write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
-from wsizoo.slides.facts import FileHeader
 from wsizoo.viz.predicted import output_files
 
 PREDICTIONS = "predictions.csv"
 RUN = "run.json"
-TEXT = ("slide", "predicted")  # columns that hold no number
+TEXT = ("slide", "predicted", "forced")  # columns that hold no number
 
 
 class Table:
@@ -64,12 +63,18 @@ class Table:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}, {}
 
-    def known(self, slide: str, digest: str, pictures: bool) -> dict[str, Path] | None:
-        """The files of a slide, if its row rests on these features and nothing is missing."""
+    def known(
+        self, slide: str, digest: str, pictures: bool, force: bool = False
+    ) -> dict[str, Path] | None:
+        """The files of a slide, if its row rests on these features and nothing is missing.
+
+        Args:
+            force: also where the features were not the model's.
+        """
         stamp = self.stamps.get(slide)
         if slide not in self.rows or not isinstance(stamp, dict) or stamp.get("digest") != digest:
             return None
-        if pictures and not stamp.get("pictures"):
+        if (pictures and not stamp.get("pictures")) or (stamp.get("forced") and not force):
             return None
         paths = output_files(self.out, slide)
         kinds = stamp.get("files")
@@ -94,23 +99,6 @@ class Table:
         slides = {name: self.stamps[name] for name in sorted(self.stamps)}
         made = {"wsizoo": wsizoo.__version__, **self.made}
         write_json(self.out / RUN, {**made, **limits, "slides": slides})
-
-
-def stamp_of(
-    model: SlideModel, file: Path, header: FileHeader, pictures: bool, written: Sequence[str]
-) -> dict[str, Any]:
-    """What a prediction rests on: its features, and what they leave open of the model's needs.
-
-    Args:
-        written: kinds of files that were written, see `output_files`.
-    """
-    stamp: dict[str, Any] = {"features": str(file), "digest": header.digest}
-    unverified = model.requires.unverified(header.fingerprint)
-    if unverified:
-        stamp["unverified"] = unverified
-    if header.fingerprint.declared:
-        stamp["declared"] = True
-    return {**stamp, "pictures": pictures, "files": list(written)}
 
 
 def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Feature files of other tools: recognised by content, read into bags, written, inspected."""
