@@ -137,7 +137,7 @@ def _encoders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         sources,
         "load_encoder",
-        lambda name: MeanColour() if name == "mean-colour" else known(name),
+        lambda name, weights=None: MeanColour() if name == "mean-colour" else known(name),
     )
 
 
@@ -587,7 +587,7 @@ class PixelMean(Aggregator):
 def test_a_model_of_pixels_predicts_a_slide(
     slides: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "load_encoder", lambda name: RawPixels())
+    monkeypatch.setattr(sources, "load_encoder", lambda *_: RawPixels())
     parts: dict[str, Any] = {
         "aggregator": PixelMean(),
         "head": ClassificationHead(3, classes=["normal", "tumour"]),
@@ -727,6 +727,6 @@ def test_features_that_name_no_encoder_need_it_named(tmp_path: Path) -> None:
 def test_a_zarr_store_is_a_feature_file_not_a_folder_of_slides(tmp_path: Path) -> None:
     (tmp_path / "s.zarr").mkdir()
     (tmp_path / "s.zarr" / "zarr.json").write_text("{}")
-    assert sources.list_inputs([tmp_path / "s.zarr"]) == [tmp_path / "s.zarr"]
+    assert sources.list_inputs([tmp_path / "s.zarr"]) == [SlideEntry(tmp_path / "s.zarr")]
     (result,) = predict(tmp_path / "s.zarr", toy_model(), tmp_path / "out")
     assert "s.zarr' is of no known format: a zarr" in result.reason

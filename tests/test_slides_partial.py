@@ -29,11 +29,19 @@ def held(parts: Partial) -> list[float]:
     return [value for block in parts.features() for value in block[:, 0].tolist()]
 
 
-def begin(out: Path, *ends: int, then: type[BaseException] = KeyboardInterrupt) -> None:
-    with pytest.raises(then), partial(out, ASKED) as parts:
-        for first, last in zip((0, *ends), ends, strict=False):
-            parts.add(stretch(first, last))
+def interrupted(
+    out: Path, stretches: list[Stretch], then: type[BaseException] = KeyboardInterrupt
+) -> None:
+    with partial(out, ASKED) as parts:
+        for piece in stretches:
+            parts.add(piece)
         raise then("stop")
+
+
+def begin(out: Path, *ends: int, then: type[BaseException] = KeyboardInterrupt) -> None:
+    pieces = [stretch(first, last) for first, last in zip((0, *ends), ends, strict=False)]
+    with pytest.raises(then):
+        interrupted(out, pieces, then)
 
 
 def test_an_interruption_keeps_stretches_and_the_next_try_goes_on(tmp_path: Path) -> None:
@@ -58,10 +66,8 @@ def test_what_is_only_in_memory_is_saved_by_an_interruption(
 
 def test_patches_that_could_not_be_read_are_remembered(tmp_path: Path) -> None:
     out = tmp_path / "S.h5"
-    with pytest.raises(KeyboardInterrupt), partial(out, ASKED) as parts:
-        parts.add(stretch(0, 3, without=(1,)))
-        parts.add(stretch(3, 5, without=(3, 4)))
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(out, [stretch(0, 3, without=(1,)), stretch(3, 5, without=(3, 4))])
     with partial(out, ASKED) as parts:
         assert (parts.done, parts.index().tolist()) == (5, [0, 2])
         parts.add(stretch(5, 6))
@@ -71,9 +77,8 @@ def test_patches_that_could_not_be_read_are_remembered(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.bfloat16, torch.uint8])
 def test_any_kind_of_features_comes_back(tmp_path: Path, dtype: torch.dtype) -> None:
     features = torch.arange(24).reshape(2, 3, 2, 2).to(dtype)
-    with pytest.raises(KeyboardInterrupt), partial(tmp_path / "S.h5", ASKED) as parts:
-        parts.add(Stretch(0, 2, np.arange(2), features))
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "S.h5", [Stretch(0, 2, np.arange(2), features)])
     with partial(tmp_path / "S.h5", ASKED) as parts:
         (back,) = parts.features()
         assert torch.equal(back.double(), features.double())

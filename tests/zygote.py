@@ -64,6 +64,11 @@ class Zygote:
         return answer
 
 
+def answer(told: object) -> None:
+    sys.stdout.write(f"{told}\n")
+    sys.stdout.flush()
+
+
 def serve() -> None:
     import wsizoo.extraction.cohort  # noqa: F401
 
@@ -76,9 +81,9 @@ def serve() -> None:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
                     codes[pid] = os.waitstatus_to_exitcode(status)
-            print(codes.get(pid, "no"), flush=True)
+            answer(codes.get(pid, "no"))
         elif pid := os.fork():
-            print(pid, flush=True)
+            answer(pid)
         else:
             sys.stdin.close()
             os.dup2(2, 1)

@@ -107,8 +107,8 @@ def _write(
     tissue = look.tissue(remove_pen)
     if not tissue.brightfield:
         raise SlideError(
-            f"{entry.path} is dark, so no brightfield slide (fluorescence?): tissue is found on light "
-            "backgrounds only. Outline it in QuPath, and give that GeoJSON"
+            f"{entry.path} is dark, so no brightfield slide (fluorescence?): tissue is found on "
+            "light backgrounds only. Outline it in QuPath, and give that GeoJSON"
         )
     with replacing(picture) as temporary:
         draw_tissue(look.pixels, tissue).save(temporary, "PNG", compress_level=1)

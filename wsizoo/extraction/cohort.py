@@ -12,6 +12,7 @@ from wsizoo.errors import DataError
 from wsizoo.extraction.engines import in_this_process, in_workers
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.extraction.job import Extracted, Job
+from wsizoo.extraction.on_ray import on_ray
 from wsizoo.extraction.report import write_report
 from wsizoo.extraction.shards import Shard
 from wsizoo.interfaces import Encoder
@@ -72,28 +73,38 @@ def extract(
     if engine not in get_args(Engine):
         raise DataError(f"engine is '{engine}', expected one of {get_args(Engine)}")
     entries = list_cohort(slides, shard)
-    out = Path(out)
     if device is not None:
         check_device(device)
-    check_writable(out)
-    several = engine == "ray" or ((workers or 1) > 1 and len(entries) > 1)
+    check_writable(Path(out))
+    here = engine == "local" and min(workers or 1, len(entries)) <= 1
     job = Job(
         encoder=encoder,
-        out=out,
+        out=Path(out),
         request=request or Request(),
         overwrite=overwrite,
         device=device,
         weights=None if weights is None else Path(weights),
         precision=precision,
-        threads=threads or (1 if several else 2),
+        threads=threads or (2 if here else 1),
     )
-    if several:
-        job.load()  # what every process would stumble over is told now, once
+    if here:
+        finished = in_this_process(job, entries, progress)
+    elif engine == "ray":
+        finished = on_ray(job, entries, workers, ray_address)
+    else:
+        finished = in_workers(job, entries, workers or 1, progress)
+    return _collect(finished, job.out, after_slide)
+
+
+def _collect(
+    finished: Generator[Extracted, None, None],
+    out: Path,
+    after_slide: Callable[[Extracted], None] | None,
+) -> list[Extracted]:
+    """All results by name, as far as it comes; they are reported in any case."""
     results: list[Extracted] = []
     try:
-        with contextlib.closing(
-            _run(job, entries, engine, workers, ray_address, progress, several)
-        ) as finished:
+        with contextlib.closing(finished):
             for result in finished:
                 results.append(result)
                 if after_slide:
@@ -118,24 +129,3 @@ def list_cohort(
         return entries
     part = Shard.parse(shard) if isinstance(shard, str) else shard
     return part.of(entries)
-
-
-def _run(
-    job: Job,
-    entries: Sequence[SlideEntry],
-    engine: Engine,
-    workers: int | None,
-    ray_address: str | None,
-    progress: Progress | None,
-    several: bool,
-) -> Generator[Extracted, None, None]:
-    if not entries:
-        return
-    if engine == "ray":
-        from wsizoo.extraction.on_ray import on_ray
-
-        yield from on_ray(job, entries, workers, ray_address)
-    elif several:
-        yield from in_workers(job, entries, min(workers or 1, len(entries)), progress)
-    else:
-        yield from in_this_process(job, entries, progress)

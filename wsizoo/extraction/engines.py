@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
@@ -25,7 +25,7 @@ TOLD_EVERY = 0.2  # s between two messages of progress
 
 def in_this_process(
     job: Job, entries: Sequence[SlideEntry], progress: Progress | None
-) -> Iterator[Extracted]:
+) -> Generator[Extracted, None, None]:
     """One slide after the other."""
     station = job.begin()
     for entry in entries:
@@ -34,7 +34,7 @@ def in_this_process(
 
 def in_workers(
     job: Job, entries: Sequence[SlideEntry], workers: int, progress: Progress | None
-) -> Iterator[Extracted]:
+) -> Generator[Extracted, None, None]:
     """Each slide as soon as a worker has finished it; the largest files are begun first.
 
     A worker that is killed costs nothing but time: its slide is tried once more in a new one.
@@ -60,7 +60,12 @@ def in_workers(
 
 
 def check_sendable(job: Job) -> None:
-    """Raise DataError unless other processes can be given the job."""
+    """Raise now, once, what every other process would stumble over.
+
+    Raises:
+        DataError: it cannot be sent. And as `Job.load`.
+    """
+    job.load()
     try:
         ForkingPickler.dumps(job)
     except Exception as error:

@@ -7,7 +7,7 @@ are files, so a driver that died is simply started again: what is finished is ve
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ AHEAD = 4  # tasks waiting for each that runs, so that no node idles and the dri
 
 def on_ray(
     job: Job, entries: Sequence[SlideEntry], workers: int | None, address: str | None = None
-) -> Iterator[Extracted]:
+) -> Generator[Extracted, None, None]:
     """Each slide as soon as it is finished.
 
     Args:
@@ -71,7 +71,7 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
         ) from error
 
 
-def _results(ray: Any, job: Job, waiting: list[SlideEntry]) -> Iterator[Extracted]:
+def _results(ray: Any, job: Job, waiting: list[SlideEntry]) -> Generator[Extracted, None, None]:
     gpus = 1 if str(job.device or "cpu").startswith("cuda") else 0
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_run)
     sent = ray.put(job)

@@ -22,7 +22,7 @@ from wsizoo.formats.encoders import declared
 from wsizoo.formats.regrid import RULES, Grid, Regridded, Rule, fit, settle
 from wsizoo.slides import store
 from wsizoo.slides.facts import SlideFacts
-from wsizoo.slides.reader import check_mpp
+from wsizoo.slides.scale import check_mpp
 
 SCALE_ERROR = 0.02  # relative; a patch whose um/px are farther from what was asked says its own
 EMPTY = "'{}' holds no patches: nothing was found on its slide, or it was never filled"

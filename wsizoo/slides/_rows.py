@@ -132,13 +132,13 @@ class PatientFile(io.FileIO):
     failed: OSError | None = None
 
     def write(self, data: Any) -> int:
-        with memoryview(data).cast("B") as left:
-            while len(left) and self.failed is None:
-                try:
-                    left = left[super().write(left) :]
-                except OSError as error:
-                    self.failed = error
-            return memoryview(data).nbytes
+        block, done = memoryview(data).cast("B"), 0
+        while done < len(block) and self.failed is None:
+            try:
+                done += super().write(block[done:])
+            except OSError as error:
+                self.failed = error
+        return len(block)
 
     def truncate(self, size: int | None = None) -> int:
         try:
