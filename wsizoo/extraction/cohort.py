@@ -73,8 +73,7 @@ def extract(
     if engine not in get_args(Engine):
         raise DataError(f"engine is '{engine}', expected one of {get_args(Engine)}")
     entries = list_cohort(slides, shard)
-    if device is not None:
-        check_device(device)
+    check_device(device)
     check_writable(Path(out))
     here = engine == "local" and min(workers or 1, len(entries)) <= 1
     job = Job(
@@ -87,13 +86,11 @@ def extract(
         precision=precision,
         threads=threads or (2 if here else 1),
     )
+    if engine == "ray":
+        return _collect(on_ray(job, entries, workers, ray_address), job.out, after_slide)
     if here:
-        finished = in_this_process(job, entries, progress)
-    elif engine == "ray":
-        finished = on_ray(job, entries, workers, ray_address)
-    else:
-        finished = in_workers(job, entries, workers or 1, progress)
-    return _collect(finished, job.out, after_slide)
+        return _collect(in_this_process(job, entries, progress), job.out, after_slide)
+    return _collect(in_workers(job, entries, progress, workers or 1), job.out, after_slide)
 
 
 def _collect(

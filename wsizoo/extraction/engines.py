@@ -33,7 +33,7 @@ def in_this_process(
 
 
 def in_workers(
-    job: Job, entries: Sequence[SlideEntry], workers: int, progress: Progress | None
+    job: Job, entries: Sequence[SlideEntry], progress: Progress | None, workers: int
 ) -> Generator[Extracted, None, None]:
     """Each slide as soon as a worker has finished it; the largest files are begun first.
 

@@ -19,8 +19,8 @@ TEMPORARY = re.compile(r"^\..+\.tmp-(\d+)$")
 STALE_AFTER = 3600.0  # s; for files of another computer, whose processes are not seen
 
 
-def check_device(device: torch.device | str) -> None:
-    """Raise BackendError unless tensors can be made on it."""
+def check_device(device: torch.device | str | None) -> None:
+    """Raise BackendError unless tensors can be made on it; None: on the default one."""
     import torch
 
     try:
