@@ -25,10 +25,11 @@ from wsizoo.bag import Bag
 from wsizoo.errors import BagError, DataError, FingerprintError, NotFoundError, ScaleError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.detect import FORMATS, contents_of, detect
-from wsizoo.formats.encoders import fingerprint_of, name_in
+from wsizoo.formats.encoders import TOOLS, fingerprint_of, name_in
 from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.formats.lazyslide import corners
 from wsizoo.formats.read import ReadAs, read_features, read_with_report
+from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -756,3 +757,8 @@ def test_features_are_read_only_when_they_are_wanted(
 def test_every_format_says_how_it_is_laid_out() -> None:
     assert {*FILES, "wsizoo", "pt", "npy"} == set(FORMATS)
     assert all(each.layout for each in FORMATS.values())
+
+
+def test_every_name_that_other_tools_are_translated_to_is_in_the_catalogue() -> None:
+    meant = {m["encoder"] for names in TOOLS.values() for m in names.values()}
+    assert meant <= set(default().encoders)
