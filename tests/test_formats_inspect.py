@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import tifffile
 import torch
 from click.testing import CliRunner, Result
 
@@ -239,3 +240,31 @@ def test_verify_knows_files_of_every_tool(own: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1
     ok = {Path(each["name"]).name: each["ok"] for each in told(result)}
     assert ok == {"C1.h5": True, "C2.h5": False, "S1.h5": False, "p.pt": False, "none.h5": False}
+
+
+def test_a_slide_that_was_cut_short_or_is_damaged_at_its_end_is_not_complete(
+    tmp_path: Path,
+) -> None:
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (600, 600, 3), np.uint8)
+    whole = write_pyramid(tmp_path / "whole.svs", image, 0.5, (1,))
+    assert inspect(whole).complete
+    data = bytearray(whole.read_bytes())
+    with tifffile.TiffFile(whole) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[-1], tiff.pages[0].databytecounts[-1]
+    data[offset + 20 : offset + count] = bytes(count - 20)
+    (tmp_path / "torn.svs").write_bytes(data)
+    found = inspect(tmp_path / "torn.svs")
+    assert not found.complete
+    assert "cannot be read" in found.reason
+    (tmp_path / "cut.svs").write_bytes(whole.read_bytes()[: offset + count // 2])
+    assert not inspect(tmp_path / "cut.svs").complete
+
+
+def test_a_real_slide_that_lost_its_middle_tiles_is_cut_short(tmp_path: Path) -> None:
+    slide = DATA / "slides" / "luna_1065626.svs"
+    if not slide.exists():
+        pytest.skip(f"needs {slide}")
+    (tmp_path / "cut.svs").write_bytes(slide.read_bytes()[:3_000_000])
+    assert "was cut short: " in inspect(tmp_path / "cut.svs").reason
+    assert inspect(slide).complete

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wsizoo.errors import DataError, ScaleError, WsizooError
+from wsizoo.errors import DataError, ScaleError, SlideError, WsizooError
 from wsizoo.formats.contents import LEVEL0, Contents, guarded
 from wsizoo.formats.detect import FORMATS, contents_of, detect, look
 from wsizoo.formats.read import EMPTY, ReadAs, place
@@ -177,17 +177,44 @@ def _of_slide(path: Path, how: ReadAs) -> Inspection:
 
 
 def _told(slide: Slide, mpp: float | None, source: str | None, reason: str) -> Inspection:
-    from openslide import OpenSlide
-
     width, height = slide.size
+    damage = _damage(slide)
     return Inspection(
         str(slide.path),
-        OpenSlide.detect_format(slide.path) or "image",
+        slide.format,
         mpp=mpp,
         mpp_source=source,
         width=width,
         height=height,
         levels=[round(float(downsample), 6) for downsample in slide.downsamples],
-        complete=True,
-        reason=reason,
+        complete=not damage,
+        reason=damage or reason,
     )
+
+
+def _damage(slide: Slide) -> str:
+    """Why a slide is not whole, as far as can be told without decoding it; or ""."""
+    width, height = slide.size
+    try:
+        for level in range(len(slide.downsamples)):
+            slide.read(width - 1, height - 1, 1, 1, level)
+    except SlideError as error:
+        return str(error)
+    lost = _bytes_lost(slide.path)
+    return f"{slide.path} was cut short: {lost} bytes of its image are missing" if lost else ""
+
+
+def _bytes_lost(path: Path) -> int:
+    """What a TIFF's directories promise beyond the end of the file."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            ends = [
+                offset + count
+                for page in tiff.pages
+                for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)
+            ]
+    except Exception:  # no TIFF, or one that only its vendor's reader understands
+        return 0
+    return max(0, max(ends, default=0) - path.stat().st_size)
