@@ -13,13 +13,11 @@ from wsizoo.errors import DataError, ScaleError, SlideError, WsizooError
 from wsizoo.formats.contents import LEVEL0, Contents, guarded
 from wsizoo.formats.detect import FORMATS, contents_of, detect, look
 from wsizoo.formats.read import EMPTY, ReadAs, place
+from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.slides.reader import Slide, open_slide
 from wsizoo.slides.store import check_content
 
-IMAGES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".vms", ".vmu", ".scn", ".mrxs", ".svslide", ".bif"}
-    | {".dcm", ".czi", ".png", ".jpg", ".jpeg"}
-)
+IMAGES = SLIDE_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 @dataclass(frozen=True)
