@@ -9,15 +9,14 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError, WsizooError
+from wsizoo.errors import DataError, SlideError, WsizooError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Encoder
-from wsizoo.slides.patches import Cells, PatchGrid, find_tissue, read_patches, tissue_cells
+from wsizoo.slides.patches import Cells, PatchGrid, find_tissue, read_batches, tissue_cells
 from wsizoo.slides.reader import Pixels, Slide, check_mpp, open_slide
 from wsizoo.slides.store import (
     FileHeader,
@@ -202,18 +201,10 @@ def _facts(slide: Slide, request: Request) -> SlideFacts:
 
 def _batches(slide: Slide, grid: PatchGrid, cells: Cells, size: int) -> Iterator[Pixels]:
     """Patches (B, patch_size, patch_size, 3) in order; all batches but the last are full."""
-    waiting: list[Pixels] = []
-    for _, patches in read_patches(slide, grid, cells):
-        waiting.append(patches)
-        if sum(map(len, waiting)) < size:
-            continue
-        together = np.concatenate(waiting)
-        full = len(together) // size * size
-        yield from np.split(together[:full], full // size)
-        waiting = [together[full:]]
-    last = np.concatenate(waiting)
-    if len(last):
-        yield last
+    for batch in read_batches(slide, grid, cells, size):
+        if batch.why_not is not None:
+            raise SlideError(batch.why_not)
+        yield batch.pixels
 
 
 def check_features(features: Tensor, n: int, encoder: Encoder, first: int = 0) -> None:

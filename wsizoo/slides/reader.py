@@ -20,6 +20,7 @@ PLAUSIBLE_MPP = (0.05, 20.0)  # um/px; a resolution tag of 72 or 96 dpi reads as
 ANISOTROPY = 0.02  # relative difference of mpp in x and y that is still one number
 STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
 ROUNDING = 1e-6  # px
+DECODED_BYTES = 2**27  # of decoded pixels that OpenSlide keeps: two rows of tiles, 65,000 px wide
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
 
 
@@ -29,6 +30,7 @@ class Slide:
     Attributes:
         slide_id: file name without its last suffix. size: (width, height) at level 0.
         mpp: um per level-0 px. mpp_source: where that number comes from.
+        mpp_xy: the same along x and along y, which may differ by ANISOTROPY; `mpp` is their mean.
         downsamples: level-0 px per px of each level, as OpenSlide maps them.
         level_sizes: (width, height) of each level in its own px.
     """
@@ -40,7 +42,8 @@ class Slide:
         self.size: tuple[int, int] = handle.dimensions
         self.downsamples: tuple[float, ...] = handle.level_downsamples
         self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
-        self.mpp, self.mpp_source = _resolve_mpp(path, handle.properties, mpp)
+        self.mpp_xy, self.mpp_source = _resolve_mpp(path, handle.properties, mpp)
+        self.mpp = sum(self.mpp_xy) / 2
         self.quickhash: str = handle.properties.get("openslide.quickhash-1") or ""
 
     def read(
@@ -112,8 +115,9 @@ class Slide:
                 f"{self.path}: the region at {origin}, level {level}, {size[0]} x {size[1]} px "
                 f"cannot be read: {error}. The file is damaged; copy it again from its source"
             ) from error
-        if rgba.getextrema()[3][0] == 255:
-            return np.asarray(rgba.convert("RGB"))
+        if np.asarray(rgba)[..., 3].min() == 255:  # several times faster than getextrema, convert
+            rgb = np.frombuffer(rgba.tobytes("raw", "RGB"), np.uint8)
+            return rgb.reshape(size[1], size[0], 3)
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
 
@@ -185,6 +189,7 @@ def open_slide(path: Path | str, mpp: float | None = None) -> Slide:
             "source; else convert it to a pyramidal tiff"
         ) from error
     try:
+        handle.set_cache(openslide.OpenSlideCache(DECODED_BYTES))
         return Slide(path, handle, mpp)
     except BaseException:
         handle.close()
@@ -201,12 +206,14 @@ def check_mpp(mpp: float) -> None:
         )
 
 
-def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[float, str]:
-    """um per level-0 px and where it comes from. Raises ScaleError."""
+def _resolve_mpp(
+    path: Path, properties: Any, given: float | None
+) -> tuple[tuple[float, float], str]:
+    """um per level-0 px, in x and y, and where they come from. Raises ScaleError."""
     low, high = PLAUSIBLE_MPP
     if given is not None:
         check_mpp(given)
-        return float(given), "user"
+        return (float(given), float(given)), "user"
     stated = [properties.get(f"openslide.mpp-{axis}") for axis in "xy"]
     advice = "If you know the scanner's, state it: --mpp 0.25 (40x) or --mpp 0.5 (20x)"
     try:
@@ -222,4 +229,4 @@ def _resolve_mpp(path: Path, properties: Any, given: float | None) -> tuple[floa
         raise ScaleError(
             f"{path} states {x:.4g} um/px in x and {y:.4g} in y, expected square pixels. {advice}"
         )
-    return (x + y) / 2, "file"
+    return (x, y), "file"
