@@ -115,11 +115,11 @@ class Slide:
                 f"{self.path}: the region at {origin}, level {level}, {size[0]} x {size[1]} px "
                 f"cannot be read: {error}. The file is damaged; copy it again from its source"
             ) from error
-        if np.asarray(rgba)[..., 3].min() == 255:  # several times faster than getextrema, convert
-            rgb = np.frombuffer(rgba.tobytes("raw", "RGB"), np.uint8)
-            return rgb.reshape(size[1], size[0], 3)
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+        # raw bytes: several times faster than getextrema and convert
+        if np.frombuffer(rgba.tobytes("raw", "A"), np.uint8).min() < 255:
+            rgba = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        rgb = np.frombuffer(rgba.tobytes("raw", "RGB"), np.uint8)
+        return rgb.reshape(size[1], size[0], 3)
 
     def close(self) -> None:
         self._handle.close()

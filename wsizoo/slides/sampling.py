@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -120,7 +119,7 @@ def possible_scales(slide: Slide, level: int) -> tuple[tuple[float, ...], tuple[
     """True level-0 px per px of a level, in x and in y, as far as its size tells.
 
     A level may show the whole slide, so that its scale is the ratio of the sizes; or every px of
-    it may be a whole number of px, and its size the quotient rounded down or up.
+    it may be a whole number of px, and its size the quotient rounded to one px or the next.
     """
     x, y = (
         _possible(full, size)
@@ -130,7 +129,5 @@ def possible_scales(slide: Slide, level: int) -> tuple[tuple[float, ...], tuple[
 
 
 def _possible(full: int, size: int) -> tuple[float, ...]:
-    whole = max(1, round(full / size))
-    if full // whole <= size <= math.ceil(full / whole):
-        return full / size, float(whole)
-    return (full / size,)
+    ratio, whole = full / size, max(1, round(full / size))
+    return (ratio, float(whole)) if abs(size - full / whole) <= 1 else (ratio,)
