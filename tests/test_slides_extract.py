@@ -362,11 +362,12 @@ def test_patches_that_cannot_be_decoded_are_left_out_and_told(
     assert rows.keys() <= set(map(tuple, asked.coords.tolist()))  # not one patch is forgotten
     assert header.unreadable == (~kept).sum() > 0
     x, y = asked.coords[~kept].T  # around the torn tile only, the sixth of the first row
-    assert x.min() >= 5 * 256 - 64 and y.max() <= 256
+    assert x.min() > 5 * 256 - 64 and y.max() < 256
     assert np.array_equal(asked.coords[kept], bad.coords)
-    same = [rows[xy] for xy in map(tuple, bad.coords.tolist())]
-    assert n == len(same) > 200
-    assert torch.equal(bad.features, good.features[same])
-    with pytest.raises(SlideError, match=r"of the \d+ patches tried cannot be decoded.*damaged"):
+    pairs = [(i, rows.get(tuple(xy))) for i, xy in enumerate(bad.coords.tolist())]
+    mine, same = zip(*((i, j) for i, j in pairs if j is not None), strict=True)
+    assert n >= len(same) > 200
+    assert torch.equal(bad.features[list(mine)], good.features[list(same)])
+    with pytest.raises(SlideError, match=r"of the \d+ patches tried cannot be decoded.*The file is damaged"):
         extract_slide(torn, MeanColour(), tmp_path / "x.h5", Request(max_unreadable=0.001))
     assert not list(tmp_path.glob(".*"))

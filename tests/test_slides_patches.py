@@ -1,18 +1,28 @@
-"""wsizoo.slides.patches: patches are as wide, and lie where, the grid says."""
+"""wsizoo.slides.patches: which patches are taken, and that they show what lies in their cell."""
 
 import os
+import threading
+import time
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+import tifffile
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
 
-from wsizoo.errors import ScaleError, SlideError
+from wsizoo.errors import DataError, SlideError
 from wsizoo.slides import patches as patches_module
-from wsizoo.slides.patches import Cells, PatchGrid, read_patches, tissue_cells
+from wsizoo.slides.patches import (
+    Cells,
+    PatchGrid,
+    certify,
+    read_batches,
+    tissue_cells,
+)
 from wsizoo.slides.reader import Pixels, Slide, open_slide
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.slides.tissue import TissueMask, find_tissue
@@ -22,89 +32,14 @@ SLIDES = DATA / "slides"
 needs_slides = pytest.mark.skipif(
     not (SLIDES / "expected.json").is_file(), reason="no real slides: set WSIZOO_DATA"
 )
-STEP = 64.0
-"""Level-0 px from one mark of the ruler to the next."""
-
-
-def ruler(width: int, height: int, step: float = STEP) -> Pixels:
-    """White with dark vertical marks centred at step / 2, 3 step / 2, ...; px of this image."""
-    x = np.arange(width) + 0.5
-    off = np.abs((x / step) % 1 - 0.5) * step
-    line = np.clip(235 - 200 * np.clip(1.2 - off / (step / 14), 0, 1), 0, 255)
-    return np.broadcast_to(line.astype(np.uint8)[None, :, None], (height, width, 3)).copy()
-
-
-def marks(patch: Pixels) -> np.ndarray:
-    """Centres of the ruler's whole marks in a patch, px from its left edge."""
-    dark = 235 - patch.astype(float).mean(axis=(0, 2))
-    labels, n = ndimage.label(dark > 25)
-    inside = [
-        i for i in range(1, n + 1) if not {0, len(dark) - 1} & set(np.flatnonzero(labels == i))
-    ]
-    return np.array(
-        [np.average(np.arange(len(dark)) + 0.5, weights=dark * (labels == i)) for i in inside]
-    )
 
 
 def read_all(slide: Slide, grid: PatchGrid, cells: Cells | None = None) -> Pixels:
+    """Every one of the cells, in the caller's thread."""
     cells = grid.all_cells() if cells is None else cells
-    return np.concatenate([patches for _, patches in read_patches(slide, grid, cells)])
-
-
-def check_ruler(slide: Slide, grid: PatchGrid, turned: bool, true_mpp: float) -> None:
-    """Marks in decoded patches are as far apart, and lie where, the grid says."""
-    cells = grid.all_cells()
-    axis = 1 if turned else 0
-    widths, places = [], []
-    for cell, patch in zip(cells, read_all(slide, grid), strict=True):
-        found = marks(patch.swapaxes(0, 1) if turned else patch)
-        widths.append((found[-1] - found[0]) / (len(found) - 1))  # px of a patch a step
-        level0 = grid.corners(cell[None])[0, axis] + found * grid.footprint / grid.patch_size
-        places.append((level0 / STEP - 0.5) - np.rint(level0 / STEP - 0.5))
-    realised = STEP * true_mpp / np.mean(widths)
-    assert realised == pytest.approx(grid.mpp, rel=1e-3)
-    off = np.concatenate(places) * STEP  # level-0 px
-    assert np.abs(off).max() < 1.0 * max(1, grid.footprint / grid.patch_size)
-
-
-@pytest.mark.parametrize("turned", [False, True])
-@pytest.mark.parametrize("mpp", [0.2277, 0.265, 0.301, 0.499])
-def test_patches_have_the_microns_per_pixel_that_were_asked_for(
-    tmp_path: Path, mpp: float, turned: bool
-) -> None:
-    image = ruler(1500, 520)
-    image = image.swapaxes(0, 1).copy() if turned else image
-    path = write_pyramid(tmp_path / "a.svs", image, mpp, (1, 4), quality=92)
-    with open_slide(path) as slide:
-        check_ruler(slide, PatchGrid.of(slide, 0.5, 224), turned, mpp)
-
-
-@pytest.mark.parametrize(
-    ("size", "level_size", "factor", "downsample"),
-    [
-        ((9999, 800), (5000, 400), 2, 1.9999),
-        ((9999, 800), (2500, 200), 4, 3.9998),
-        ((20001, 400), (5000, 100), 4, 4.0001),
-    ],
-)
-def test_levels_whose_sizes_were_rounded_keep_the_scale(
-    tmp_path: Path, size: tuple[int, int], level_size: tuple[int, int], factor: int,
-    downsample: float,
-) -> None:  # fmt: skip
-    base = ruler(256, 64)  # the period of the ruler is 64, so a tile of it repeats
-
-    def region(x: int, y: int, width: int, height: int) -> Pixels:
-        return np.tile(base, (height // 64 + 1, width // 256 + 2, 1))[
-            :height, x % 64 : x % 64 + width
-        ]
-
-    level = ruler(*level_size, STEP / factor)  # as a scanner makes it: exactly a half, a quarter
-    path = write_pyramid(tmp_path / "a.svs", region, 0.25, (1, level), size=size, quality=92)
-    with open_slide(path) as slide:
-        assert slide.downsamples[1] == pytest.approx(downsample, abs=2e-6)
-        grid = PatchGrid.of(slide, 0.25 * factor, 96)
-        assert slide.level_for(grid.footprint / grid.patch_size) == 1
-        check_ruler(slide, grid, False, 0.25)
+    (batch,) = read_batches(slide, grid, cells, len(cells), threads=1)
+    assert batch.index.tolist() == list(range(len(cells)))
+    return batch.pixels
 
 
 def smooth_image(width: int, height: int) -> Pixels:
@@ -153,90 +88,243 @@ def test_a_patch_that_needs_no_resampling_holds_the_very_pixels(path: Path) -> N
         assert np.array_equal(patch, whole[y : y + 128, x : x + 128])
 
 
-@pytest.mark.parametrize("downsample", [4.0, 3.9958])
-@pytest.mark.parametrize("mpp", [0.37, 1.2])
-def test_what_a_patch_shows_does_not_depend_on_its_neighbours(
-    tmp_path: Path, image: Pixels, path: Path, mpp: float, downsample: float
+SAMPLINGS = {
+    "as they are": (0.25, 64, 0.0), "as they are, from level 1": (1.0, 25, 0.3),
+    "shrunk": (0.37, 50, 0.1), "shrunk, from level 1": (1.2, 20, 0.0), "enlarged": (0.15, 90, 0.0),
+}  # fmt: skip
+"""um/px, px and overlap of patches of a slide at 0.25 um/px with a second level at 1."""
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A slide whose second level has a downsample of 3.9983."""
+    levels, base = (1, smooth_image(301, 225)), smooth_image(1203, 900)
+    return write_pyramid(tmp_path_factory.mktemp("u") / "u.svs", base, 0.25, levels, quality=95)
+
+
+@pytest.mark.parametrize("kind", SAMPLINGS)
+@pytest.mark.parametrize("pyramid", ["path", "uneven"])
+def test_what_a_patch_shows_depends_on_its_cell_only(
+    kind: str, pyramid: str, request: pytest.FixtureRequest
 ) -> None:
-    if downsample != 4:
-        level = smooth_image(301, 225)
-        path = write_pyramid(tmp_path / "b.svs", image, 0.25, (1, level), quality=95)
-    with open_slide(path) as slide:
-        assert slide.downsamples[1] == pytest.approx(downsample, abs=0.004)
-        grid = PatchGrid.of(slide, mpp, 50, overlap=0.1)
+    with open_slide(request.getfixturevalue(pyramid)) as slide:
+        grid = PatchGrid.of(slide, *SAMPLINGS[kind])
+        assert certify(slide, grid).level == ("level 1" in kind)
         together = read_all(slide, grid)
         for cell, patch in zip(grid.all_cells(), together, strict=True):
             assert np.array_equal(read_all(slide, grid, cell[None])[0], patch)
 
 
-def test_long_runs_are_read_in_pieces_with_the_same_result(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    kind=st.sampled_from(sorted(SAMPLINGS)), batch_size=st.integers(1, 70),
+    threads=st.integers(0, 4), run=st.integers(0, 20), data=st.data(),
+)  # fmt: skip
+def test_batches_depend_on_their_size_and_start_only_and_pixels_on_neither(
+    path: Path, kind: str, batch_size: int, threads: int, run: int, data: st.DataObject
+) -> None:
+    with open_slide(path) as slide, pytest.MonkeyPatch.context() as patching:
+        grid = PatchGrid.of(slide, *SAMPLINGS[kind])
+        patching.setattr(patches_module, "RUN_PIXELS", 2**run)
+        every = grid.all_cells()
+        keep = data.draw(st.sets(st.integers(0, len(every) - 1), max_size=90))
+        cells = every[sorted(keep)]
+        start = data.draw(st.integers(0, len(cells)))
+        batches = list(read_batches(slide, grid, cells, batch_size, threads, start))
+        patching.undo()
+        expected = read_all(slide, grid)[sorted(keep)]
+    assert [batch.first for batch in batches] == list(range(start, len(cells), batch_size))
+    for batch in batches:
+        assert batch.count == min(batch_size, len(cells) - batch.first)
+        assert batch.index.tolist() == list(range(batch.first, batch.first + batch.count))
+        assert batch.pixels.dtype == np.uint8
+        assert np.array_equal(batch.pixels, expected[batch.index])
+        assert batch.why_not is None
+
+
+class Faulty:
+    """A slide that raises when a rectangle of level 0 is read, and counts what is read."""
+
+    def __init__(self, slide: Slide, bad: tuple[int, int, int, int], error: Exception) -> None:
+        self._slide, self._bad, self._error, self._lock = slide, bad, error, threading.Lock()
+        self.reads = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._slide, name)
+
+    def read(self, x: float, y: float, width: float, height: float, *rest: int) -> Any:
+        with self._lock:
+            self.reads += 1
+        left, top, right, bottom = self._bad
+        if x < right and y < bottom and x + width > left and y + height > top:
+            raise self._error
+        return self._slide.read(x, y, width, height, *rest)
+
+
+NOWHERE = (0, 0, 0, 0)
+DAMAGED = SlideError("the region at (300, 200) cannot be read")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", SAMPLINGS)
+def test_patches_that_cannot_be_decoded_are_left_out_and_no_others(
+    path: Path, kind: str, threads: int
+) -> None:
+    bad = (300, 200, 420, 380)
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, *SAMPLINGS[kind])
+        cells = grid.all_cells()
+        low, high = grid.corners(cells), grid.corners(cells) + grid.footprint
+        near = certify(slide, grid).downsample  # a patch that is taken as it is moves by up to that
+        surely = ((low < np.subtract(bad[2:], near)) & (high > np.add(bad[:2], near))).all(1)
+        maybe = ((low < np.add(bad[2:], near)) & (high > np.subtract(bad[:2], near))).all(1)
+        whole = read_all(slide, grid)
+        faulty: Any = Faulty(slide, bad, DAMAGED)
+        batches = list(read_batches(faulty, grid, cells, 7, threads))
+    assert [(batch.first, batch.count) for batch in batches] == [
+        (first, min(7, len(cells) - first)) for first in range(0, len(cells), 7)
+    ]
+    index = np.concatenate([batch.index for batch in batches])
+    missing = np.setdiff1d(np.arange(len(cells)), index)
+    assert set(np.flatnonzero(surely)) <= set(missing) <= set(np.flatnonzero(maybe))
+    assert len(missing) > 0
+    for batch in batches:
+        assert (batch.why_not == str(DAMAGED)) == (len(batch.index) < batch.count)
+        assert np.array_equal(batch.pixels, whole[batch.index])
+
+
+def test_a_batch_of_which_nothing_can_be_decoded_is_empty(path: Path) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.5, 64)
+        faulty: Any = Faulty(slide, (0, 0, 1200, 900), DAMAGED)
+        first, *_ = read_batches(faulty, grid, grid.all_cells(), 5)
+    assert (first.count, first.index.shape, first.pixels.shape) == (5, (0,), (0, 64, 64, 3))
+
+
+def test_a_damaged_tile_costs_the_patches_that_show_it(tmp_path: Path, image: Pixels) -> None:
+    path = write_pyramid(tmp_path / "a.svs", image, 0.25, (1,), quality=95)
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 128)
+        whole = read_all(slide, grid)
+    with tifffile.TiffFile(path) as tiff:
+        start = tiff.pages[0].tags["TileOffsets"].value[6]  # of 5 x 4 tiles: x 256, y 256
+    with open(path, "rb+") as file:
+        file.seek(start)
+        file.write(bytes(400))
+    cells = grid.all_cells()
+    bad = ((cells >= 2) & (cells < 4)).all(1)
+    with open_slide(path) as slide:
+        for threads in (1, 2):
+            index = []
+            for batch in read_batches(slide, grid, cells, 10, threads):
+                assert np.array_equal(batch.pixels, whole[batch.index])
+                index.append(batch.index)
+            assert np.concatenate(index).tolist() == np.flatnonzero(~bad).tolist()
+
+
+def patch_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("patches")]
+
+
+def test_other_errors_reach_the_caller_and_leave_no_thread(path: Path) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 64)
+        for threads in (1, 3):
+            faulty: Any = Faulty(slide, (600, 400, 640, 440), MemoryError("no room"))
+            batches = read_batches(faulty, grid, grid.all_cells(), 20, threads)
+            first = next(batches)
+            assert (first.first, first.count) == (0, 20)
+            with pytest.raises(MemoryError, match="no room"):
+                list(batches)
+            assert patch_threads() == []
+
+
+def test_a_caller_that_stops_early_leaves_no_thread(path: Path) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 20)
+        batches = read_batches(slide, grid, grid.all_cells(), 10, threads=3)
+        next(batches)
+        assert len(patch_threads()) == 3
+        batches.close()  # type: ignore[attr-defined]
+        assert patch_threads() == []
+        del batches
+        for batch in read_batches(slide, grid, grid.all_cells(), 10):
+            assert batch.first == 0
+            break
+        assert patch_threads() == []
+
+
+@pytest.mark.parametrize("batch_size", [1, 8, 64])
+def test_threads_read_only_so_far_ahead(
+    path: Path, batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches_module, "RUN_PIXELS", 4 * 20 * 20)
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 20)
+        faulty: Any = Faulty(slide, NOWHERE, DAMAGED)
+        batches = read_batches(faulty, grid, grid.all_cells(), batch_size, threads=3)
+        for taken in range(1, 6):
+            next(batches)
+            time.sleep(0.05)  # for them to do what they may
+            patches = 4 * faulty.reads if batch_size >= 4 else batch_size * faulty.reads
+            assert patches <= (taken + 2) * batch_size + 3 * 4
+        batches.close()  # type: ignore[attr-defined]
+
+
+def test_threads_read_while_the_caller_works(path: Path) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 64)
+        faulty: Any = Faulty(slide, NOWHERE, DAMAGED)
+        batches = read_batches(faulty, grid, grid.all_cells(), 20)
+        next(batches)
+        before, deadline = faulty.reads, time.monotonic() + 10
+        while faulty.reads == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert faulty.reads > before or before > 2  # the second batch, or it was there already
+        batches.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "threads", "start"), [(0, 2, 0), (4, -1, 0), (4, 2, -1), (4, 2, 4)]
+)
+def test_impossible_batches_are_refused_at_once(
+    path: Path, batch_size: int, threads: int, start: int
 ) -> None:
     with open_slide(path) as slide:
         grid = PatchGrid.of(slide, 0.25, 64)
-        at_once = read_all(slide, grid)
-        monkeypatch.setattr(patches_module, "RUN_PIXELS", 3 * 64 * 64)
-        pieces = list(read_patches(slide, grid, grid.all_cells()))
-    assert max(len(patches) for _, patches in pieces) == 3
-    assert np.array_equal(np.concatenate([patches for _, patches in pieces]), at_once)
+        cells = grid.all_cells()[:3]
+        with pytest.raises(DataError, match=rf"batch_size {batch_size}, threads {threads}.* to 3"):
+            read_batches(slide, grid, cells, batch_size, threads, start)
+        assert list(read_batches(slide, grid, cells, 4, start=3)) == []
 
 
-def test_patches_come_in_the_order_of_the_cells_whatever_is_missing(path: Path) -> None:
-    cells = np.array([[0, 0], [1, 0], [4, 0], [0, 2], [2, 2], [3, 2]])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(size=st.integers(8, 128), overlap=st.floats(0, 0.9), data=st.data())
+def test_neighbours_share_what_overlap_says(
+    path: Path, size: int, overlap: float, data: st.DataObject
+) -> None:
+    """1:1, also where the step of the grid is no whole number of px."""
     with open_slide(path) as slide:
-        grid = PatchGrid.of(slide, 0.25, 64)
-        pieces = list(read_patches(slide, grid, cells))
-        assert [(first, len(patches)) for first, patches in pieces] == [
-            (0, 2), (2, 1), (3, 1), (4, 2),
-        ]  # fmt: skip
-        index = cells[:, 1] * grid.columns + cells[:, 0]
-        found = np.concatenate([patches for _, patches in pieces])
-        assert np.array_equal(found, read_all(slide, grid)[index])
-
-
-def test_neighbours_share_what_overlap_says(path: Path) -> None:
-    with open_slide(path) as slide:
-        grid = PatchGrid.of(slide, 0.25, 64, overlap=0.25)
-        first, second = read_all(slide, grid, np.array([[2, 1], [3, 1]]))
-    assert grid.spacing == 48
-    assert np.array_equal(first[:, 48:], second[:, :16])
-
-
-class FakeSlide:
-    """What a grid asks of a slide."""
-
-    def __init__(self, mpp: float, size: tuple[int, int]) -> None:
-        self.mpp, self.size, self.path = mpp, size, Path("fake.svs")
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    slide_mpp=st.floats(0.1, 1.0), mpp=st.floats(0.25, 2.0), size=st.integers(16, 512),
-    overlap=st.floats(0, 0.9), width=st.integers(1000, 200_000), height=st.integers(1000, 200_000),
-    data=st.data(),
-)  # fmt: skip
-def test_the_grid_is_global_lossless_and_fills_the_slide(
-    slide_mpp: float, mpp: float, size: int, overlap: float, width: int, height: int,
-    data: st.DataObject,
-) -> None:  # fmt: skip
-    slide = FakeSlide(slide_mpp, (width, height))
-    try:
-        grid = PatchGrid.of(slide, mpp, size, overlap)  # type: ignore[arg-type]
-    except SlideError:
-        return
-    assert grid.footprint * slide_mpp == pytest.approx(size * mpp)  # exact in microns
-    for edge, n in ((width, grid.columns), (height, grid.rows)):
-        assert (n - 1) * grid.spacing + grid.footprint <= edge + 1e-3
-        assert n * grid.spacing + grid.footprint > edge - 1e-3
-    i, j = data.draw(st.integers(0, grid.columns - 1)), data.draw(st.integers(0, grid.rows - 1))
-    cells = np.array([[i, j]])
-    assert np.array_equal(np.rint(grid.coords(cells) / grid.spacing), cells)
-    assert np.abs(grid.coords(cells) - grid.corners(cells)).max() <= 0.5
-
-
-def test_cells_are_listed_row_by_row() -> None:
-    grid = PatchGrid.of(FakeSlide(1.0, (300, 200)), 1.0, 100)  # type: ignore[arg-type]
-    assert grid.all_cells().tolist() == [[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]]
+        try:
+            grid = PatchGrid.of(slide, 0.25, size, overlap)
+        except SlideError:
+            return
+        i = data.draw(st.integers(0, grid.columns - 2))
+        j = data.draw(st.integers(0, grid.rows - 2))
+        cells = np.array([[i, j], [i + 1, j], [i, j + 1]])
+        first, right, below = read_all(slide, grid, cells)
+        whole, _, _ = slide.read(0, 0, 1200, 900, 0)
+    coords = grid.coords(cells)
+    (across, _), (_, down) = coords[1] - coords[0], coords[2] - coords[0]
+    assert abs(across - grid.spacing) < 1
+    assert np.array_equal(first[:, across:], right[:, : size - across])
+    assert np.array_equal(first[down:], below[: size - down])
+    for (x, y), patch in zip(coords, (first, right, below), strict=True):
+        assert np.array_equal(patch, whole[y : y + size, x : x + size])
 
 
 def test_the_last_patch_ends_at_the_edge_and_nothing_beyond_is_read(path: Path) -> None:
@@ -248,32 +336,6 @@ def test_the_last_patch_ends_at_the_edge_and_nothing_beyond_is_read(path: Path) 
     box = (1080, 720, 1200, 840)
     expected = Image.fromarray(whole).resize((100, 100), Image.Resampling.BILINEAR, box)
     assert np.array_equal(last, np.asarray(expected))
-
-
-@pytest.mark.parametrize(
-    ("mpp", "size", "overlap", "match"),
-    [
-        (0.5, 0, 0.0, "expected a positive size"),
-        (-0.5, 224, 0.0, "expected a positive size"),
-        (float("nan"), 224, 0.0, "expected a positive size"),
-        (0.5, 224, 1.0, r"overlap in \[0, 1\)"),
-        (0.5, 224, -0.1, r"overlap in \[0, 1\)"),
-        (0.5, 10, 0.99, "apart, expected 1 at least"),
-        (0.5, 2000, 0.0, "300 x 225 um, smaller than one patch of 1000 um"),
-    ],
-)
-def test_impossible_patches_are_refused(
-    path: Path, mpp: float, size: int, overlap: float, match: str
-) -> None:
-    with open_slide(path) as slide, pytest.raises(SlideError, match=match):
-        PatchGrid.of(slide, mpp, size, overlap)
-
-
-def test_a_slide_scanned_far_too_coarsely_is_refused() -> None:
-    coarse = FakeSlide(1.0, (5000, 5000))
-    with pytest.raises(ScaleError, match=r"scanned at 1 um/px, too coarse for patches at 0.25"):
-        PatchGrid.of(coarse, 0.25, 224)  # type: ignore[arg-type]
-    assert PatchGrid.of(coarse, 0.5, 224).footprint == 112  # type: ignore[arg-type]
 
 
 def mask_of(share: np.ndarray, brightfield: bool = True) -> TissueMask:
@@ -337,6 +399,47 @@ def test_no_tissue_and_no_brightfield_are_errors_that_differ(path: Path) -> None
             tissue_cells(slide, grid, mask_of(empty), min_tissue=1.5)
 
 
+@pytest.mark.parametrize("at_once", [1, 100, 3000])
+def test_tissue_is_the_same_however_many_cells_are_measured_at_once(
+    path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tissue = np.random.default_rng(0).random((45, 61)) < 0.4
+    mask = mask_of(tissue)
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 0.25, 31, overlap=0.21)
+        monkeypatch.setattr(patches_module, "CELLS_AT_ONCE", at_once)
+        found = tissue_cells(slide, grid, mask, 0.45)
+    cells = grid.all_cells()
+    low, high = grid.corners(cells), grid.corners(cells) + grid.footprint
+    scale = np.divide((61, 45), (1200, 900))
+    boxes = np.concatenate([low * scale, high * scale], 1).T
+    expected = cells[mask.share(*boxes, downsample=1) >= 0.45]
+    assert 0 < len(expected) < len(cells)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, expected)
+
+
+def test_a_huge_slide_with_small_patches_takes_little_memory() -> None:
+    class Huge:
+        mpp, size, path = 0.25, (150_000, 100_000), Path("huge.svs")
+
+    slide: Any = Huge()
+    tissue = np.zeros((3125, 4687), bool)
+    tissue[1000:2000, 1000:1500] = True
+    mask = mask_of(tissue)
+    mask.share([0], [0], [1], [1], downsample=1)  # its table is made once
+    grid = PatchGrid.of(slide, 0.25, 32)
+    assert grid.columns * grid.rows > 14_000_000
+    tracemalloc.start()
+    try:
+        cells = tissue_cells(slide, grid, mask)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(cells) == pytest.approx(500_000, rel=0.01)
+    assert peak < 3 * cells.nbytes + 15e6
+
+
 def test_tissue_is_found_where_it_was_drawn(tmp_path: Path) -> None:
     image = np.full((1600, 2400, 3), 243, np.uint8)
     image[500:1100, 600:1800] = (190, 100, 160)
@@ -357,7 +460,7 @@ def test_real_slides_yield_patches_at_defaults(name: str, at_least: int) -> None
         grid = PatchGrid.of(slide, 0.5, 224)
         cells = tissue_cells(slide, grid, find_tissue(slide))
         assert len(cells) >= at_least
-        _, first = next(read_patches(slide, grid, cells))
+        first = next(read_batches(slide, grid, cells, 64)).pixels
     assert first.shape[1:] == (224, 224, 3)
     assert first.mean() < 245  # not background
 

@@ -24,7 +24,8 @@ SCREEN = {"tiff.XResolution": "72", "tiff.YResolution": "72", "tiff.ResolutionUn
 
 
 def resolved(properties: dict[str, str]) -> tuple[float, str]:
-    return resolve_mpp(SLIDE, properties, None, None)
+    (x, y), source = resolve_mpp(SLIDE, properties, None, None)
+    return (x + y) / 2, source
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +35,9 @@ def image() -> Pixels:
 
 
 def test_the_user_is_believed_before_the_manifest_and_that_before_the_file() -> None:
-    assert resolve_mpp(SLIDE, OPENSLIDE, 0.25, 0.3) == (0.25, "user")
-    assert resolve_mpp(SLIDE, OPENSLIDE, None, 0.3) == (0.3, "manifest")
-    assert resolve_mpp(SLIDE, OPENSLIDE, None, None) == (0.2277, "openslide.mpp-x")
+    assert resolve_mpp(SLIDE, OPENSLIDE, 0.25, 0.3) == ((0.25, 0.25), "user")
+    assert resolve_mpp(SLIDE, OPENSLIDE, None, 0.3) == ((0.3, 0.3), "manifest")
+    assert resolve_mpp(SLIDE, OPENSLIDE, None, None) == ((0.2277, 0.2277), "openslide.mpp-x")
 
 
 def test_what_a_file_states_is_believed_in_one_order() -> None:

@@ -25,6 +25,7 @@ from wsizoo.slides.tiff_backend import Pixels, is_tiff, open_tiff
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 IMAGE_MODES = ("RGB", "RGBA", "L", "P")
 QUICKHASH_BYTES = 2**20  # of the beginning and of the end of a file
+DECODED_BYTES = 2**27  # of px that OpenSlide keeps: two rows of tiles, 65,000 px wide
 LARGEST_EDGE = 2_000_000  # px: 100 mm of glass at 0.05 um/px
 
 
@@ -115,7 +116,7 @@ def _with_openslide(path: Path) -> OpenSlideBackend | None:
     import openslide
 
     try:
-        return OpenSlideBackend(path, openslide.OpenSlide(path))
+        return OpenSlideBackend(path)
     except openslide.OpenSlideUnsupportedFormatError:
         return None
     except openslide.OpenSlideError as error:
@@ -134,8 +135,9 @@ class OpenSlideBackend:
     reader = "openslide"
     whole_pixels = False
 
-    def __init__(self, path: Path, handle: Any) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
+        handle = self._opened()
         self.properties: Mapping[str, str] = dict(handle.properties)
         self.format = self.properties["openslide.vendor"]
         self.dimensions: tuple[int, int] = handle.dimensions
@@ -156,7 +158,7 @@ class OpenSlideBackend:
         except openslide.OpenSlideError:
             pass  # of this region, or left by that of another thread
         try:
-            fresh = openslide.OpenSlide(self.path)
+            fresh = self._opened()
             pixels = on_white(fresh.read_region(location, level, size))
         except openslide.OpenSlideError as error:
             raise OSError(str(error)) from error
@@ -165,6 +167,13 @@ class OpenSlideBackend:
                 self._handle = fresh
         return pixels
 
+    def _opened(self) -> Any:
+        import openslide
+
+        handle = openslide.OpenSlide(self.path)
+        handle.set_cache(openslide.OpenSlideCache(DECODED_BYTES))
+        return handle
+
     def close(self) -> None:
         with self._lock:
             self._handle = None
@@ -172,9 +181,11 @@ class OpenSlideBackend:
 
 def on_white(image: Image.Image) -> Pixels:
     """(h, w, 3) uint8 of an RGBA image; what is transparent is white."""
-    if np.asarray(image)[..., 3].min() < 255:
+    # raw bytes: several times faster than getextrema and convert
+    if np.frombuffer(image.tobytes("raw", "A"), np.uint8).min() < 255:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    rgb = np.frombuffer(image.tobytes("raw", "RGB"), np.uint8)
+    return rgb.reshape(image.height, image.width, 3)
 
 
 class ImageBackend:

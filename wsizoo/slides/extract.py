@@ -240,18 +240,17 @@ class SlideEncoder:
                 parts.add(Stretch(batch.first, last, batch.index, features))
                 unreadable += batch.count - len(batch.index)
                 if unreadable > self.request.max_unreadable * len(cells):
-                    self._give_up(slide, unreadable, last, len(cells))
+                    self._give_up(slide, unreadable, last, batch.why_not)
                 if self.progress:
                     self.progress(slide.slide_id, last, len(cells))
         if unreadable == len(cells):
-            self._give_up(slide, unreadable, len(cells), len(cells))
+            self._give_up(slide, unreadable, len(cells), None)
 
-    def _give_up(self, slide: Slide, unreadable: int, tried: int, n: int) -> None:
-        share = self.request.max_unreadable
+    def _give_up(self, slide: Slide, unreadable: int, tried: int, why: str | None) -> None:
+        share = f"{self.request.max_unreadable * 100:g} %"
         raise SlideError(
-            f"{slide.path}: {unreadable} of the {tried} patches tried cannot be decoded, more than "
-            f"{share * 100:g} % of its {n}. The file is damaged: copy it again from its source, or "
-            "allow more: --max-unreadable"
+            f"{slide.path}: {unreadable} of the {tried} patches tried cannot be decoded, and no "
+            f"more than {share} of a slide may be (--max-unreadable). {why or ''}".rstrip()
         )
 
 

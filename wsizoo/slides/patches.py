@@ -1,99 +1,47 @@
-"""Patches on one global grid a slide, whose step is exact in microns."""
+"""Which patches of a slide hold tissue, and reading them: in order, in threads, exactly."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from wsizoo.errors import ScaleError, SlideError
-from wsizoo.slides.reader import ROUNDING, Pixels, Slide
+from wsizoo.errors import DataError, SlideError
+from wsizoo.slides.grid import Cells, PatchGrid
+from wsizoo.slides.reader import Pixels, Slide
+from wsizoo.slides.sampling import Certificate, Sampling, certify
 from wsizoo.slides.tissue import TissueMask
 
-Cells = NDArray[np.int64]
+__all__ = [
+    "Cells",
+    "Certificate",
+    "PatchBatch",
+    "PatchGrid",
+    "certify",
+    "read_batches",
+    "tissue_cells",
+]
+
 MIN_TISSUE = 0.5  # share of a patch that must be tissue
 MIN_TISSUE_SPARSE = 0.1  # the same for slides with less than SPARSE of tissue: biopsies, cytology
 SPARSE = 0.01
-MAX_ENLARGEMENT = 2.2  # a 20x scan under a 40x encoder is blurred, but used; a 10x one is no use
+CELLS_AT_ONCE = 2**16  # whose tissue is measured at once, in about 10 MB
 SUBPIXEL = 4096  # patches begin at multiples of 1 / SUBPIXEL px of the level they are read from
-RUN_PIXELS = 2**24  # level px decoded at once, about 64 MB
+RUN_PIXELS = 2**19  # level px decoded at once; longer runs leave the processor's cache
 
+WhyNot: TypeAlias = list[str | None]  # a patch of a run; None: it was decoded
 
-@dataclass(frozen=True)
-class PatchGrid:
-    """The grid of a slide: cell (i, j) begins at (i, j) * spacing, level-0 px, from (0, 0).
-
-    Args:
-        mpp: um/px of a patch. patch_size: its edge in px at that scale.
-        footprint: its edge in level-0 px (float, exact). spacing: step of the grid (float).
-        columns, rows: cells that lie wholly inside the slide.
-    """
-
-    mpp: float
-    patch_size: int
-    footprint: float
-    spacing: float
-    columns: int
-    rows: int
-
-    @classmethod
-    def of(cls, slide: Slide, mpp: float, patch_size: int, overlap: float = 0.0) -> PatchGrid:
-        """Lay the grid.
-
-        Args:
-            overlap: share of a patch's edge that its neighbour covers too, in [0, 1).
-
-        Raises:
-            SlideError: the slide is smaller than one patch, or an argument is out of range.
-            ScaleError: the slide was scanned too coarsely for these patches.
-        """
-        _check_scale(slide, mpp, patch_size, overlap)
-        footprint = patch_size * mpp / slide.mpp
-        spacing = footprint * (1 - overlap)
-        if spacing < 1:
-            raise SlideError(
-                f"patches of {patch_size} px with overlap {overlap} would lie {spacing:.3g} px of "
-                f"{slide.path} apart, expected 1 at least. Choose a smaller --overlap"
-            )
-        fits = [int((edge - footprint) / spacing + ROUNDING) + 1 for edge in slide.size]
-        if any(edge < footprint - ROUNDING for edge in slide.size):
-            width, height = (edge * slide.mpp for edge in slide.size)
-            raise SlideError(
-                f"{slide.path} is {width:.0f} x {height:.0f} um, smaller than one patch of "
-                f"{patch_size * mpp:.0f} um"
-            )
-        return cls(mpp, patch_size, footprint, spacing, fits[0], fits[1])
-
-    def corners(self, cells: Cells) -> NDArray[np.float64]:
-        """Exact top-left corners (N, 2), level-0 px."""
-        return np.asarray(cells * self.spacing, np.float64)
-
-    def coords(self, cells: Cells) -> Cells:
-        """The corners rounded to whole level-0 px, (N, 2) int64, as stored and as in a Bag."""
-        return np.rint(self.corners(cells)).astype(np.int64)
-
-    def all_cells(self) -> Cells:
-        """(columns * rows, 2), row by row."""
-        y, x = np.divmod(np.arange(self.columns * self.rows), self.columns)
-        return np.stack([x, y], 1).astype(np.int64)
-
-
-def _check_scale(slide: Slide, mpp: float, patch_size: int, overlap: float) -> None:
-    if not (0 <= overlap < 1 and patch_size >= 1 and 0 < mpp < float("inf")):
-        raise SlideError(
-            f"patches of {patch_size} px at {mpp} um/px with overlap {overlap}: expected a "
-            "positive size and scale, and an overlap in [0, 1)"
-        )
-    if slide.mpp > MAX_ENLARGEMENT * mpp:
-        raise ScaleError(
-            f"{slide.path} was scanned at {slide.mpp:.4g} um/px, too coarse for patches at "
-            f"{mpp:g} um/px: what they would show is not in it. Use an encoder of a coarser scale "
-            "(wsizoo list --encoders), or state --patch-mpp"
-        )
+log = logging.getLogger(__name__)
 
 
 def tissue_cells(
@@ -106,6 +54,8 @@ def tissue_cells(
 
     Raises:
         SlideError: no cell does.
+
+    Cost: about 0.1 us a cell of the grid, and 10 MB beside the result.
     """
     if not tissue.brightfield:
         raise SlideError(
@@ -116,13 +66,13 @@ def tissue_cells(
         min_tissue = MIN_TISSUE_SPARSE if tissue.fraction < SPARSE else MIN_TISSUE
     if not 0 <= min_tissue <= 1:
         raise SlideError(f"min_tissue is {min_tissue}, expected a share of a patch, 0 to 1")
-    cells = grid.all_cells()
-    to_mask = np.divide(tissue.mask.shape[::-1], slide.size)  # mask px per level-0 px, (x, y)
-    low, high = grid.corners(cells) * to_mask, (grid.corners(cells) + grid.footprint) * to_mask
-    share = tissue.share(low[:, 0], low[:, 1], high[:, 0], high[:, 1], downsample=1)
-    kept = cells[share >= min_tissue]
-    if len(kept) == 0:
-        fullest = float(share.max())
+    kept, fullest = [], 0.0
+    for top, share in _shares(slide, grid, tissue):
+        rows, columns = np.nonzero(share >= min_tissue)
+        kept.append(np.stack([columns, rows + top], 1))
+        fullest = max(fullest, float(share.max()))
+    cells = np.concatenate(kept).astype(np.int64, copy=False)
+    if len(cells) == 0:
         hint = (
             f"the fullest one holds {fullest * 100:.3g} %. Take patches with less: --min-tissue "
             f"{np.floor(fullest * 1000) / 1000:g}"
@@ -130,97 +80,188 @@ def tissue_cells(
             else "none was found at all (blank, or too pale). Take every patch: --min-tissue 0"
         )
         raise SlideError(f"{slide.path}: no patch holds {min_tissue * 100:g} % tissue; {hint}")
-    return kept
+    return cells
 
 
-def read_patches(slide: Slide, grid: PatchGrid, cells: Cells) -> Iterator[tuple[int, Pixels]]:
-    """Read cells in order, run by run along a row, each resampled once from the best level.
+def _shares(
+    slide: Slide, grid: PatchGrid, tissue: TissueMask
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Rows of the grid, as many as are measured at once: the first, and shares of tissue (r, c)."""
+    to_mask = np.divide(tissue.mask.shape[::-1], slide.size)  # mask px per level-0 px, (x, y)
+    left, right = (
+        (np.arange(grid.columns) * grid.spacing + edge) * to_mask[0] for edge in (0, grid.footprint)
+    )
+    step = max(1, CELLS_AT_ONCE // grid.columns)
+    for top in range(0, grid.rows, step):
+        rows = np.arange(top, min(top + step, grid.rows))[:, None]
+        above, below = ((rows * grid.spacing + edge) * to_mask[1] for edge in (0, grid.footprint))
+        yield top, tissue.share(left, above, right, below, downsample=1)
 
-    What a patch shows depends on its cell only, not on which others are read with it.
 
-    Yields:
-        (first, patches): `patches` (n, patch_size, patch_size, 3) uint8 of cells[first:first + n].
+@dataclass(frozen=True, eq=False)
+class PatchBatch:
+    """Some cells of a list, as far as they could be decoded.
+
+    Args:
+        first, count: the batch covers cells[first:first + count].
+        index: (n,) int64, ascending: rows of the list that were decoded; the others were not.
+        pixels: (n, patch_size, patch_size, 3) uint8, in the order of `index`.
+        why_not: why the first of the others could not be decoded; None where there are none.
     """
-    level = slide.level_for(grid.footprint / grid.patch_size)
-    scale = slide.downsamples[level]
-    edge = grid.footprint / scale  # px of that level, fractional
-    margin = math.ceil(edge / grid.patch_size) + 1  # how far the filter reaches out of a patch
-    longest = max(1, int(RUN_PIXELS / max(1.0, edge * edge)))
-    if not scale.is_integer():  # the reader's shift would depend on where a run begins
-        longest = 1
-    first = 0
-    while first < len(cells):
-        last = first + 1
-        while (
-            last < len(cells)
-            and last - first < longest
-            and cells[last, 1] == cells[first, 1]
-            and cells[last, 0] == cells[last - 1, 0] + 1
-        ):
-            last += 1
-        corners = grid.corners(cells[first:last])
-        width = corners[-1, 0] - corners[0, 0] + grid.footprint
-        x, y = corners[0]
-        strip, left, top = slide.read(x, y, width, grid.footprint, level, margin)
-        offsets = left + (corners[:, 0] - x) / scale
-        cut = [_cut(strip, at, top, edge, grid.patch_size, margin) for at in offsets]
-        yield first, np.stack(cut)
-        first = last
+
+    first: int
+    count: int
+    index: NDArray[np.int64]
+    pixels: Pixels
+    why_not: str | None = None
 
 
-def _cut(strip: Pixels, x: float, y: float, edge: float, size: int, margin: int) -> Pixels:
-    """One square at fractional px, resampled to size x size; the very pixels where it is 1:1.
+def read_batches(
+    slide: Slide,
+    grid: PatchGrid,
+    cells: Cells,
+    batch_size: int,
+    threads: int = 2,
+    start: int = 0,
+) -> Generator[PatchBatch, None, None]:
+    """Read patches in order: cells[start:start + batch_size] and so on; the last may be shorter.
+
+    Each is resampled once, from the best level (`Sampling`). What a patch shows depends on its cell
+    only, bit for bit: not on its batch, its neighbours, the threads or where reading starts. A
+    patch whose region cannot be decoded is left out; its pixels are never made up.
+
+    Args:
+        cells: (N, 2) int64. Neighbours along a row, as `tissue_cells` lists them, are read at once.
+        threads: that decode ahead of the caller; below 2 the caller's own does it all.
+        start: row of `cells` to begin at, 0 to N.
+
+    Raises:
+        DataError: at once, for a batch_size, threads or start that cannot be.
+        What reading a region raises, unless it is a SlideError. When this iterator ends, by an
+        error, by `close()` or because all is read, its threads have ended too.
+
+    Cost: decoding, and for a patch of 448 px of a level 1 ms to resample it to 224 px. In memory
+    beside the caller's batch: two batches more and, a thread, the patches of one run and its
+    decoded px, RUN_PIXELS of 12 bytes or one patch's if that has more.
+    """
+    if batch_size < 1 or threads < 0 or not 0 <= start <= len(cells):
+        raise DataError(
+            f"batch_size {batch_size}, threads {threads}, start {start}: expected 1 or more, 0 or "
+            f"more, and 0 to {len(cells)}, the number of cells"
+        )
+    reader = _Reader(slide, grid, Sampling.of(slide, grid), cells, batch_size)
+    firsts = range(start, len(cells), batch_size)
+    return _read_ahead(reader, firsts, threads) if threads > 1 else _read_here(reader, firsts)
+
+
+def _read_here(reader: _Reader, firsts: range) -> Generator[PatchBatch, None, None]:
+    for first in firsts:
+        pixels, runs = reader.begin(first)
+        yield _finish(first, pixels, [run() for run in runs])
+
+
+def _read_ahead(reader: _Reader, firsts: range, threads: int) -> Generator[PatchBatch, None, None]:
+    """Keep the threads busy with the batches after the one that the caller waits for."""
+    ahead = math.ceil(threads * reader.longest / reader.batch_size)
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="patches")
+    begun: deque[tuple[int, Pixels, list[Future[WhyNot]]]] = deque()
+    try:
+        for first in firsts:
+            pixels, runs = reader.begin(first)
+            begun.append((first, pixels, [pool.submit(run) for run in runs]))
+            if len(begun) > ahead:
+                yield _wait(*begun.popleft())
+        while begun:
+            yield _wait(*begun.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _wait(first: int, pixels: Pixels, runs: list[Future[WhyNot]]) -> PatchBatch:
+    return _finish(first, pixels, [run.result() for run in runs])
+
+
+def _finish(first: int, pixels: Pixels, found: list[WhyNot]) -> PatchBatch:
+    why_not = [reason for run in found for reason in run]
+    decoded = np.array([reason is None for reason in why_not])
+    index = first + np.flatnonzero(decoded)
+    reason = next((reason for reason in why_not if reason is not None), None)
+    kept = pixels if reason is None else pixels[decoded]
+    return PatchBatch(first, len(pixels), index, kept, reason)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reader:
+    """Reads runs, that is neighbours along a row, into their places in a batch."""
+
+    slide: Slide
+    grid: PatchGrid
+    sampling: Sampling
+    cells: Cells
+    batch_size: int
+
+    @property
+    def longest(self) -> int:
+        """Patches of a run."""
+        if not self.sampling.scale.is_integer():
+            return 1  # the reader's shift would depend on where a run begins
+        return max(1, int(RUN_PIXELS / max(1.0, self.sampling.edge**2)))
+
+    def begin(self, first: int) -> tuple[Pixels, list[Callable[[], WhyNot]]]:
+        """Room for the patches of a batch, and what is to be called to fill it, in any order."""
+        cells = self.cells[first : first + self.batch_size]
+        pixels = np.empty((len(cells), self.grid.patch_size, self.grid.patch_size, 3), np.uint8)
+        runs = _runs(cells, self.longest)
+        return pixels, [partial(self.fill, cells[run], pixels[run]) for run in runs]
+
+    def fill(self, cells: Cells, pixels: Pixels) -> WhyNot:
+        """Read a run; patch by patch, if it cannot be read at once."""
+        try:
+            self._read(cells, pixels)
+        except SlideError as error:
+            if len(cells) == 1:
+                log.debug("%s: cell %s is left out: %s", self.slide.path, cells[0], error)
+                return [str(error)]
+        else:
+            return [None] * len(cells)
+        single = [slice(i, i + 1) for i in range(len(cells))]
+        return [reason for one in single for reason in self.fill(cells[one], pixels[one])]
+
+    def _read(self, cells: Cells, pixels: Pixels) -> None:
+        taken, size = self.sampling, self.grid.patch_size
+        reach = math.ceil(max(1.0, taken.edge / size / 2)) + 1  # of the filter, out of a patch
+        margin = 0 if taken.as_is else reach
+        corners = taken.corners(self.grid, cells)
+        (x, y), edge = corners[0], taken.edge * taken.scale
+        width = corners[-1, 0] - x + edge
+        strip, left, top = self.slide.read(x, y, width, edge, taken.level, margin)
+        for place, at in zip(pixels, left + (corners[:, 0] - x) / taken.scale, strict=True):
+            if taken.as_is:
+                place[...] = strip[round(top) :, round(at) :][:size, :size]
+            else:
+                place[...] = _resample(strip, at, top, taken.edge, size, margin)
+
+
+def _runs(cells: Cells, longest: int) -> list[slice]:
+    """Where in `cells` neighbours along a row follow one another."""
+    (across, down), n = np.diff(cells, axis=0).T, len(cells)
+    ends = [*(np.flatnonzero((across != 1) | (down != 0)) + 1).tolist(), n]
+    return [
+        slice(i, min(i + longest, end))
+        for first, end in pairwise([0, *ends])
+        for i in range(first, end, longest)
+    ]
+
+
+def _resample(strip: Pixels, x: float, y: float, edge: float, size: int, margin: int) -> Pixels:
+    """One square at fractional px, resampled to size x size.
 
     Pillow keeps a box in single precision, so it is given a window around the square: what it
     computes is then the same wherever in a strip the square lies.
     """
-    if max(abs(edge - size), abs(x - round(x)), abs(y - round(y))) < ROUNDING:
-        left, top = round(x), round(y)
-        return strip[top : top + size, left : left + size]
     left, top = (max(0, math.floor(at) - margin) for at in (x, y))
     right, bottom = (math.ceil(at + edge) + margin for at in (x, y))
     window = Image.fromarray(np.ascontiguousarray(strip[top:bottom, left:right]))
     x, y = (round((at - low) * SUBPIXEL) / SUBPIXEL for at, low in ((x, left), (y, top)))
     box = (x, y, min(x + edge, window.width), min(y + edge, window.height))  # up to rounding
     return np.asarray(window.resize((size, size), Image.Resampling.BILINEAR, box))
-
-
-# STUB of the patches branch
-@dataclass(frozen=True)
-class PatchBatch:
-    first: int
-    count: int
-    index: NDArray[np.int64]
-    pixels: Pixels
-
-
-def read_batches(slide, grid, cells, batch_size, threads=2, start=0):
-    for first in range(start, len(cells), batch_size):
-        chosen = cells[first : first + batch_size]
-        index, got = [], []
-        for i in range(len(chosen)):
-            try:
-                got.append(next(read_patches(slide, grid, chosen[i : i + 1]))[1])
-                index.append(first + i)
-            except SlideError:
-                pass
-        pixels = (
-            np.concatenate(got)
-            if got
-            else np.empty((0, grid.patch_size, grid.patch_size, 3), np.uint8)
-        )
-        yield PatchBatch(first, len(chosen), np.array(index, np.int64), pixels)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    asked_mpp: float
-    realised_mpp: float
-    error: float
-    level: int
-    downsample: float
-    resampled: bool
-
-
-def certify(slide, grid):
-    return Certificate(grid.mpp, grid.mpp, 0.0, 0, 1.0, False)

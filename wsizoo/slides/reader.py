@@ -29,6 +29,7 @@ class Slide:
     Attributes:
         slide_id: file name without its last suffix. size: (width, height) at level 0.
         mpp: um per level-0 px. mpp_source: what says so, see `wsizoo.slides.scale`.
+        mpp_xy: the same along x and along y, which may differ by a little; `mpp` is their mean.
         downsamples: level-0 px per px of each level, as its reader maps them.
         level_sizes: (width, height) of each level in its own px.
         reader: what decodes it: "openslide", "tifffile" or "pillow". format: vendor or file type.
@@ -45,7 +46,8 @@ class Slide:
         self.size: tuple[int, int] = handle.dimensions
         self.downsamples: tuple[float, ...] = handle.level_downsamples
         self.level_sizes: tuple[tuple[int, int], ...] = handle.level_dimensions
-        self.mpp, self.mpp_source = resolve_mpp(path, handle.properties, mpp, listed_mpp)
+        self.mpp_xy, self.mpp_source = resolve_mpp(path, handle.properties, mpp, listed_mpp)
+        self.mpp = sum(self.mpp_xy) / 2
         self.quickhash: str = quickhash(path, handle)
 
     def read(

@@ -43,8 +43,8 @@ def check_mpp(mpp: float, whose: str = "--mpp") -> None:
 
 def resolve_mpp(
     path: Path, properties: Mapping[str, str], given: float | None, listed: float | None
-) -> tuple[float, str]:
-    """um per level-0 px, and what says so.
+) -> tuple[tuple[float, float], str]:
+    """um per level-0 px along x and along y, and what says so.
 
     Args:
         properties: of the file, named as OpenSlide names them.
@@ -62,12 +62,12 @@ def resolve_mpp(
     ):
         if mpp is not None:
             check_mpp(mpp, whose)
-            return float(mpp), source
+            return (float(mpp), float(mpp)), source
     refused = []
     for source, x, y in _stated(properties):
         if is_plausible(x) and is_plausible(y):
             _check_square(path, source, x, y)
-            return (x + y) / 2, source
+            return (x, y), source
         refused.append(_describe(source, x, y))
     found = "no microns per pixel"
     if refused:
