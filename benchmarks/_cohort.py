@@ -43,16 +43,16 @@ def _told(cost: Cost) -> str:
 
 
 def write_slides(folder: Path, count: int, edge: int) -> list[Path]:
-    """Slides that differ: parts of one synthetic slide, moved, turned and mirrored."""
+    """Slides that differ: parts of the middle of one synthetic slide, turned and mirrored."""
     image = draw(1).image
+    room = (image.shape[0] - edge) // 2
     folder.mkdir()
     paths = []
     for index in range(count):
-        moved = np.roll(image, (index * 401, index * 577), (0, 1))[:edge, :edge]
-        turned = np.rot90(moved[:, ::-1] if index % 2 else moved, index // 2)
-        paths.append(
-            write_pyramid(folder / f"slide-{index:02d}.svs", turned, MPP, levels=(1, 4, 16))
-        )
+        x, y = (room // 2 + index * step % room for step in (401, 577))
+        part = image[y : y + edge, x : x + edge]
+        part = np.rot90(part[:, ::-1] if index % 2 else part, index // 2)
+        paths.append(write_pyramid(folder / f"slide-{index:02d}.svs", part, MPP))
     return paths
 
 

@@ -6,6 +6,7 @@ import pstats
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -64,7 +65,7 @@ def in_processes(count: int, rounds: int) -> float:
         return sum(pool.map(_encode_again, [rounds] * count, chunksize=1))
 
 
-def _begin(barrier: object) -> None:
+def _begin(barrier: Any) -> None:
     global _barrier  # noqa: PLW0603
     _barrier = barrier
     torch.set_num_threads(1)
@@ -80,7 +81,7 @@ def _encode_again(rounds: int) -> float:
     return rounds * BATCH / (time.perf_counter() - start)
 
 
-_barrier: object = None
+_barrier: Any = None
 
 
 def shares(batch: torch.Tensor, rounds: int = 10) -> list[str]:
