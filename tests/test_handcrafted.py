@@ -16,6 +16,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from wsizoo.encoders import _he_ops as ops
+from wsizoo.encoders._threads import in_threads
 from wsizoo.encoders.builtin import HandcraftedHE
 from wsizoo.encoders.handcrafted import (
     FEATURE_NAMES,
@@ -177,19 +178,61 @@ def test_the_eight_orientations_of_a_patch_have_one_vector(size: int) -> None:
         assert torch.allclose(encode(turned), reference, rtol=0, atol=2e-4)
 
 
-def test_a_vector_does_not_depend_on_batch_chunk_layout_or_threads() -> None:
-    patches = torch.cat([formula_patch(), *(tissue_like(224, seed) for seed in range(8))])
+def test_a_vector_does_not_depend_on_batch_chunk_or_layout() -> None:
+    made = [tissue_like(224, seed) for seed in range(8)]
+    patches = torch.cat([formula_patch(), *made, hostile(224, 224)])
     reference = encode(patches)
-    results = [encode(patches, chunk) for chunk in (1, 2, 3, 16)]
+    results = [encode(patches, chunk) for chunk in (1, 2, 3, 8)]
     results.append(torch.cat([encode(patch[None]) for patch in patches]))
     strided = patches.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
     results.append(encode(strided))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    results.append(encode(patches))
-    torch.set_num_threads(threads)
     for result in results:
         assert torch.allclose(result, reference, rtol=0, atol=2e-5)
+
+
+def test_a_vector_is_the_same_to_the_last_bit_with_any_number_of_threads() -> None:
+    patches = torch.cat([formula_patch(), *(tissue_like(224, seed) for seed in range(4))])
+    threads = torch.get_num_threads()
+    results = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        results.append(encode(patches, chunk=2))
+        assert torch.get_num_threads() == count
+    torch.set_num_threads(threads)
+    assert torch.equal(results[1], results[0])
+    assert torch.equal(results[2], results[0])
+
+
+def test_autocast_and_gradients_change_nothing() -> None:
+    patches = torch.cat([tissue_like(96, 1), formula_patch(96, 96)])
+    reference = encode(patches)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(encode(patches), reference)
+    with torch.inference_mode():
+        assert torch.equal(encode(patches), reference)
+    assert not reference.requires_grad
+
+
+def test_an_error_in_a_thread_is_raised_and_the_number_of_threads_kept() -> None:
+    def fail(part: Tensor) -> Tensor:
+        raise DataError(f"cannot be {part.item()}")
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    with pytest.raises(DataError, match="cannot be 1"):
+        in_threads(fail, torch.arange(1, 4).split(1))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(threads)
+
+
+def test_spread_under_a_nuclear_mask_keeps_its_digits_on_flat_dark_patches() -> None:
+    dark = torch.full((1, 3, 224, 224), 7, dtype=torch.uint8)
+    raw = raw_features(dark)[0].double()
+    area, haematoxylin = raw[159].exp() - 0.01, raw[160]
+    left = 0.02 / (area + 0.02)  # H is one number, so only what 0.02 leaves of it is spread
+    expected = ((haematoxylin**2 / (1 - left) * left) + 1e-6).sqrt()
+    assert FEATURE_NAMES[163] == "nuc_abs_Hstd"
+    assert raw[163].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def hostile(height: int, width: int) -> Tensor:
