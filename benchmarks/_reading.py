@@ -9,10 +9,10 @@ from PIL import Image
 
 from benchmarks._measure import interleaved, report_speed
 from wsizoo.demo.cohort import draw
-from wsizoo.slides.patches import PatchGrid, find_tissue, read_batches
+from wsizoo.slides.patches import PatchGrid, read_batches
 from wsizoo.slides.reader import open_slide
 from wsizoo.slides.tiff import write_pyramid
-from wsizoo.slides.tissue import segment
+from wsizoo.slides.tissue import find_tissue, segment
 
 EDGE, MPP, PATCH = 20_000, 0.5, 224
 PATCHES = 1_000

@@ -160,7 +160,7 @@ def start(
     script.write_text(RUN)
     return subprocess.Popen(
         [sys.executable, str(script), str(slides), str(out), str(seconds), engine],
-        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
     )  # fmt: skip
 

@@ -49,7 +49,7 @@ def test_every_model_of_the_registry_is_well_formed(name: str, core: Registry) -
 @pytest.mark.parametrize("name", CONTENT["encoders"])
 def test_every_encoder_of_the_registry_is_well_formed(name: str, core: Registry) -> None:
     spec = core.encoder_spec(name)
-    assert spec.mpp is not None and spec.patch_size is not None
+    assert spec.refused or (spec.mpp is not None and spec.patch_size is not None)
 
 
 @pytest.mark.parametrize("name", CONTENT["models"])

@@ -368,6 +368,8 @@ def test_patches_that_cannot_be_decoded_are_left_out_and_told(
     mine, same = zip(*((i, j) for i, j in pairs if j is not None), strict=True)
     assert n >= len(same) > 200
     assert torch.equal(bad.features[list(mine)], good.features[list(same)])
-    with pytest.raises(SlideError, match=r"of the \d+ patches tried cannot be decoded.*The file is damaged"):
+    with pytest.raises(
+        SlideError, match=r"of the \d+ patches tried cannot be decoded.*The file is damaged"
+    ):
         extract_slide(torn, MeanColour(), tmp_path / "x.h5", Request(max_unreadable=0.001))
     assert not list(tmp_path.glob(".*"))

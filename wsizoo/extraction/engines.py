@@ -86,7 +86,6 @@ class _Worker:
         with _interrupts_held():
             self.process.start()
         theirs.close()
-        self.ready = False
         self.entry = SlideEntry(job.out)
         self.tries = 0
 
@@ -97,6 +96,7 @@ class _Pool:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.busy: list[_Worker] = []
+        self.works = False  # some worker has begun well
         self._idle: list[_Worker] = []
 
     def give(self, entry: SlideEntry, tries: int) -> None:
@@ -119,8 +119,8 @@ class _Pool:
                 self.busy.remove(worker)
             if kind == "result":
                 self._idle.append(worker)
-            worker.ready = worker.ready or kind == "ready"
-            if kind == "broken" or (kind == "died" and not worker.ready):
+            self.works = self.works or kind == "ready"
+            if kind == "broken" or (kind == "died" and not self.works):
                 raise DataError(told if kind == "broken" else _NO_START.format(told))
             yield worker, kind, told
 
