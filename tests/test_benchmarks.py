@@ -21,7 +21,9 @@ def pyramid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_both_ways_of_reading_give_the_same_pixels(pyramid: Path, mpp: float) -> None:
     count = 4
     alone = _reading.ours(pyramid, mpp, count, threads=1)
-    assert alone == _reading.plain_loop(pyramid, mpp, count)
+    # what is resampled sees the px around a patch, the plain loop does not
+    exact = 0 if mpp == _reading.MPP else 2e-3
+    assert alone == pytest.approx(_reading.plain_loop(pyramid, mpp, count), rel=exact)
     assert alone == _reading.ours(pyramid, mpp, count, threads=2)
 
 
