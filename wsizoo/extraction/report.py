@@ -123,7 +123,7 @@ def page(rows: Sequence[Row]) -> Report:
     if found := findings(rows):
         report.heading(f"To look at: {len(found)}")
         report.table([{"slide": f.slide_id, "why": f.why} for f in found], ["slide", "why"])
-    if patches:
+    if len(patches) >= ENOUGH:
         report.heading("Patches per slide")
         report.histogram(patches, "patches per slide")
     report.heading("All slides")

@@ -20,6 +20,7 @@ from wsizoo.viz.svg import (
 Curve = tuple[str, Sequence[float], Sequence[float], float]
 Bar = tuple[str, float, float | None, float | None]
 
+FEW = 7  # counts that are ticked one by one
 BAR_ROW = 42.0  # drawing units: a line of text and a bar
 
 
@@ -144,7 +145,8 @@ def histogram_chart(values: Sequence[float], label: str, bins: int = 20) -> str:
     for value in finite:
         counts[min(int((value - edges[0]) / step), len(counts) - 1)] += 1
     x_ticks = nice_ticks(edges[0], edges[-1])
-    y_ticks = nice_ticks(0, max(counts))
+    most = max(counts)
+    y_ticks = [float(n) for n in range(most + 1)] if most < FEW else nice_ticks(0, most)
     plot = Plot(f"Histogram: {label}", x_ticks, y_ticks, x_label=label, y_label="count", inner=160)
     for left, count in zip(edges, counts, strict=False):
         corner, end = plot.at(left, count), plot.at(left + step, 0)
