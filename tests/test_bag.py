@@ -151,7 +151,7 @@ def test_shared_cells_are_named() -> None:
     with pytest.raises(
         BagError,
         match=r"A1: 1 patches share a grid cell with another, first patches 1 and 3 in cell "
-        r"\(2, 1\) \(spacing 10\.0\); wsizoo convert FILE -o FOLDER --collisions nearest",
+        r"\(2, 1\) \(spacing 10\.0\); wsizoo convert FILE FOLDER --collisions nearest",
     ):
         made.require_unique_cells()
 

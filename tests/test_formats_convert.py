@@ -10,10 +10,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsizoo.bag import Bag
+from wsizoo.cli import cli
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.convert import WRITABLE, Converted, convert, list_sources
@@ -308,7 +310,7 @@ def test_nothing_is_replaced_unless_that_is_said(own: Path, tmp_path: Path) -> N
     one(convert(own, tmp_path / "out", "trident"))
     before = (tmp_path / "out" / "S1.h5").read_bytes()
     (result,) = convert(own, tmp_path / "out", "stamp")
-    assert "S1.h5' exists. Choose another folder with -o, or replace it: --over" in result.reason
+    assert "S1.h5' exists. Choose another folder, or replace it: --over" in result.reason
     assert (tmp_path / "out" / "S1.h5").read_bytes() == before
     one(convert(own, tmp_path / "out", "stamp", overwrite=True))
 
@@ -364,3 +366,26 @@ def test_what_a_format_must_state_and_is_not_known_is_asked_for(tmp_path: Path) 
     other = write_bag(bag.replace(encoder=Fingerprint("plip")), tmp_path / "o" / "S2.h5")
     (result,) = convert(other, tmp_path / "out", "slideflow")
     assert "bags_config.json' describes other bags" in result.reason
+
+
+def test_out_may_be_the_file_of_one_slide(tmp_path: Path) -> None:
+    source = write_bag(Bag(torch.randn(4, 3), encoder="uni", slide_id="a"), tmp_path / "a.h5")
+    (result,) = convert(source, tmp_path / "new" / "b.h5", "trident")
+    assert result.reason == ""
+    assert read_features(tmp_path / "new" / "b.h5", encoder="uni").slide_id == "b"
+    other = write_bag(Bag(torch.randn(4, 3), encoder="uni"), tmp_path / "c.h5")
+    with pytest.raises(DataError, match=r"is one file for 2 slides; give a folder"):
+        convert([source, other], tmp_path / "d.h5")
+    with pytest.raises(DataError, match=r"clam keeps a slide in files of its own; give a folder"):
+        convert(source, tmp_path / "d.h5", "clam")
+
+
+def test_the_command_takes_out_last_or_as_an_option(tmp_path: Path) -> None:
+    source = write_bag(Bag(torch.randn(4, 3), encoder="uni"), tmp_path / "a.h5")
+    run = CliRunner().invoke
+    assert run(cli, ["convert", str(source), str(tmp_path / "x"), "--to", "span"]).exit_code == 0
+    assert run(cli, ["convert", str(source), "-o", str(tmp_path / "y")]).exit_code == 0
+    assert (tmp_path / "x" / "a.h5").exists() and (tmp_path / "y" / "a.h5").exists()
+    missing = run(cli, ["convert", str(source)])
+    assert missing.exit_code == 2
+    assert "where to?" in missing.output

@@ -492,7 +492,7 @@ def test_a_rule_brings_wsizoos_own_files_onto_a_grid_too(tmp_path: Path) -> None
     coords[11] = coords[10]
     bag = Bag(torch.from_numpy(FEATURES), coords, spacing=256.0, slide_id="A1")
     path = write_bag(bag, tmp_path / "f.h5")
-    with pytest.raises(BagError, match="wsizoo convert FILE -o FOLDER --collisions nearest parts"):
+    with pytest.raises(BagError, match="wsizoo convert FILE FOLDER --collisions nearest parts"):
         read_features(path).require_unique_cells()
     back = read_features(path, collisions="nearest")
     assert len(back.require_unique_cells()) == N

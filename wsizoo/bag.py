@@ -168,7 +168,7 @@ class Bag:
             raise BagError(
                 f"{self.slide_id}: {len(same)} patches share a grid cell with another, first "
                 f"patches {first} and {second} in cell {tuple(cells[first].tolist())} (spacing "
-                f"{self.spacing}); wsizoo convert FILE -o FOLDER --collisions nearest parts them"
+                f"{self.spacing}); wsizoo convert FILE FOLDER --collisions nearest parts them"
             )
         return cells
 

@@ -84,9 +84,11 @@ def _print(found: Inspection) -> None:
 
 
 @click.command("convert")
-@click.argument("inputs", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument(
+    "paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="INPUTS... OUT"
+)
 @click.option(
-    "-o", "--out", required=True, type=click.Path(path_type=Path), help="Folder for the files."
+    "-o", "--out", type=click.Path(path_type=Path), help="OUT, where only INPUTS are listed."
 )
 @click.option("--to", default="wsizoo", show_default=True, help="The tool to write for.")
 @click.option("--from", "format_name", help="The tool of INPUTS, where the content does not tell.")
@@ -101,8 +103,8 @@ def _print(found: Inspection) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 def convert_command(
-    inputs: tuple[Path, ...],
-    out: Path,
+    paths: tuple[Path, ...],
+    out: Path | None,
     to: str,
     format_name: str | None,
     collisions: str,
@@ -110,7 +112,9 @@ def convert_command(
     as_json: bool,
     **told: Any,
 ) -> None:
-    """Write INPUTS (feature files, or folders of them) as files of another tool.
+    """Write INPUTS (feature files, or folders of them) as files of another tool into OUT.
+
+    OUT is a folder, or, of one slide, a file that ends in .h5.
 
     Coordinates that are not on one grid are moved to the nearest cells, and it is said how many and
     how far; patches that share a cell are an error unless a rule is chosen. A file that fails is
@@ -118,12 +122,16 @@ def convert_command(
 
     \b
     Examples:
-      wsizoo convert h5_files/ -o features --encoder uni --collisions nearest
-      wsizoo convert stamp/*.h5 -o features --mpp 0.25
-      wsizoo convert features/ -o trident --to trident
+      wsizoo convert h5_files/ features --encoder uni --collisions nearest
+      wsizoo convert stamp/*.h5 features --mpp 0.25
+      wsizoo convert features/ trident --to trident
     """
     from wsizoo.formats.convert import convert
 
+    inputs = paths if out else paths[:-1]
+    out = out or paths[-1]
+    if not inputs:
+        raise click.UsageError(f"where to? wsizoo convert {out} OUT --to {to}")
     results = convert(
         inputs,
         out,

@@ -60,6 +60,7 @@ def convert(
 
     Args:
         inputs: files, and folders or lists of them (a torchmil folder, a csv of MIL_BASELINE).
+        out: a folder, or, of one slide, a file that ends in .h5.
         to: name of a format that is written. how: what the files cannot say themselves.
         overwrite: replace files that are there.
         after_slide: called with each result.
@@ -71,7 +72,8 @@ def convert(
         raise DataError(f"'{to}' is not written; choose one of: {', '.join(WRITABLE)}")
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     sources = list_sources(given)
-    work = _Work(FORMATS[to], Path(out), how or ReadAs(), overwrite)
+    folder, name = _place(Path(out), sources, FORMATS[to])
+    work = _Work(FORMATS[to], folder, how or ReadAs(), overwrite, name)
     results = []
     for source in sources:
         results.append(work.attempt(source))
@@ -79,6 +81,18 @@ def convert(
             after_slide(results[-1])
     work.finish()
     return results
+
+
+def _place(out: Path, sources: Sequence[Source], to: Format) -> tuple[Path, str | None]:
+    """The folder that is written into, and the name of the one slide, where `out` is its file."""
+    if out.suffix not in HDF5:
+        return out, None
+    assert to.targets is not None
+    if len(sources) > 1:
+        raise DataError(f"'{out}' is one file for {len(sources)} slides; give a folder")
+    if list(to.targets(out.parent, out.stem)) != [out]:
+        raise DataError(f"{to.name} keeps a slide in files of its own; give a folder, not '{out}'")
+    return out.parent, out.stem
 
 
 def list_sources(inputs: Sequence[Path | str]) -> list[Source]:
@@ -147,11 +161,12 @@ class _Work:
     out: Path
     how: ReadAs
     overwrite: bool
+    name: str | None = None
     written: dict[str, Bag] = field(default_factory=dict)
 
     def attempt(self, source: Source) -> Converted:
         """One slide; what fails is its reason."""
-        slide = source.path.stem
+        slide = self.name or source.path.stem
         try:
             return self.run(source, slide)
         except WsizooError as error:
@@ -165,7 +180,7 @@ class _Work:
         there = [file for file in targets if file.exists()]
         if there and not self.overwrite:
             raise DataError(
-                f"'{there[0]}' exists. Choose another folder with -o, or replace it: --overwrite"
+                f"'{there[0]}' exists. Choose another folder, or replace it: --overwrite"
             )
         how = dataclasses.replace(self.how, format=self.how.format or source.format)
         reading = read_with_report(source.path, how, slide)

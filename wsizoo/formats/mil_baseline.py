@@ -62,7 +62,7 @@ def _read(path: Path, table: str | None) -> Contents:
     if len(listed) != 1:
         raise DataError(
             f"'{path}' lists {len(listed)} slides, expected one file of features. Give one of "
-            "them, or convert them all: wsizoo convert TABLE -o FOLDER --to wsizoo"
+            "them, or convert them all: wsizoo convert TABLE FOLDER --to wsizoo"
         )
     file, target = listed[0]
     return dataclasses.replace(tensor_contents(file), target=target)

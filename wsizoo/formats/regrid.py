@@ -276,7 +276,7 @@ def _offenders(grid: Grid, coords: Floats, name: str) -> str:
     return (
         f"{name}: {report.collisions} of {report.n} patches share a cell of the grid (spacing "
         f"{report.spacing:g}) with another, first patches {first} and {second} at {at}. Choose "
-        "what becomes of them: wsizoo convert FILE -o FOLDER --collisions nearest (the one farther "
+        "what becomes of them: wsizoo convert FILE FOLDER --collisions nearest (the one farther "
         "off goes to the next free cell), mean (one patch with the mean of their features) or "
         "first (the others go)"
     )

@@ -96,7 +96,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
     config = told.attributes if "extractor" in told.attributes else _described(bag)
     there = _config(folder)
     if there and there != config:
-        raise DataError(f"'{folder / CONFIG}' describes other bags; choose another folder with -o")
+        raise DataError(f"'{folder / CONFIG}' describes other bags; choose another folder")
     if not there:
         write_json(folder / CONFIG, dict(config))
     if bag.coords is not None and bag.footprint is not None:
