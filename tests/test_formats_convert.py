@@ -383,7 +383,7 @@ def test_out_may_be_the_file_of_one_slide(tmp_path: Path) -> None:
 def test_the_command_takes_out_last_or_as_an_option(tmp_path: Path) -> None:
     source = write_bag(Bag(torch.randn(4, 3), encoder="uni"), tmp_path / "a.h5")
     run = CliRunner().invoke
-    assert run(cli, ["convert", str(source), str(tmp_path / "x"), "--to", "span"]).exit_code == 0
+    assert run(cli, ["convert", str(source), str(tmp_path / "x")]).exit_code == 0
     assert run(cli, ["convert", str(source), "-o", str(tmp_path / "y")]).exit_code == 0
     assert (tmp_path / "x" / "a.h5").exists() and (tmp_path / "y" / "a.h5").exists()
     missing = run(cli, ["convert", str(source)])
