@@ -327,6 +327,18 @@ def test_neighbours_share_what_overlap_says(
         assert np.array_equal(patch, whole[y : y + size, x : x + size])
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_slide_of_exactly_one_or_two_patches_is_read_whole(tmp_path: Path, n: int) -> None:
+    image = smooth_image(492 * n, 492)  # a patch is 491.9 px
+    with open_slide(write_pyramid(tmp_path / "a.svs", image, 0.2277, (1,), quality=95)) as slide:
+        grid = PatchGrid.of(slide, 0.5, 224)
+        found = read_all(slide, grid)
+    assert len(found) == n
+    expected = np.asarray(Image.fromarray(image).resize((224 * n, 224), Image.Resampling.BILINEAR))
+    difference = np.abs(np.concatenate(list(found), axis=1).astype(int) - expected)
+    assert difference.mean() < 3
+
+
 def test_the_last_patch_ends_at_the_edge_and_nothing_beyond_is_read(path: Path) -> None:
     with open_slide(path) as slide:
         grid = PatchGrid.of(slide, 0.3, 100)  # 120 level-0 px: 10 x 7.5 patches

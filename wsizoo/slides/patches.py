@@ -37,7 +37,7 @@ MIN_TISSUE_SPARSE = 0.1  # the same for slides with less than SPARSE of tissue: 
 SPARSE = 0.01
 CELLS_AT_ONCE = 2**16  # whose tissue is measured at once, in about 10 MB
 SUBPIXEL = 4096  # patches begin at multiples of 1 / SUBPIXEL px of the level they are read from
-RUN_PIXELS = 2**19  # level px decoded at once; longer runs leave the processor's cache
+RUN_PIXELS = 2**18  # level px decoded at once; longer runs leave the processor's cache
 
 WhyNot: TypeAlias = list[str | None]  # a patch of a run; None: it was decoded
 
