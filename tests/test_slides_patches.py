@@ -118,6 +118,28 @@ def test_what_a_patch_shows_depends_on_its_cell_only(
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
+@given(mpp=st.floats(0.15, 1.5), size=st.integers(8, 64), overlap=st.floats(0, 0.8), data=st.data())
+@pytest.mark.parametrize("pyramid", ["path", "uneven"])
+def test_a_run_of_any_patches_shows_what_each_of_them_shows(
+    pyramid: str, request: pytest.FixtureRequest, mpp: float, size: int, overlap: float,
+    data: st.DataObject,
+) -> None:  # fmt: skip
+    with open_slide(request.getfixturevalue(pyramid)) as slide:
+        try:
+            grid = PatchGrid.of(slide, mpp, size, overlap)
+        except SlideError:
+            return
+        row = data.draw(st.integers(0, grid.rows - 1))
+        cells = np.array([[column, row] for column in range(grid.columns)])
+        together = read_all(slide, grid, cells)
+        with pytest.MonkeyPatch.context() as patching:
+            patching.setattr(patches_module, "RUN_PIXELS", 1)
+            assert np.array_equal(read_all(slide, grid, cells), together)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     kind=st.sampled_from(sorted(SAMPLINGS)), batch_size=st.integers(1, 70),
     threads=st.integers(0, 4), run=st.integers(0, 20), data=st.data(),

@@ -259,9 +259,10 @@ def _resample(strip: Pixels, x: float, y: float, edge: float, size: int, margin:
     Pillow keeps a box in single precision, so it is given a window around the square: what it
     computes is then the same wherever in a strip the square lies.
     """
+    x, y = (round(at * SUBPIXEL) / SUBPIXEL for at in (x, y))
     left, top = (max(0, math.floor(at) - margin) for at in (x, y))
     right, bottom = (math.ceil(at + edge) + margin for at in (x, y))
     window = Image.fromarray(np.ascontiguousarray(strip[top:bottom, left:right]))
-    x, y = (round((at - low) * SUBPIXEL) / SUBPIXEL for at, low in ((x, left), (y, top)))
+    x, y = x - left, y - top
     box = (x, y, min(x + edge, window.width), min(y + edge, window.height))  # up to rounding
     return np.asarray(window.resize((size, size), Image.Resampling.BILINEAR, box))
