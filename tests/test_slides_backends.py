@@ -455,6 +455,24 @@ def test_a_huge_plain_image_is_refused_with_advice(
         open_slide(tmp_path / "a.png", 0.5)
 
 
+@pytest.mark.parametrize(
+    ("bounds", "kept"), [((1, 10**9), 768 * WIDTH * 4), ((10**7, 10**9), 10**7), ((1, 99), 99)]
+)
+def test_openslide_keeps_rows_of_tiles_within_bounds(
+    tmp_path: Path, bounds: tuple[int, int], kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openslide
+
+    asked, cache = [], openslide.OpenSlideCache
+    monkeypatch.setattr(
+        openslide, "OpenSlideCache", lambda size: [asked.append(size), cache(size)][1]
+    )
+    monkeypatch.setattr(backends, "DECODED_BYTES", bounds)
+    with open_slide(write_pyramid(tmp_path / "a.svs", IMAGE, 0.5, (1,))) as slide:
+        read_all(slide)
+    assert set(asked) == {kept}
+
+
 def test_the_content_says_what_a_file_is_not_its_name(tmp_path: Path) -> None:
     Image.fromarray(IMAGE).save(tmp_path / "jpeg.svs", "JPEG")
     write_pyramid(tmp_path / "aperio.png", IMAGE, 0.5, (1,))

@@ -25,7 +25,8 @@ from wsizoo.slides.tiff_backend import Pixels, is_tiff, open_tiff
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
 IMAGE_MODES = ("RGB", "RGBA", "L", "P")
 QUICKHASH_BYTES = 2**20  # of the beginning and of the end of a file
-DECODED_BYTES = 2**27  # of px that OpenSlide keeps: two rows of tiles, 65,000 px wide
+DECODED_ROWS = 768  # of level 0 that OpenSlide keeps decoded, so that the patches of the next row
+DECODED_BYTES = (2**25, 2**27)  # find their tiles; at least its own default and at most this
 LARGEST_EDGE = 2_000_000  # px: 100 mm of glass at 0.05 um/px
 
 
@@ -171,7 +172,9 @@ class OpenSlideBackend:
         import openslide
 
         handle = openslide.OpenSlide(self.path)
-        handle.set_cache(openslide.OpenSlideCache(DECODED_BYTES))
+        low, high = DECODED_BYTES
+        wanted = DECODED_ROWS * handle.dimensions[0] * 4
+        handle.set_cache(openslide.OpenSlideCache(min(max(low, wanted), high)))
         return handle
 
     def close(self) -> None:
