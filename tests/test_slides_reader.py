@@ -336,3 +336,32 @@ def test_a_real_slide_that_opens_but_cannot_be_read_is_refused_on_reading() -> N
     slide = open_slide(SLIDES / "negative" / "unreadable.svs")
     with slide, pytest.raises(SlideError, match=r"cannot be read: Bogus marker length.*damaged"):
         slide.read(0, 0, 16, 16, 0)
+
+
+def test_a_slide_that_cannot_be_decoded_anywhere_is_given_up_soon(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_pyramid(tmp_path / "a.svs", np.full((3000, 3000, 3), 200, np.uint8), 0.5, (1,))
+    with open_slide(path) as slide:
+        tried: list[int] = []
+
+        def torn(*_: object) -> Pixels:
+            tried.append(1)
+            raise OSError("torn")
+
+        monkeypatch.setattr(slide._handle, "read_region", torn)
+        with pytest.raises(SlideError, match="cannot be read: torn"):
+            slide.image(1.0)
+        assert len(tried) <= 200
+        tried.clear()
+        with pytest.raises(SlideError, match="cannot be read: torn"):
+            slide.image(3000.0)  # of one px
+        assert len(tried) == 1
+
+
+def test_a_damaged_plain_image_is_decoded_once(tmp_path: Path) -> None:
+    Image.effect_noise((900, 900), 80).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
+    with open_slide(tmp_path / "cut.png", 0.5) as slide, pytest.raises(SlideError, match="read"):
+        slide.thumbnail()

@@ -208,17 +208,21 @@ class ImageBackend:
         self.level_downsamples: tuple[float, ...] = (1.0,)
         self.properties: Mapping[str, str] = {}
         self._pixels: Pixels | None = None
+        self._failed = ""
         self._lock = threading.Lock()
 
     def read_region(self, location: tuple[int, int], level: int, size: tuple[int, int]) -> Pixels:
-        """As `Backend.read_region`."""
+        """As `Backend.read_region`; but one damaged byte damages all of it."""
         with self._lock:
+            if self._failed:
+                raise OSError(self._failed)
             if self._pixels is None:
                 try:
                     with self._opened() as image:
                         self._pixels = on_white(image.convert("RGBA"))
                 except Exception as error:  # Pillow's decoders raise of many kinds
-                    raise OSError(describe(error)) from error
+                    self._failed = describe(error)
+                    raise OSError(self._failed) from error
             (x, y), (width, height) = location, size
             return self._pixels[y : y + height, x : x + width]
 

@@ -20,6 +20,7 @@ Pixels = NDArray[np.uint8]
 STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
 ROUNDING = 1e-6  # px
 GAP, SMALLEST_GAP = 128, 16  # grey, and px of an image, of what cannot be decoded
+HOPELESS = 200  # parts of a slide that were tried in vain before it is given up
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
 
 
@@ -108,17 +109,19 @@ class Slide:
         shrink = downsample / self.downsamples[level]
         step = max(1, int(STRIP_PIXELS / (columns * shrink**2)))  # rows
         waiting = [(0, top, columns, min(step, rows - top)) for top in range(0, rows, step)]
-        for left, top, across, down in waiting:
+        hopeless = True
+        for tried, (left, top, across, down) in enumerate(waiting, 1):
             where = np.s_[top : top + down, left : left + across]
             try:
                 pixels[where] = self._averaged((left, top, across, down), (columns, rows), level)
-            except SlideError as error:
+                hopeless = False
+            except SlideError:
                 if max(across, down) > SMALLEST_GAP:
                     waiting += _halves(left, top, across, down)
-                    continue
-                gaps[where], why = True, error
-        if gaps.all():
-            raise why
+                else:
+                    gaps[where] = True
+                if hopeless and tried >= min(HOPELESS, len(waiting)):
+                    raise
         return pixels, gaps, width / columns
 
     def _averaged(
