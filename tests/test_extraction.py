@@ -255,15 +255,19 @@ def test_a_folder_that_cannot_be_written_is_refused(
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"output folder '.*file' cannot be made"):
         extract(folder, MeanColour(), tmp_path / "file")
-    monkeypatch.setattr(folders.os, "access", lambda *_: False)
-    with pytest.raises(DataError, match=r"is read-only; choose another with -o"):
+
+    def read_only(**_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(folders.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(DataError, match=r"written into \(Read-only .*\); choose another with -o"):
         check_writable(tmp_path)
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_folder_is_refused(folder: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(DataError, match="read-only"):
+    with pytest.raises(DataError, match="cannot be written into"):
         extract(folder, MeanColour(), tmp_path)
 
 

@@ -39,6 +39,10 @@ def test_a_manifest_says_slide_scale_patient_and_label(folder: Path, write: Writ
     assert [entry.slide_id for entry in read_manifest(path)] == ["a", "b"]
 
 
+def test_numbers_of_a_spreadsheet_with_decimal_commas_are_read(folder: Path, write: Write) -> None:
+    assert read_manifest(write("slide;mpp\na.svs;0,25\n")) == [SlideEntry(folder / "a.svs", 0.25)]
+
+
 def test_lists_of_other_tools_are_read_as_they_are(folder: Path, write: Write) -> None:
     trident = write("wsi,mpp\na.svs,0.5\nb.tif,0.25\n", "trident.csv")
     assert read_manifest(trident) == [
@@ -96,7 +100,7 @@ def test_missing_slides_are_listed_at_once_the_first_ten_by_name(write: Write) -
     [
         ("slide,mpp\na.svs,fast\n", r"list.csv', line 2, column mpp: 'fast' is no scan's scale"),
         ("slide,mpp\na.svs,264.58\n", "line 2, column mpp: '264.58' is no scan's scale; expected"),
-        ('slide;mpp\na.svs;"0,25"\n', "line 2, column mpp: '0,25' is no scan's scale"),
+        ('slide;mpp\na.svs;"0,2,5"\n', "line 2, column mpp: '0,2,5' is no scan's scale"),
         ("slide,mpp\na.svs,nan\n", "line 2, column mpp: 'nan' is no"),
         ("slide\na.svs\n\n./a.svs\n", r"line 4: '.*a.svs' stands in line 2 already"),
         ("slide,mpp\na.svs,0.5\n,0.5\n", "line 3, column slide: empty, expected a slide's file"),

@@ -172,3 +172,13 @@ def test_pixels_that_are_not_square_are_refused_beyond_two_percent(tmp_path: Pat
         assert slide.mpp == pytest.approx(0.502, abs=1e-4)
     with pytest.raises(ScaleError, match=r"0.5 um/px in x and 0.55 in y.*square.*--mpp"):
         open_slide(anisotropic(tmp_path / "b.tif", 0.5, 0.55))
+
+
+def test_a_scale_that_the_user_states_keeps_the_shape_of_the_pixels() -> None:
+    oblong = {"openslide.mpp-x": "0.5", "openslide.mpp-y": "0.526"}
+    (x, y), source = resolve_mpp(SLIDE, oblong, 0.5, None)
+    assert source == "user"
+    assert (x + y) / 2 == pytest.approx(0.5)
+    assert y / x == pytest.approx(0.526 / 0.5)
+    screen = {"openslide.mpp-x": "264.6", "openslide.mpp-y": "352.8"}
+    assert resolve_mpp(SLIDE, screen, 0.5, None)[0] == (0.5, 0.5)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
+from wsizoo.errors import NotFoundError
 from wsizoo.registry import Entry, Registry, default
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     registry = registry or default()
     if registry.is_encoder(name):
         return _show_encoder(name, registry)
-    entry = registry.model(name)
+    try:
+        entry = registry.model(name)
+    except NotFoundError as error:
+        near = difflib.get_close_matches(name, registry.encoders, n=1)
+        raise NotFoundError(f"{error}. Or the encoder '{near[0]}'?" if near else error) from error
     spec = registry.model_spec(entry.name)
     offered = {(c.kind, c.name) for c in registry.plugins.components()}
     used = {(part, getattr(spec, part)["name"]) for part in PARTS if getattr(spec, part)}

@@ -45,13 +45,15 @@ def pinned_encoder(name: str, facts: EncoderSpec) -> WeightsSpec:
     if not facts.repo:
         raise NoWeightsError(
             f"The weights of encoder '{name}' lie in no repository on the Hub. Get them from "
-            f"{facts.source}, then: wsizoo.load_encoder('{name}', weights=FOLDER)"
+            f"{facts.source}, then say where they are: --weights FOLDER, or "
+            f"wsizoo.load_encoder('{name}', weights=FOLDER)"
         )
     try:
         return _pinned(name, ENCODER + name, vars(facts))
     except NotPinnedError as error:
         raise NotPinnedError(
-            f"{error}, or give its folder: wsizoo.load_encoder('{name}', weights=FOLDER)"
+            f"{error}, or give its folder: --weights FOLDER, or "
+            f"wsizoo.load_encoder('{name}', weights=FOLDER)"
         ) from error
 
 

@@ -73,7 +73,7 @@ def extract(
     if engine not in get_args(Engine):
         raise DataError(f"engine is '{engine}', expected one of {get_args(Engine)}")
     entries = list_cohort(slides, shard)
-    check_device(device)
+    check_device(None if engine == "ray" else device)  # a cluster has other devices than this
     check_writable(Path(out))
     here = engine == "local" and min(workers or 1, len(entries)) <= 1
     job = Job(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,8 +42,14 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"The output folder '{folder}' cannot be made: {error}") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise DataError(f"The output folder '{folder}' is read-only; choose another with -o")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"The output folder '{folder}' cannot be written into ({error.strerror}); choose "
+            "another with -o"
+        ) from error
     remove_stale(folder)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import secrets
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class Job:
     Args:
         encoder: a name, which each process loads for itself, or an Encoder, which is sent.
         weights: folder with the encoder's weights. precision: see `BatchEncoder`.
-        threads: that decode patches, in each process.
+        threads: that decode patches, in each process. token: tells jobs apart.
     """
 
     encoder: str | Encoder
@@ -65,12 +66,17 @@ class Job:
     weights: Path | None = None
     precision: Precision = "auto"
     threads: int = 1
+    token: str = field(default_factory=lambda: secrets.token_hex(8))
 
     def load(self) -> Encoder:
         """The encoder, in eval mode, where it was loaded. Raises as `load_encoder`."""
         if isinstance(self.encoder, Encoder):
             return self.encoder.eval()
         return load_encoder(self.encoder, weights=self.weights)
+
+    @property
+    def needs_gpu(self) -> bool:
+        return str(self.device or "cpu").startswith("cuda")
 
     def absolute(self) -> Job:
         """The same for a process in another folder."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from wsizoo.errors import BackendError
 from wsizoo.extraction.engines import check_sendable
-from wsizoo.extraction.job import Extracted, Job, Station
+from wsizoo.extraction.job import Extracted, Job, Station, reason_of
 from wsizoo.slides.manifest import SlideEntry
 
 RETRIES = 3  # of a task whose process or node died
@@ -42,6 +42,11 @@ def on_ray(
     if ours:
         _connect(ray, address, workers)
     try:
+        if job.needs_gpu and not address and not ray.cluster_resources().get("GPU"):
+            raise BackendError(
+                f"device '{job.device}' needs a GPU, and this machine's Ray cluster has none: name "
+                "one that has, RAY_ADDRESS=auto, or use --device cpu"
+            )
         yield from _results(ray, job, list(entries))
     finally:
         if ours:
@@ -72,7 +77,7 @@ def _connect(ray: Any, address: str | None, workers: int | None) -> None:
 
 
 def _results(ray: Any, job: Job, waiting: list[SlideEntry]) -> Generator[Extracted, None, None]:
-    gpus = 1 if str(job.device or "cpu").startswith("cuda") else 0
+    gpus = int(job.needs_gpu)
     task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=RETRIES)(_run)
     sent = ray.put(job)
     most = AHEAD * max(1, int(ray.cluster_resources().get("GPU" if gpus else "CPU", 1)))
@@ -92,11 +97,16 @@ def _result(ray: Any, reference: Any, job: Job, entry: SlideEntry) -> Extracted:
     try:
         result: Extracted = ray.get(reference)
         return result
+    except ray.exceptions.RayTaskError as error:
+        reason = reason_of(error.cause if isinstance(error.cause, Exception) else error)
     except ray.exceptions.RayError as error:
-        first = str(error).strip().splitlines()[0]
-        reason = f"its Ray task failed {RETRIES + 1} times: {first}. Run the same command again"
-        file = job.out / f"{entry.slide_id}.h5"
-        return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
+        kind = type(error).__name__
+        reason = (
+            f"its Ray task was lost {RETRIES + 1} times ({kind}): its process or node died, for "
+            "want of memory perhaps. See: ray status; then run the same command again"
+        )
+    file = job.out / f"{entry.slide_id}.h5"
+    return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
 
 
 def _run(job: Job, entry: SlideEntry) -> Extracted:
@@ -110,9 +120,8 @@ def _station(job: Job) -> Station:
     """The encoder is loaded once a process."""
     import torch
 
-    key = repr(job)
-    if key not in _stations:
+    if job.token not in _stations:
         torch.set_num_threads(1)
         _stations.clear()
-        _stations[key] = job.begin()
-    return _stations[key]
+        _stations[job.token] = job.begin()
+    return _stations[job.token]

@@ -56,10 +56,11 @@ class Shard:
                 f"{SLURM}ID is '{told[f'{SLURM}ID']}', but {SLURM}COUNT or MIN is no number; say "
                 "which part this job does: --shard i/n"
             ) from error
-        if rest or not 0 <= index < n:
+        if rest or not 0 <= index < n or (n == 1 and first > 1):
             raise DataError(
                 f"task {task} of a SLURM array of {n} that begins with {first}: its place among "
-                "them is not known, as the array has holes. Say which part it does: --shard i/n"
+                "all is not known, as the array has holes or is one task repeated. Say which part "
+                "it does: --shard i/n, or 0/1 for all slides"
             )
         return cls(index, n)
 

@@ -268,8 +268,7 @@ def _check_same(out: Path, made: Fingerprint, facts: SlideFacts, mpp: float) -> 
     found = {**header.fingerprint.to_json(), **vars(header.facts), "slide's mpp": header.mpp}
     asked = {name: getattr(facts, name) for name in ("overlap", "min_tissue", "mask")}
     for name, now in {**made.to_json(), **asked, "slide's mpp": mpp}.items():
-        if found.get(name) != now:
-            raise DataError(
-                f"'{out}' exists and was made with {name} {found.get(name)}, now asked for {now}. "
-                f"{replace_it}"
-            )
+        then = found.get(name)
+        if then != now:
+            differs = f"{name} {then}, now asked for {now}" if name != "mask" else "other tissue"
+            raise DataError(f"'{out}' exists and was made with {differs}. {replace_it}")

@@ -59,10 +59,11 @@ class FileHeader:
 
     Args:
         n: patches that were read. unreadable: those that could not be.
+        dim: width of a feature vector; None for pixels.
     """
 
     n: int
-    dim: int
+    dim: int | None
     fingerprint: Fingerprint
     facts: SlideFacts
     spacing: float | None

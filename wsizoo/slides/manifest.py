@@ -184,7 +184,7 @@ def _find(path: Path, suffixes: frozenset[str], where: str) -> Path | None:
 
 def _read_mpp(text: str, where: str, column: str) -> float:
     try:
-        mpp = float(text)
+        mpp = float(text.replace(",", "."))  # some spreadsheets write 0,25
     except ValueError:
         mpp = math.nan
     if not is_plausible(mpp):

@@ -48,7 +48,8 @@ def resolve_mpp(
 
     Args:
         properties: of the file, named as OpenSlide names them.
-        given: by the user, listed: by a manifest; believed before anything that the file states.
+        given: by the user, listed: by a manifest; believed before anything that the file states,
+            but for the shape of its pixels: what is known of that shows in the certificate.
 
     Returns:
         "user", "manifest", "objective-power 40" or the property that stated it.
@@ -62,7 +63,8 @@ def resolve_mpp(
     ):
         if mpp is not None:
             check_mpp(mpp, whose)
-            return (float(mpp), float(mpp)), source
+            x, y = _shape(properties)
+            return (mpp * x, mpp * y), source
     refused = []
     for source, x, y in _stated(properties):
         if is_plausible(x) and is_plausible(y):
@@ -74,6 +76,14 @@ def resolve_mpp(
         low, high = PLAUSIBLE_MPP
         found = f"{' and '.join(refused)}, outside {low:g} to {high:g}, where scans are"
     raise ScaleError(f"{path} states {found}. {ADVICE}")
+
+
+def _shape(properties: Mapping[str, str]) -> tuple[float, float]:
+    """Width and height of a pixel, over their mean, as the file states them; else 1, 1."""
+    for _, x, y in _stated(properties):
+        if is_plausible(x) and is_plausible(y):
+            return 2 * x / (x + y), 2 * y / (x + y)
+    return 1.0, 1.0
 
 
 def is_plausible(mpp: float) -> bool:

@@ -298,7 +298,7 @@ def _header(path: Path, file: Any) -> FileHeader:
         shape = file["features"].shape
         return FileHeader(
             n=shape[0],
-            dim=shape[-1],
+            dim=shape[1] if len(shape) == 2 else None,
             fingerprint=Fingerprint.from_json(told["fingerprint"]),
             facts=SlideFacts(**told["slide"]),
             spacing=told["spacing"],

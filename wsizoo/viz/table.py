@@ -88,7 +88,9 @@ class Table:
         self.stamps[slide] = {name: value for name, value in stamp.items() if name != "failed"}
 
     def fail(self, slide: str, reason: str) -> None:
-        """A slide that was not; the row of an earlier call, and its pictures, stay."""
+        """A slide that was not; the row of an earlier call stays, unless that had to be forced."""
+        if self.stamps.get(slide, {}).get("forced"):
+            self.rows.pop(slide, None)
         self.stamps[slide] = {**self.stamps.get(slide, {}), "failed": reason}
 
     def write(self) -> None:
