@@ -39,12 +39,16 @@ def run(scratch: Path) -> None:
         torch.set_num_threads(count)
         (seconds,) = interleaved(lambda: handcrafted.encode(batch), rounds=20, warmup=3)
         usual, best = BATCH / statistics.median(seconds), BATCH / min(seconds)
-        print(f"  one process, {count} threads: {usual:.0f} patches/s, best {best:.0f}{goal}")
+        print(f"  one process, {_threads(count)}: {usual:.0f} patches/s, best {best:.0f}{goal}")
     together = in_processes(2, rounds=20)
     print(f"  two processes of one thread each: {together:.0f} patches/s together")
     torch.set_num_threads(1)
     print(f"  of one thread's time: {', '.join(shares(batch))}")
     torch.set_num_threads(threads)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def patches(count: int = BATCH) -> torch.Tensor:

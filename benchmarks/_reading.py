@@ -15,7 +15,7 @@ from wsizoo.slides.tiff import write_pyramid
 from wsizoo.slides.tissue import find_tissue, segment
 
 EDGE, MPP, PATCH = 20_000, 0.5, 224
-PATCHES = 1_000
+PATCHES = 600
 OVERVIEW = (2_500, 3_125)  # rows, columns
 
 
