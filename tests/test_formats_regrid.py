@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from wsizoo.errors import DataError
@@ -52,6 +52,7 @@ def test_coords_on_a_grid_come_back_unchanged(
 
 @settings(max_examples=100, deadline=None)
 @given(step=st.integers(64, 1024), parts=contours)
+@example(step=64, parts=[(2, 2, 0, 0), (2, 2, 0, 104), (2, 2, 0, 280)])
 def test_contours_with_origins_of_their_own_lose_no_patch(
     step: int, parts: list[tuple[int, int, int, int]]
 ) -> None:

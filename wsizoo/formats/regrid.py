@@ -206,6 +206,7 @@ def _on(coords: Floats, step: float) -> tuple[int, Grid]:
     exact = origin + cells * step
     off = np.any(np.abs(coords - exact) > slack, axis=1)
     places = np.where(off[:, None], _placed(exact), places)
+    off = np.any(np.abs(places - coords) > slack, axis=1)  # what was put back to 0 stays
     return misfits, Grid(places, cells, own, own, _moves(coords, places, off, step, cells))
 
 
