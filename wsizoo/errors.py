@@ -4,6 +4,10 @@ A message says what is wrong (with the value, and whose it is), what was expecte
 type next.
 """
 
+import logging
+
+log = logging.getLogger(__name__)
+
 
 class WsizooError(Exception):
     """Root of the tree; the command line prints it as one message and exits with 1."""
@@ -75,3 +79,11 @@ class ScaleError(SlideError):
 
 class DataError(WsizooError):
     """A file or table of data is missing, damaged or contradictory."""
+
+
+def reason_of(error: Exception) -> str:
+    """Why one of many failed; the trace of an error that is not ours goes to the log."""
+    if isinstance(error, WsizooError):
+        return str(error)
+    log.debug("unexpected error", exc_info=error)
+    return f"{type(error).__name__}: {error}"

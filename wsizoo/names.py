@@ -12,11 +12,16 @@ from wsizoo.errors import PluginError, SpecError
 DISTRIBUTION = re.compile(r"[a-z0-9]([\w.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
 
 
+def near_names(name: str, known: Iterable[str]) -> list[str]:
+    """Up to three that may have been meant, the nearest first."""
+    lower = {n.lower(): n for n in sorted(known)}
+    return [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
+
+
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
     """`Did you mean ...?`, or everything that is known."""
     names = sorted(known)
-    lower = {n.lower(): n for n in names}
-    near = [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
+    near = near_names(name, names)
     if near:
         return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
     return otherwise + (", ".join(names[:12]) or "none") + (" ..." if len(names) > 12 else "") + "."

@@ -19,7 +19,7 @@ from wsizoo.files import sha256_of
 from wsizoo.fingerprint import Meeting
 from wsizoo.formats.contents import LEVEL0
 from wsizoo.formats.detect import contents_of, is_zarr
-from wsizoo.formats.read import ReadAs, read_with_report
+from wsizoo.formats.read import ReadAs, agreed, read_with_report
 from wsizoo.model import SlideModel
 from wsizoo.slides.extract import Progress, Request, SlideEncoder
 from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, check_one_name_each, list_slides
@@ -156,8 +156,10 @@ class FeatureSource:
 
     def _digest_of(self, entry: SlideEntry) -> str:
         format, contents = contents_of(entry.path)
+        how = agreed(format.name, contents, self.needs.reading(entry))
         if format.name == "wsizoo":
-            return read_header(entry.path).digest + (self.needs.encoder or "")
+            mpp = str(how.slide_mpp or "")  # none where the file states its own
+            return read_header(entry.path).digest + (self.needs.encoder or "") + mpp
         parts = [str(self.needs.reading(entry))]
         for file in contents.files:
             inside = sorted(file.rglob("*")) if file.is_dir() else [file]

@@ -28,6 +28,9 @@ READING = (
         type=ABOVE_0,
         help="Microns per px of the coordinates, where the tool used px of its own.",
     ),
+    click.option(
+        "--from", "--format", "format_name", help="The tool, where a file's content does not tell."
+    ),
     click.option("--table", help="One of several sets of features in a file."),
 )
 
@@ -43,11 +46,8 @@ def reading_options(command: Command) -> Command:
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a file.")
 @click.option("--verify", is_flag=True, help="Read the features too: digest, or finite numbers.")
-@click.option("--format", "format_name", help="The tool, where the content does not tell.")
 @reading_options
-def inspect_command(
-    files: tuple[Path, ...], as_json: bool, verify: bool, format_name: str | None, **told: Any
-) -> None:
+def inspect_command(files: tuple[Path, ...], as_json: bool, verify: bool, **told: Any) -> None:
     """Say what FILES are: feature files of any tool, or slides.
 
     Format, patches, encoder, scale, whether the patches lie on one grid, and whether the file is
@@ -60,7 +60,7 @@ def inspect_command(
     """
     from wsizoo.formats.inspection import inspect
 
-    how = _how(told, "error", format_name)
+    how = _how(told, "error")
     whole = True
     for file in files:
         found = inspect(file, how, verify)
@@ -75,7 +75,10 @@ def inspect_command(
 def _print(found: Inspection) -> None:
     """The fields that are known, one a line."""
     click.echo(found.path)
-    for name, value in found.to_json().items():
+    told = found.to_json()
+    if found.n is not None and found.dim is None:
+        told["dim"] = "-"
+    for name, value in told.items():
         if name in ("path", "fingerprint") or value is None or value == "":
             continue
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -91,7 +94,6 @@ def _print(found: Inspection) -> None:
     "-o", "--out", type=click.Path(path_type=Path), help="OUT, where only INPUTS are listed."
 )
 @click.option("--to", default="wsizoo", show_default=True, help="The tool to write for.")
-@click.option("--from", "format_name", help="The tool of INPUTS, where the content does not tell.")
 @reading_options
 @click.option(
     "--collisions",
@@ -106,7 +108,6 @@ def convert_command(
     paths: tuple[Path, ...],
     out: Path | None,
     to: str,
-    format_name: str | None,
     collisions: str,
     overwrite: bool,
     as_json: bool,
@@ -136,7 +137,7 @@ def convert_command(
         inputs,
         out,
         to,
-        how=_how(told, collisions, format_name),
+        how=_how(told, collisions),
         overwrite=overwrite,
         after_slide=lambda result: click.echo(_json(result) if as_json else _line(result)),
     )
@@ -157,7 +158,7 @@ def _json(result: Converted) -> str:
     return json.dumps({**vars(result), "files": [str(f) for f in result.files]}, default=str)
 
 
-def _how(told: dict[str, Any], collisions: str, format_name: str | None) -> ReadAs:
+def _how(told: dict[str, Any], collisions: str) -> ReadAs:
     from wsizoo.formats.read import ReadAs
 
     return ReadAs(
@@ -165,6 +166,6 @@ def _how(told: dict[str, Any], collisions: str, format_name: str | None) -> Read
         told["mpp"],
         told["coords_mpp"],
         collisions,  # type: ignore[arg-type]
-        format_name,
+        told["format_name"],
         told["table"],
     )

@@ -37,7 +37,8 @@ def verify_command(names: tuple[str, ...], as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(line))
         else:
-            rest = ", ".join(f"{k} {v}" for k, v in line.items() if k not in ("name", "ok"))
+            told = {k: "-" if v is None else v for k, v in line.items() if k not in ("name", "ok")}
+            rest = ", ".join(f"{k} {v}" for k, v in told.items())
             click.echo(f"{'ok     ' if line['ok'] else 'FAILED '} {name}  {rest}")
     sys.exit(1 if failed else 0)
 
@@ -57,6 +58,9 @@ def _verify_one(name: str) -> dict[str, object]:
         from wsizoo.formats.inspection import check
 
         found = check(name)
+        if found.is_embedding:
+            made = {"model": found.model, "encoder": found.encoder}
+            return {"format": found.format, "dim": found.dim, **made}
         return {"format": found.format, "patches": found.n, "dim": found.dim}
     from wsizoo.publish import verify
 

@@ -7,6 +7,7 @@ own origin, so the coordinates of a slide are not on one grid.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,17 @@ import numpy as np
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    ENCODER,
+    INSTANCES,
+    LABEL,
+    MPP,
+    Contents,
+    Format,
+    Look,
+    Written,
+)
 from wsizoo.formats.hdf5 import coordinates, dataset, is_hdf5, number, opened, plain, rows
 from wsizoo.formats.tensors import save_tensor, tensor_contents
 from wsizoo.formats.trident import MARKS, vectors
@@ -100,7 +111,7 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / place.format(slide) for place in places]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
     """The three files of a slide; without coordinates the .pt only."""
     import h5py
 
@@ -125,6 +136,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
                 "coords", data=coords.astype(np.int32), chunks=(chunk, 2), maxshape=(None, 2)
             )
     save_tensor(tensor, bag.features)
+    return (MPP, ENCODER, DETAILS, LABEL, INSTANCES)
 
 
 def _attributes(bag: Bag, told: Written, folder: Path) -> dict[str, Any]:

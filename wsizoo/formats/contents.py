@@ -21,7 +21,16 @@ from wsizoo.slides.facts import SlideFacts
 log = logging.getLogger(__name__)
 
 LEVEL0, MICRONS, OWN = "level-0 px", "um", "px of the tool's own"
+FRAMES = (LEVEL0, MICRONS, OWN)
 IN_FRAME = "coordinates are in "  # with a frame: what wsizoo's files say where it is not LEVEL0
+
+# What a file may have no place for, as people call it.
+PLACES, SCALE, MPP, OVERLAP, FRACTIONS = (
+    "coordinates", "place and scale", "um/px", "overlap", "fractions of the step",
+)  # fmt: skip
+ENCODER, DETAILS = "encoder", "weights and preprocessing of the encoder"
+LABEL, INSTANCES, UNREADABLE = "label", "labels of patches", "list of unreadable patches"
+ROUNDING = 1.0  # px by which a patch's edge and the step may differ without overlap
 
 
 @contextmanager
@@ -51,8 +60,10 @@ class Contents:
         unit: um per unit of `coords`, None where the file does not say; for LEVEL0 see `mpp`.
         step, footprint: between neighbours, and edge of a patch, in units of `coords`.
         mpp: um per level-0 px. encoder: what the file says made it.
+        own_image: the tool cut patches from an image whose px those of frame OWN are.
         target: as in `Bag`. facts: of the slide. attributes: the tool's own, for writing them back.
-        note: why there is nothing to read, where the file says so.
+        embedding: this is one vector of the whole slide, (1, D), made by the model that
+            `attributes` names, and no features of patches.
     """
 
     files: tuple[Path, ...]
@@ -66,9 +77,11 @@ class Contents:
     footprint: float | None = None
     mpp: float | None = None
     encoder: Fingerprint | None = None
+    own_image: bool = False
     target: Mapping[str, Any] | None = None
     facts: SlideFacts | None = None
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    embedding: bool = False
 
     def features(self) -> Tensor:
         """The features. Raises DataError: they are damaged."""
@@ -84,8 +97,9 @@ class Contents:
         return self.shape[0]
 
     @property
-    def dim(self) -> int:
-        return 3 if len(self.shape) == 4 else self.shape[1]
+    def dim(self) -> int | None:
+        """Numbers of a vector; pixels have none."""
+        return None if len(self.shape) == 4 else self.shape[1]
 
 
 @dataclass(frozen=True)
@@ -111,11 +125,19 @@ class Written:
     """What a writer is given beside the bag.
 
     Args:
-        facts: of its slide. attributes: the same format's, where the bag came from it.
+        facts: of its slide. source: the file, where the bag came from one of the same format.
+        frame: of its coordinates. rounded: those were no whole numbers in that frame.
     """
 
     facts: SlideFacts
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    source: Contents | None = None
+    frame: str = LEVEL0
+    rounded: bool = False
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Those that the bag had as a file of the same format."""
+        return {} if self.source is None else self.source.attributes
 
 
 @dataclass(frozen=True)
@@ -126,7 +148,9 @@ class Format:
         layout: one line for people. recognises: whether a file is of this format.
         read: (path, table) -> Contents; `table` names one of several sets of features in a file.
         targets: (folder, slide) -> the files of one slide that `write` makes, the last one last.
-        write: (bag, what else is known, folder); None: is not written.
+        write: (bag, what else is known, folder) -> what its files have no place for, of the
+            names above; None: is not written.
+        frames: those of coordinates that it can be written from. pixels: whether it keeps them.
         bags: the files of the slides in a folder or list of this format, with their targets.
         finish: (folder, bags by slide) after all slides were written.
     """
@@ -136,9 +160,27 @@ class Format:
     recognises: Callable[[Look], bool]
     read: Callable[[Path, str | None], Contents]
     targets: Callable[[Path, str], Sequence[Path]] | None = None
-    write: Callable[[Bag, Written, Path], None] | None = None
+    write: Callable[[Bag, Written, Path], Sequence[str]] | None = None
     bags: Callable[[Path], Sequence[tuple[Path, Mapping[str, Any] | None]]] | None = None
     finish: Callable[[Path, Mapping[str, Bag]], None] | None = None
+    frames: Sequence[str] = (LEVEL0,)
+    pixels: bool = False
+
+
+def overlaps(bag: Bag) -> bool:
+    """Whether patches are wider than they are apart, or narrower, by more than rounding."""
+    edge, step = bag.footprint, bag.spacing
+    return edge is not None and step is not None and abs(edge - step) > ROUNDING
+
+
+def check_one_step(bag: Bag, files: str) -> None:
+    """Raise DataError where patches overlap, of which `files` could not tell."""
+    if overlaps(bag):
+        raise DataError(
+            f"slide '{bag.slide_id}': its patches are {bag.footprint:g} wide and {bag.spacing:g} "
+            f"apart; {files}, so they would come back as others. Convert to wsizoo or trident, or "
+            "extract without overlap: wsizoo extract SLIDE -e ENCODER --overlap 0"
+        )
 
 
 def checked(contents: Contents) -> Contents:

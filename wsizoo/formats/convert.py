@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError, WsizooError
-from wsizoo.formats.contents import IN_FRAME, LEVEL0, Format, Written
+from wsizoo.errors import DataError, reason_of
+from wsizoo.fingerprint import Fingerprint
+from wsizoo.formats import contents as parts
+from wsizoo.formats.contents import IN_FRAME, LEVEL0, OWN, Format, Written, overlaps
 from wsizoo.formats.detect import FORMATS, TENSORS, detect, is_zarr, look
 from wsizoo.formats.read import ReadAs, Reading, read_with_report
 
@@ -23,7 +25,8 @@ class Converted:
     """What became of one slide.
 
     Args:
-        files: what was written. told: what had to be done to its coordinates, one line.
+        files: what was written. told: what had to be done to its coordinates, and what these files
+            have no place for, one line.
         reason: why it failed; "" where it did not.
     """
 
@@ -169,10 +172,10 @@ class _Work:
         slide = self.name or source.path.stem
         try:
             return self.run(source, slide)
-        except WsizooError as error:
-            return Converted(slide, source.path, reason=str(error))
         except OSError as error:
             return Converted(slide, source.path, reason=f"'{self.out}' cannot be written: {error}")
+        except Exception as error:
+            return Converted(slide, source.path, reason=reason_of(error))
 
     def run(self, source: Source, slide: str) -> Converted:
         assert self.to.targets is not None and self.to.write is not None
@@ -184,27 +187,65 @@ class _Work:
             )
         how = dataclasses.replace(self.how, format=self.how.format or source.format)
         reading = read_with_report(source.path, how, slide)
+        _check_takes(self.to, reading, how)
         bag = reading.bag
         if source.target is not None:
             bag = bag.replace(target={**(bag.target or {}), **source.target})
-        self.to.write(bag, Written(reading.facts, self.attributes(reading)), self.out)
+        same = reading.contents if reading.format == self.to.name else None
+        told = Written(reading.facts, same, reading.frame, reading.rounded)
+        lacks = self.to.write(bag, told, self.out)
         if self.to.finish is not None:
             self.written[slide] = bag.replace(features=bag.features[:0], coords=None)
         files = tuple(file for file in targets if file.exists())
-        told = _told(reading)
-        return Converted(slide, source.path, files, len(bag), reading.format, told)
-
-    def attributes(self, reading: Reading) -> Mapping[str, Any]:
-        """Those that the bag had as a file of the same tool."""
-        return reading.contents.attributes if reading.format == self.to.name else {}
+        line = _told(reading, self.to.name, _lost(bag, lacks))
+        return Converted(slide, source.path, files, len(bag), reading.format, line)
 
     def finish(self) -> None:
         if self.to.finish is not None and self.written:
             self.to.finish(self.out, self.written)
 
 
-def _told(reading: Reading) -> str:
-    parts = [reading.regridded.told()]
+def _check_takes(to: Format, reading: Reading, how: ReadAs) -> None:
+    """Raise DataError unless a format has a place for such features, and for their frame."""
+    bag, frame = reading.bag, reading.frame
+    if bag.features.ndim == 4 and not to.pixels:
+        raise DataError(
+            f"slide '{bag.slide_id}': its file has pixels {tuple(bag.features.shape)}, {to.name} "
+            "files have one vector a patch. Encode the slide: wsizoo extract SLIDE -e ENCODER"
+        )
+    if bag.coords is not None and frame not in to.frames:
+        unit = how.coords_mpp or reading.contents.unit
+        needed = " and --coords-mpp 1.142857" if frame == OWN and unit is None else ""
+        raise DataError(
+            f"slide '{bag.slide_id}': its coordinates are in {frame}, those of {to.name} files in "
+            f"{' or '.join(to.frames)}. State --mpp 0.25{needed}"
+        )
+
+
+def _lost(bag: Bag, lacks: Sequence[str]) -> list[str]:
+    """Of what a format has no place for, what the bag had."""
+    made, target, step = bag.encoder or Fingerprint(), bag.target or {}, bag.spacing or 0.0
+    placed = bag.coords is not None
+    had = {
+        parts.PLACES: placed,
+        parts.SCALE: placed,
+        parts.MPP: placed and bag.mpp is not None,
+        parts.OVERLAP: placed and overlaps(bag),
+        parts.FRACTIONS: placed and step != round(step),
+        parts.ENCODER: made.encoder is not None,
+        parts.DETAILS: any((made.revision, made.weights, made.preprocessing, made.pooling)),
+        parts.LABEL: "label" in target,
+        parts.INSTANCES: "instances" in target,
+        parts.UNREADABLE: True,
+    }
+    lost = [what for what in lacks if had[what]]
+    return [what for what in lost if what != parts.DETAILS or parts.ENCODER not in lost]
+
+
+def _told(reading: Reading, to: str, lost: Sequence[str]) -> str:
+    said = [reading.regridded.told()]
     if reading.bag.coords is not None and reading.frame != LEVEL0:
-        parts.append(IN_FRAME + reading.frame)
-    return ", ".join(part for part in parts if part)
+        said.append(IN_FRAME + reading.frame)
+    if lost:
+        said.append(f"{to} keeps no {', no '.join(lost)}")
+    return ", ".join(part for part in said if part)

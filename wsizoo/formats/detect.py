@@ -25,6 +25,7 @@ FORMATS: dict[str, Format] = {
     found.name: found
     for found in (
         own.FORMAT,
+        own.EMBEDDED,
         trident.FORMAT,
         clam.FORMAT,
         span.FORMAT,

@@ -8,11 +8,16 @@ they are refused by a model that was trained on the others.
 
 from __future__ import annotations
 
+import logging
 import re
 from typing import Any
 
-from wsizoo.errors import DataError, FingerprintError
+from wsizoo.errors import DataError, FingerprintError, NotFoundError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.names import near_names, suggest
+from wsizoo.registry import default
+
+log = logging.getLogger(__name__)
 
 Meaning = dict[str, Any]
 
@@ -92,6 +97,7 @@ SLIDEFLOW: dict[str, Meaning] = {
     "plip": _is("plip"),
     "phikon": _is("phikon"),
 }
+OURS = "wsizoo-"  # before a name that a tool uses for something else
 TOOLS = {"trident": TRIDENT, "stamp": STAMP, "lazyslide": LAZYSLIDE, "slideflow": SLIDEFLOW}
 
 
@@ -101,14 +107,20 @@ def fingerprint_of(tool: str, theirs: str, **known: Any) -> Fingerprint:
     Args:
         known: other fields that the file states.
     """
-    meaning = TOOLS[tool].get(_plain(tool, theirs), {"encoder": theirs})
+    meaning = TOOLS[tool].get(_plain(tool, theirs), {"encoder": theirs.removeprefix(OURS)})
     return Fingerprint(**{**meaning, **known})
 
 
-def name_in(tool: str, encoder: str) -> str:
-    """The tool's name for an encoder of the zoo; the zoo's own where it has none."""
-    names = (theirs for theirs, meant in TOOLS[tool].items() if meant["encoder"] == encoder)
-    return next(names, encoder)
+def name_in(tool: str, made: Fingerprint) -> str:
+    """The tool's name for what an encoder of the zoo gives; the zoo's own where it has none.
+
+    Where the tool means something else by the zoo's name, `wsizoo-` comes before it.
+    """
+    encoder, names = made.encoder or "", TOOLS[tool]
+    for theirs, meant in names.items():
+        if meant["encoder"] == encoder and not Fingerprint(**meant).differences(made):
+            return theirs
+    return OURS + encoder if encoder in names else encoder
 
 
 def declared(made: Fingerprint | None, encoder: str | None, path: object, tool: str) -> Fingerprint:
@@ -117,6 +129,7 @@ def declared(made: Fingerprint | None, encoder: str | None, path: object, tool: 
     Raises:
         DataError: neither the file nor the user names an encoder.
         FingerprintError: they contradict each other.
+        NotFoundError: the zoo has no such encoder, but one of a near name.
     """
     stated = made or Fingerprint()
     if encoder is None:
@@ -127,7 +140,7 @@ def declared(made: Fingerprint | None, encoder: str | None, path: object, tool: 
             )
         return stated
     if stated.encoder is None:
-        return Fingerprint(**{**stated.stated(), "encoder": encoder, "declared": True})
+        return Fingerprint(**{**stated.stated(), **_meant(tool, encoder), "declared": True})
     meant = TOOLS.get(tool, {}).get(encoder, {"encoder": encoder})["encoder"]
     if stated.encoder not in (encoder, meant):
         raise FingerprintError(
@@ -135,6 +148,24 @@ def declared(made: Fingerprint | None, encoder: str | None, path: object, tool: 
             f"{encoder}. Leave out --encoder, or give files of {encoder}"
         )
     return stated
+
+
+def _meant(tool: str, encoder: str) -> Meaning:
+    """What a name that the user gives means: the zoo's name, else the tool's."""
+    known = default().encoders
+    theirs = TOOLS.get(tool, {})
+    if encoder in known or encoder in theirs:
+        return _is(encoder) if encoder in known else theirs[encoder]
+    if near_names(encoder, known):
+        raise NotFoundError(
+            f"No encoder named '{encoder}'. {suggest(encoder, known, '')} If you mean one that the "
+            "zoo does not know, give it a name that is not so near"
+        )
+    log.warning(
+        "encoder '%s' is unknown to the zoo, so models can be held to its name only; known ones: "
+        "wsizoo list --encoders", encoder,
+    )  # fmt: skip
+    return _is(encoder)
 
 
 def _plain(tool: str, theirs: str) -> str:

@@ -12,11 +12,13 @@ import numpy as np
 from wsizoo.errors import DataError, ScaleError, SlideError, WsizooError
 from wsizoo.formats.contents import LEVEL0, Contents, guarded
 from wsizoo.formats.detect import FORMATS, contents_of, detect, look
-from wsizoo.formats.read import EMPTY, ReadAs, place
+from wsizoo.formats.encoders import declared
+from wsizoo.formats.read import EMPTY, ReadAs, agreed, place
 from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.slides.reader import Slide, open_slide
 from wsizoo.slides.store import check_content
 
+EMBEDDING = "-embedding"  # ends the format of a file with one vector of a whole slide
 IMAGES = SLIDE_SUFFIXES | {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
@@ -25,8 +27,10 @@ class Inspection:
     """What is known of a file; None where it does not say, or where that has no meaning.
 
     Args:
-        format: the tool that wrote it, or what a slide is. n: patches. dim, dtype: of features.
-        encoder: its name in the zoo, else the tool's. fingerprint: all that is known of it.
+        format: the tool that wrote it, or what a slide is. n: patches; 1 of a slide's embedding.
+        dim: width of the features; pixels have none. dtype: of the features.
+        encoder: its name in the zoo, else the tool's; of an embedding the one its model takes.
+        fingerprint: all that is known of the encoder. model: that made an embedding.
         spacing: between patches, footprint: edge of one, in px of `frame`. mpp: um per such px.
         frame: "level-0 px", "um" or "px of the tool's own". patch_mpp: um/px of what was encoded.
         on_grid: whether each patch has a cell of its own on one grid; `moved` are to be moved to
@@ -42,6 +46,7 @@ class Inspection:
     dtype: str | None = None
     encoder: str | None = None
     fingerprint: dict[str, Any] | None = None
+    model: str | None = None
     spacing: float | None = None
     footprint: float | None = None
     mpp: float | None = None
@@ -56,6 +61,11 @@ class Inspection:
     levels: list[float] | None = None
     complete: bool = False
     reason: str = ""
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it holds one vector of a whole slide."""
+        return (self.format or "").endswith(EMBEDDING)
 
     def to_json(self) -> dict[str, Any]:
         """Every field, by name."""
@@ -114,11 +124,12 @@ def _is_no_features(path: Path) -> bool:
 
 
 def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:
-    if format == "wsizoo" and contents.frame == LEVEL0:
-        how = ReadAs(encoder=how.encoder)  # it states its scale, and is read as it is
+    how = agreed(format, contents, how)
     placed = place(contents, how)
     report = None if placed.grid is None else placed.grid.report
     made, facts = contents.encoder, contents.facts
+    if how.encoder is not None:
+        made = declared(made, how.encoder, contents.path, format)
     size = made.patch_size if made else None
     real = (
         placed.footprint * placed.mpp / size if placed.footprint and placed.mpp and size else None
@@ -126,11 +137,12 @@ def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:
     level0 = placed.frame == LEVEL0
     return Inspection(
         str(contents.path),
-        format,
+        format.removesuffix(EMBEDDING) + EMBEDDING if contents.embedding else format,
         contents.n,
         contents.dim,
         contents.dtype,
-        encoder=made.encoder if made else how.encoder,
+        encoder=made.encoder if made else None,
+        model=contents.attributes.get("model") if contents.embedding else None,
         fingerprint=made.to_json() if made else None,
         spacing=report.spacing if report else contents.step,
         footprint=placed.footprint or contents.footprint,
@@ -144,8 +156,16 @@ def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:
         width=facts.width if facts and level0 else None,
         height=facts.height if facts and level0 else None,
         complete=True,
-        reason="" if contents.n else EMPTY.format(contents.path),
+        reason=_remark(contents),
     )
+
+
+def _remark(contents: Contents) -> str:
+    """What is to be known of a file that is whole."""
+    forced = contents.attributes.get("forced") if contents.embedding else None
+    if forced:
+        return f"'{contents.path}' was made with --force, of other features: {forced}"
+    return "" if contents.n else EMPTY.format(contents.path)
 
 
 def _verified(found: Inspection, contents: Contents) -> Inspection:
@@ -160,6 +180,8 @@ def _verified(found: Inspection, contents: Contents) -> Inspection:
     reason = (
         f"'{found.path}': {len(bad)} of {len(features)} patches have NaN or infinite features, "
         f"first patch {bad[0]}"
+        if not contents.embedding
+        else f"'{found.path}': its embedding has NaN or infinite numbers"
     )
     return dataclasses.replace(found, complete=False, reason=reason)
 

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import write_csv
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    ENCODER,
+    FRAMES,
+    INSTANCES,
+    PLACES,
+    Contents,
+    Format,
+    Look,
+    Written,
+)
 from wsizoo.formats.tensors import save_tensor, tensor_contents
 
 TABLE = "dataset.csv"
@@ -72,9 +82,10 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / "pt_files" / f"{slide}.pt"]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
     """The tensor of one slide; its coordinates have no place there."""
     save_tensor(_targets(folder, bag.slide_id)[0], bag.features)
+    return (PLACES, ENCODER, DETAILS, INSTANCES)
 
 
 def _finish(folder: Path, written: Mapping[str, Bag]) -> None:
@@ -97,4 +108,5 @@ FORMAT = Format(
     _write,
     _bags,
     _finish,
+    frames=FRAMES,
 )

@@ -19,11 +19,12 @@ from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.contents import IN_FRAME, LEVEL0, Contents
 from wsizoo.formats.detect import contents_of
 from wsizoo.formats.encoders import declared
-from wsizoo.formats.regrid import RULES, Grid, Regridded, Rule, fit, settle
+from wsizoo.formats.regrid import EXACT, RULES, Grid, Regridded, Rule, fit, settle
 from wsizoo.slides import store
 from wsizoo.slides.facts import SlideFacts
 from wsizoo.slides.scale import check_mpp
 
+SAME_SCALE = 1e-3  # relative; two statements of um/px that mean the same
 SCALE_ERROR = 0.02  # relative; a patch whose um/px are farther from what was asked says its own
 EMPTY = "'{}' holds no patches: nothing was found on its slide, or it was never filled"
 
@@ -55,6 +56,14 @@ class Reading:
         elif self.bag.mpp != self.contents.mpp or self.contents.frame != LEVEL0:
             source = "user"
         return dataclasses.replace(facts, slide_id=self.bag.slide_id, mpp_source=source)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the file's coordinates stay in its frame and are fractions there."""
+        coords = self.contents.coords
+        if coords is None or self.frame == LEVEL0:
+            return False
+        return bool(np.abs(coords - np.rint(coords)).max(initial=0) > EXACT)
 
 
 @dataclass(frozen=True)
@@ -127,8 +136,15 @@ def read_with_report(
     """
     how = how or ReadAs()
     format, contents = contents_of(path, how.format, how.table)
+    how = agreed(format.name, contents, how)
+    if contents.embedding:
+        raise DataError(
+            f"'{path}' holds the embedding of a slide ({contents.dim} numbers), expected features "
+            "of its patches (N, D)"
+        )
     own = format.name == "wsizoo"
-    if own and how.collisions == "error" and contents.frame == LEVEL0:
+    as_it_is = contents.frame == LEVEL0 and how.coords_mpp is None
+    if own and how.collisions == "error" and as_it_is:
         return _own(contents, how, name)
     made = contents.encoder or Fingerprint()
     if not own or how.encoder is not None:
@@ -136,6 +152,7 @@ def read_with_report(
     if contents.n == 0:
         raise DataError(EMPTY.format(contents.path))
     placed = place(contents, how)
+    made = _cut(made, contents, how)
     grid, features, target = placed.grid, contents.features(), contents.target
     if grid is not None:
         grid = settle(grid, placed.coords, how.collisions, f"'{contents.path}'")
@@ -160,7 +177,32 @@ def _own(contents: Contents, how: ReadAs, name: str | None) -> Reading:
     if how.encoder is not None:
         bag = bag.replace(encoder=declared(bag.encoder, how.encoder, contents.path, "wsizoo"))
     report = Regridded(len(bag), bag.spacing)
-    return Reading(bag.replace(slide_id=name or bag.slide_id), "wsizoo", LEVEL0, report, contents)
+    bag = bag.replace(slide_id=name or bag.slide_id, mpp=bag.mpp or how.slide_mpp)
+    return Reading(bag, "wsizoo", LEVEL0, report, contents)
+
+
+def agreed(format: str, contents: Contents, how: ReadAs) -> ReadAs:
+    """Without the scales that the file itself states.
+
+    Raises:
+        DataError: they contradict the file's. Those of other tools may be wrong of the slide's
+            um/px, and are overruled.
+    """
+    unit = contents.mpp if contents.frame == LEVEL0 else contents.unit
+    own_mpp = contents.mpp if format == "wsizoo" and contents.frame == LEVEL0 else None
+    for given, stated, what in (
+        (how.slide_mpp, own_mpp, "level-0 px, you said {:g}. Leave out --mpp, or extract again"),
+        (how.coords_mpp, unit, "unit of its coordinates, you said {:g}. Leave out --coords-mpp"),
+    ):
+        if given and stated and abs(given - stated) > SAME_SCALE * stated:
+            raise DataError(
+                f"'{contents.path}' ({format}) states {stated:g} um per {what.format(given)}"
+            )
+    return dataclasses.replace(
+        how,
+        slide_mpp=None if own_mpp else how.slide_mpp,
+        coords_mpp=None if unit else how.coords_mpp,
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,6 +243,14 @@ def place(contents: Contents, how: ReadAs) -> Placed:
     return Placed(coords, grid, edge or grid.report.spacing, mpp, frame)
 
 
+def _cut(made: Fingerprint, contents: Contents, how: ReadAs) -> Fingerprint:
+    """With size and scale of patches that were cut from the image that coordinates are px of."""
+    unit, edge = how.coords_mpp or contents.unit, contents.footprint
+    if not (contents.own_image and unit and edge) or made.patch_size:
+        return made
+    return dataclasses.replace(made, patch_size=round(edge), mpp=unit)
+
+
 def _realised(made: Fingerprint, placed: Placed, path: Path) -> Fingerprint:
     """With the um/px that patches have, where those are known not to be what was asked for."""
     if not (made.mpp and made.patch_size and placed.mpp and placed.footprint):
@@ -216,9 +266,11 @@ def _realised(made: Fingerprint, placed: Placed, path: Path) -> Fingerprint:
 
 
 def _merged(features: Tensor, grid: Grid, rule: Rule) -> Tensor:
-    """One row a patch of the grid."""
+    """One row a patch of the grid. Raises DataError: a mean of pixels is none."""
     if len(grid.rows) == len(features):
         return features
+    if rule == "mean" and features.ndim == 4:
+        raise DataError("patches of pixels have no mean. Choose --collisions nearest or first")
     if rule != "mean":
         return features[torch.from_numpy(grid.rows)]
     groups = torch.from_numpy(grid.groups)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,17 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    INSTANCES,
+    LABEL,
+    MPP,
+    Contents,
+    Format,
+    Look,
+    Written,
+    check_one_step,
+)
 from wsizoo.formats.encoders import fingerprint_of, name_in
 from wsizoo.formats.regrid import estimate_step
 from wsizoo.formats.tensors import load_array, save_array, save_tensor, tensor_contents
@@ -86,12 +97,13 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / f"{slide}.index.npz", folder / f"{slide}.pt"]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
     """The files of one slide; the folder's configuration must be that of all of them.
 
     Raises:
-        DataError: bags of another encoder lie in the folder.
+        DataError: patches overlap, or bags of another encoder lie in the folder.
     """
+    check_one_step(bag, "slideflow's files have centres of patches, and no width")
     index, tensor = _targets(folder, bag.slide_id)
     config = told.attributes if "extractor" in told.attributes else _described(bag)
     there = _config(folder)
@@ -103,11 +115,12 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
         centres: NDArray[np.int64] = bag.coords.cpu().numpy() + int(bag.footprint / 2)
         save_array(index, centres, packed=True)
     save_tensor(tensor, bag.features)
+    return (MPP, DETAILS, LABEL, INSTANCES)
 
 
 def _described(bag: Bag) -> dict[str, Any]:
     made = bag.encoder or Fingerprint()
-    named = name_in("slideflow", made.encoder) if made.encoder else None
+    named = name_in("slideflow", made) if made.encoder else None
     size, mpp = made.patch_size, made.mpp
     return {
         "extractor": {"class": named, "kwargs": {}},

@@ -6,7 +6,7 @@ the level; in which px they are the file does not say.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,19 @@ import torch
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
-from wsizoo.formats.contents import OWN, Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    ENCODER,
+    FRAMES,
+    LABEL,
+    OWN,
+    SCALE,
+    Contents,
+    Format,
+    Look,
+    Written,
+    check_one_step,
+)
 from wsizoo.formats.hdf5 import coordinates, dataset, opened, rows
 from wsizoo.formats.trident import vectors
 
@@ -66,11 +78,16 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / f"{slide}.h5"]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
-    """One file; coordinates are cells times 224. Raises BagError: patches that share a cell."""
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
+    """One file; coordinates are cells times 224.
+
+    Raises:
+        BagError: patches that share a cell. DataError: patches overlap.
+    """
     import h5py
 
     (path,) = _targets(folder, bag.slide_id)
+    check_one_step(bag, f"SPAN's files have one step, {STEP}, for both")
     cells = bag.require_unique_cells().cpu().numpy()
     target, classes = bag.target or {}, told.attributes.get("classes")
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
@@ -82,6 +99,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
             file.create_dataset(
                 "label", data=np.eye(int(classes), dtype=np.float32)[[int(target["label"])]]
             )
+    return (SCALE, ENCODER, DETAILS, *(() if classes else (LABEL,)))
 
 
 FORMAT = Format(
@@ -91,4 +109,5 @@ FORMAT = Format(
     _read,
     _targets,
     _write,
+    frames=FRAMES,
 )

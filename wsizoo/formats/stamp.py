@@ -8,22 +8,37 @@ not assumed here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.formats.contents import MICRONS, OWN, Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    INSTANCES,
+    LABEL,
+    LEVEL0,
+    MICRONS,
+    MPP,
+    OWN,
+    Contents,
+    Format,
+    Look,
+    Written,
+)
 from wsizoo.formats.encoders import fingerprint_of, name_in
 from wsizoo.formats.hdf5 import coordinates, dataset, number, opened, plain, rows
 from wsizoo.formats.trident import vectors
 
 KNOWN = 2  # its newest major version whose layout is known here
 WRITTEN = "2.1.0"
+EARLY = 224  # px of its own, the edge of a tile before version 2
 FEATURES = ("feats", "patch_embeddings")
 
 
@@ -46,6 +61,8 @@ def _read(path: Path, table: str | None) -> Contents:
         shape = vectors(features.shape, coords, path)
         edge, microns = _edge(told, path)
         size = number(told, "tile_size_px", path)
+        early = not microns and edge is None and _is_early(coords)
+        edge = float(EARLY) if early else edge
         return Contents(
             (path,),
             shape,
@@ -57,8 +74,14 @@ def _read(path: Path, table: str | None) -> Contents:
             step=edge,
             footprint=edge,
             encoder=_made(told, edge if microns else None, size),
+            own_image=early,
             attributes=told,
         )
+
+
+def _is_early(coords: NDArray[Any] | None) -> bool:
+    """Whether tiles lie where its early versions cut them."""
+    return coords is not None and coords.dtype.kind in "iuf" and not (coords % EARLY).any()
 
 
 def _check_kind(told: dict[str, Any], path: Path) -> None:
@@ -97,8 +120,11 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / f"{slide}.h5"]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
-    """One file of STAMP's layout since 2.1. Raises DataError: um per px are not known."""
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
+    """One file of STAMP's layout since 2.1. Raises DataError: um per px are not known.
+
+    Coordinates in um are written where rounding them in the bag has cost nothing.
+    """
     import h5py
 
     (path,) = _targets(folder, bag.slide_id)
@@ -107,10 +133,15 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
             f"slide '{bag.slide_id}': STAMP's coordinates are in um, and of this slide "
             f"{'there are none' if bag.coords is None else 'um per px are not known: --mpp 0.25'}"
         )
+    if told.frame == MICRONS and told.rounded:
+        raise DataError(
+            f"slide '{bag.slide_id}': its coordinates are fractions of a um, and were rounded to "
+            "whole ones. State the slide's um per px, and they are not: --mpp 0.25"
+        )
     made = bag.encoder or Fingerprint()
     own: dict[str, Any] = {
         "stamp_version": WRITTEN,
-        "extractor": name_in("stamp", made.encoder) if made.encoder else "unknown",
+        "extractor": name_in("stamp", made) if made.encoder else "unknown",
         "unit": "um",
         "tile_size_um": bag.footprint * bag.mpp,
         "feat_type": "tile",
@@ -123,6 +154,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
         file.create_dataset("coords", data=microns.astype(np.float32))
         file.create_dataset("feats", data=bag.features.cpu().numpy())
         file.attrs.update(own)
+    return (MPP, DETAILS, LABEL, INSTANCES)
 
 
 FORMAT = Format(
@@ -132,4 +164,5 @@ FORMAT = Format(
     _read,
     _targets,
     _write,
+    frames=(LEVEL0, MICRONS),
 )

@@ -7,7 +7,7 @@ argument `patch_size` and truncates; so a step that is no whole number of px is 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,17 @@ import numpy as np
 import torch
 
 from wsizoo.bag import Bag
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import (
+    DETAILS,
+    ENCODER,
+    FRACTIONS,
+    MPP,
+    OVERLAP,
+    Contents,
+    Format,
+    Look,
+    Written,
+)
 from wsizoo.formats.tensors import array_contents, load_array, save_array
 
 FEATURES, COORDS, LABELS, INSTANCES = "features", "coords", "labels", "inst_labels"
@@ -65,7 +75,7 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / name / f"{slide}.npy" for name in names]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
     """The arrays of one slide, as far as there are any."""
     coords, label, instances, features = _targets(folder, bag.slide_id)
     target = bag.target or {}
@@ -80,6 +90,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
     if "instances" in target:
         save_array(instances, np.asarray(target["instances"]))
     save_array(features, bag.features.cpu().numpy())
+    return (MPP, OVERLAP, FRACTIONS, ENCODER, DETAILS)
 
 
 FORMAT = Format(

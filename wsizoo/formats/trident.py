@@ -6,6 +6,8 @@ Source: `IO.coords_to_h5`, `WSI.extract_patch_features` and `read_coords` of TRI
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,14 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import replacing
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.formats.contents import Contents, Format, Look, Written
+from wsizoo.formats.contents import INSTANCES, LABEL, Contents, Format, Look, Written, overlaps
 from wsizoo.formats.encoders import fingerprint_of, name_in
 from wsizoo.formats.hdf5 import coordinates, dataset, number, opened, plain, rows
 from wsizoo.slides.facts import SlideFacts
 
 MARKS = {"patch_size_level0", "target_magnification", "level0_magnification"}
+FINGERPRINT = "wsizoo_fingerprint"  # root attribute (JSON) that TRIDENT does not look at
+EMBEDDINGS = "slide_features_"  # begins the name of its folders of slide embeddings
 CHUNK = 1024  # rows; TRIDENT's own (1, D) are ten times slower to read
 
 
@@ -38,7 +42,10 @@ def _read(path: Path, table: str | None) -> Contents:
             )
         features, coords = dataset(file, "features", path), coordinates(file, "coords", path)
         told = plain(file["coords"].attrs) if "coords" in file else {}
+        if features.ndim == 1 and features.shape != (0,):
+            return _embedding(path, features)
         encoder = plain(features.attrs).get("encoder")
+        made = _whole(file, _made(encoder, told, number(told, "patch_size", path), path), encoder)
         shape = vectors(features.shape, coords, path)
         size, edge = number(told, "patch_size", path), number(told, "patch_size_level0", path)
         overlap = float(told.get("overlap") or 0)
@@ -53,10 +60,19 @@ def _read(path: Path, table: str | None) -> Contents:
             step=number(told, "spacing_level0_float", path) or step,
             footprint=edge,
             mpp=number(told, "mpp_level0", path),
-            encoder=_made(encoder, told, size, path),
+            encoder=made,
             facts=_facts(path, told, overlap / size if size else 0.0),
             attributes=told if encoder is None else {**told, "encoder": encoder},
         )
+
+
+def _embedding(path: Path, features: Any) -> Contents:
+    """Contents of a file of `slide_features_<model>/`, which has the coordinates of patches too."""
+    folder, shape = path.parent.name, (1, features.shape[0])
+    model = folder.removeprefix(EMBEDDINGS) if folder.startswith(EMBEDDINGS) else None
+    load = rows(path, "features", shape)
+    told = {"model": model} if model else {}
+    return Contents((path,), shape, str(features.dtype), load, attributes=told, embedding=True)
 
 
 def vectors(shape: tuple[int, ...], coords: Any, path: Path) -> tuple[int, int]:
@@ -90,6 +106,17 @@ def _made(encoder: Any, told: dict[str, Any], size: float | None, path: Path) ->
     return fingerprint_of("trident", encoder, **known)
 
 
+def _whole(file: Any, made: Fingerprint, encoder: Any) -> Fingerprint:
+    """With all that wsizoo knew when it wrote the file, where that is still of its encoder."""
+    if FINGERPRINT not in file.attrs:
+        return made
+    kept = Fingerprint.from_json(json.loads(file.attrs[FINGERPRINT]))
+    if encoder != name_in("trident", kept):
+        return made
+    known = {**made.stated(), **kept.stated(), "declared": kept.declared}
+    return Fingerprint(**known)
+
+
 def _facts(path: Path, told: dict[str, Any], overlap: float) -> SlideFacts:
     edges = (told.get(f"level0_{edge}") for edge in ("width", "height"))
     width, height = (int(edge) if isinstance(edge, int | float) else None for edge in edges)
@@ -101,7 +128,7 @@ def _targets(folder: Path, slide: str) -> list[Path]:
     return [folder / f"{slide}.h5"]
 
 
-def _write(bag: Bag, told: Written, folder: Path) -> None:
+def _write(bag: Bag, told: Written, folder: Path) -> Sequence[str]:
     """One file as TRIDENT's own, but in larger chunks. Raises DataError: its scale is unknown."""
     import h5py
 
@@ -113,8 +140,11 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
         stored = file.create_dataset(
             "features", data=features, chunks=chunks, maxshape=(None, bag.dim)
         )
-        named = (bag.encoder or Fingerprint()).encoder
-        theirs = told.attributes.get("encoder") or (name_in("trident", named) if named else "None")
+        made = bag.encoder or Fingerprint()
+        theirs = told.attributes.get("encoder")
+        theirs = theirs or (name_in("trident", made) if made.encoder else "None")
+        if made.encoder is not None:
+            file.attrs[FINGERPRINT] = json.dumps(made.to_json(), sort_keys=True)
         stored.attrs.update(name=bag.slide_id, savetodir=str(folder), encoder=theirs)
         if bag.coords is not None:
             coords = bag.coords.cpu().numpy()
@@ -122,6 +152,7 @@ def _write(bag: Bag, told: Written, folder: Path) -> None:
                 "coords", data=coords, chunks=(chunks[0], 2), maxshape=(None, 2)
             )
             placed.attrs.update(attributes)
+    return (LABEL, INSTANCES)
 
 
 def _attributes(bag: Bag, told: Written, folder: Path) -> dict[str, Any]:
@@ -143,9 +174,10 @@ def _attributes(bag: Bag, told: Written, folder: Path) -> dict[str, Any]:
     if missing and bag.coords is not None:
         raise DataError(
             f"slide '{bag.slide_id}': TRIDENT's files state {', '.join(missing)}, which is not "
-            "known of it. State the slide's um per px: --mpp 0.25"
+            f"known of it. {_advice(bag, size)}"
         )
-    known["overlap"] = told.attributes.get("overlap") or facts.overlap * float(size or 0)
+    share = 1 - bag.spacing / edge if overlaps(bag) and bag.spacing and edge else facts.overlap
+    known["overlap"] = told.attributes.get("overlap") or share * float(size or 0)
     whole = {name: round(float(value)) for name, value in known.items() if value is not None}
     if facts.width and facts.height:
         whole |= {"level0_width": facts.width, "level0_height": facts.height}
@@ -157,6 +189,20 @@ def _attributes(bag: Bag, told: Written, folder: Path) -> dict[str, Any]:
     }
     named = {"name": bag.slide_id, "savetodir": str(folder)}
     return {**whole, **named, **{name: value for name, value in exact.items() if value}}
+
+
+def _advice(bag: Bag, size: Any) -> str:
+    """What to type for what `_attributes` does not know."""
+    scale = "" if bag.mpp else "State the slide's um per px: --mpp 0.25. "
+    if size and bag.footprint:
+        return scale.rstrip(". ")
+    name = (bag.encoder or Fingerprint()).encoder or "ENCODER"
+    footprint = "" if bag.footprint else ", footprint=512.0"
+    return (
+        f"{scale}The patches' size can be stated in Python: wsizoo.write_bag(bag.replace(encoder="
+        f"wsizoo.Fingerprint('{name}', patch_size=256, mpp=0.5){footprint}), 'FILE.h5'); then "
+        "convert that"
+    )
 
 
 FORMAT = Format(
