@@ -1,6 +1,7 @@
 """wsizoo.formats.convert: what is written is what other tools read, and comes back as it was."""
 
 import csv
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -21,8 +22,17 @@ from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.convert import WRITABLE, Converted, convert, list_sources
 from wsizoo.formats.inspection import inspect
 from wsizoo.formats.read import ReadAs, read_features, read_with_report
-from wsizoo.slides.facts import SlideFacts
-from wsizoo.slides.store import read_bag, read_header, write_bag
+from wsizoo.slides.facts import Asked, SlideFacts
+from wsizoo.slides.store import (
+    check_content,
+    read_asked,
+    read_bag,
+    read_header,
+    read_made,
+    read_thumbnail,
+    write_bag,
+    writing,
+)
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 EAGLE = DATA / "features" / "stamp_eagle"
@@ -228,8 +238,9 @@ def test_labels_go_along_between_formats_that_have_them(tmp_path: Path) -> None:
         file["ratios"], file["label"] = np.arange(4.0), np.eye(3, dtype=np.float32)[[2]]
         del file["cords"]
         file["cords"] = np.array([[0, 0], [224, 0], [0, 224], [224, 224]])
-    how = ReadAs("uni")
+    how = ReadAs("uni", slide_mpp=0.25, coords_mpp=0.5)
     one(convert(tmp_path / "S1.h5", tmp_path / "t", "torchmil", how=how))
+    how = ReadAs("uni")
     assert np.load(tmp_path / "t" / "labels" / "S1.npy").tolist() == [2]
     assert np.load(tmp_path / "t" / "inst_labels" / "S1.npy").tolist() == [0, 1, 2, 3]
     one(convert(tmp_path / "S1.h5", tmp_path / "s", "span", how=how))
@@ -294,6 +305,305 @@ def test_um_stay_um_through_wsizoos_file_until_mpp_is_given(tmp_path: Path) -> N
     assert torch.equal(reading.bag.coords, bag.coords)
     assert inspect(file).frame == "um"
     assert inspect(file, ReadAs(slide_mpp=0.25)).spacing == 1024.0
+
+
+EARLY = {"extractor": "STAMP-extract-001_01-10-2023_xiyuewang-ctranspath-7c998680"}
+
+
+def early_stamp(folder: Path) -> Path:
+    folder.mkdir(exist_ok=True)
+    with h5py.File(folder / "S1.h5", "w") as file:
+        file["feats"] = np.ones((12, 3), np.float32)
+        file["coords"] = np.stack([np.arange(12) % 4, np.arange(12) // 4], 1) * 224
+        file.attrs.update(EARLY)
+    return folder / "S1.h5"
+
+
+LEVEL0_ONLY = ["trident", "clam", "slideflow", "torchmil"]
+
+
+@pytest.mark.parametrize("to", LEVEL0_ONLY)
+def test_um_are_not_written_as_level0_px(to: str, tmp_path: Path) -> None:
+    bag = make_bag(12, 3, 1024.0, 0.25)
+    one(convert(write_bag(bag, tmp_path / "S1.h5"), tmp_path / "stamp", "stamp"))
+    um = one(convert(tmp_path / "stamp", tmp_path / "um")).files[0]
+    for source in (tmp_path / "stamp", um):
+        (result,) = convert(source, tmp_path / "out", to)
+        assert result.reason == (
+            f"slide 'S1': its coordinates are in um, those of {to} files in level-0 px. State "
+            "--mpp 0.25"
+        )
+        assert not (tmp_path / "out").exists()
+    result = one(convert(um, tmp_path / "out", to, how=ReadAs(slide_mpp=0.25)))
+    how = {**HOW.get(to, {}), **({"slide_mpp": 0.25} if to == "clam" else {})}
+    back = read_features(again(result.files, to), **how)
+    assert back.coords is not None and bag.coords is not None
+    assert torch.equal(back.coords, bag.coords)
+
+
+@pytest.mark.parametrize("to", [*LEVEL0_ONLY, "stamp"])
+def test_px_of_a_tools_own_are_not_written_as_level0_px(to: str, tmp_path: Path) -> None:
+    path = early_stamp(tmp_path / "early")
+    (result,) = convert(path, tmp_path / "out", to)
+    assert "its coordinates are in px of the tool's own, those of" in result.reason
+    assert result.reason.endswith("State --mpp 0.25 and --coords-mpp 1.142857")
+    (result,) = convert(path, tmp_path / "out", to, how=ReadAs(coords_mpp=2.0))
+    assert result.reason.endswith("State --mpp 0.25")
+    assert not (tmp_path / "out").exists()
+
+
+def test_early_stamp_states_what_trident_needs_once_its_px_are_known(tmp_path: Path) -> None:
+    how = ReadAs(slide_mpp=0.25, coords_mpp=2.0)
+    one(convert(early_stamp(tmp_path / "early"), tmp_path / "out", "trident", how=how))
+    with h5py.File(tmp_path / "out" / "S1.h5", "r") as file:
+        told = dict(file["coords"].attrs)
+    assert (told["patch_size"], told["patch_size_level0"]) == (224, 1792)
+    assert (told["level0_magnification"], told["target_magnification"]) == (40, 5)
+    made = read_features(tmp_path / "out" / "S1.h5").encoder
+    assert made == Fingerprint("ctranspath", patch_size=224, mpp=2.0)
+
+
+def test_um_go_to_stamp_as_they_are_unless_they_were_rounded(tmp_path: Path) -> None:
+    bag = make_bag(12, 3, 1024.0, 0.25)
+    one(convert(write_bag(bag, tmp_path / "S1.h5"), tmp_path / "a", "stamp"))
+    um = one(convert(tmp_path / "a", tmp_path / "um"))
+    one(convert(um.files[0], tmp_path / "b", "stamp"))
+    assert h5_content(tmp_path / "a" / "S1.h5") == h5_content(tmp_path / "b" / "S1.h5")
+    with h5py.File(tmp_path / "a" / "S1.h5", "r+") as file:
+        file["coords"][...] = file["coords"][()] * 1.001
+        file.attrs["tile_size_um"] = 256.256
+    (result,) = convert(tmp_path / "a", tmp_path / "c", "stamp")
+    assert "its coordinates are fractions of a um, and were rounded to whole ones. State the" in (
+        result.reason
+    )
+    one(convert(tmp_path / "a", tmp_path / "c", "stamp", how=ReadAs(slide_mpp=0.25)))
+
+
+def extracted(folder: Path, slide: str = "S1", mpp: float | None = MPP) -> Path:
+    """A file with everything that extract writes; two of its patches could not be read."""
+    bag = make_bag(mpp=mpp).replace(slide_id=slide)
+    assert bag.coords is not None
+    extra = bag.coords[-2:] + torch.tensor([0, round(3 * STEP)])
+    status = np.r_[np.zeros(30, np.uint8), np.ones(2, np.uint8)]
+    asked = Asked(np.concatenate([bag.coords.numpy(), extra.numpy()]), status)
+    facts = SlideFacts(
+        slide, 20_000, 10_000, "abc", "file", tissue=0.4, patient="P1", certificate={"error": 0.0}
+    )
+    thumbnail = (np.full((8, 9, 3), 200, np.uint8), 64.0)
+    made, path = {"torch": "2"}, folder / f"{slide}.h5"
+    with writing(path, bag, facts=facts, thumbnail=thumbnail, asked=asked, made=made) as write:
+        write(bag.features)
+    return path
+
+
+def test_wsizoos_own_file_is_copied_where_nothing_changes(tmp_path: Path) -> None:
+    path = extracted(tmp_path / "own")
+    before = path.read_bytes()
+    assert one(convert(path, tmp_path / "out")).told == ""
+    assert (tmp_path / "out" / "S1.h5").read_bytes() == before
+    one(convert(path, tmp_path / "own", overwrite=True))
+    assert path.read_bytes() == before
+    how = ReadAs("uni", slide_mpp=MPP, collisions="nearest")
+    one(convert(path, tmp_path / "same", how=how))
+    assert (tmp_path / "same" / "S1.h5").read_bytes() == before
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_what_changes_in_wsizoos_own_file_leaves_the_rest(tmp_path: Path, in_place: bool) -> None:
+    path = extracted(tmp_path / "own", mpp=None)
+    before = read_header(path)
+    asked, thumbnail = read_asked(path), read_thumbnail(path)
+    out = path.parent if in_place else tmp_path / "out"
+    one(convert(path, out, how=ReadAs(slide_mpp=MPP), overwrite=in_place))
+    header = check_content(out / "S1.h5")
+    assert (header.mpp, header.facts.mpp_source) == (MPP, "user")
+    assert header.facts == dataclasses.replace(before.facts, mpp_source="user")
+    assert (header.n, header.unreadable, header.fingerprint) == (30, 2, MADE)
+    back, image = read_asked(out / "S1.h5"), read_thumbnail(out / "S1.h5")
+    assert back is not None and asked is not None
+    assert np.array_equal(back.coords, asked.coords)
+    assert np.array_equal(back.status, asked.status)
+    assert image is not None and thumbnail is not None
+    assert image[0].shape == thumbnail[0].shape and image[1] == 64.0
+    assert read_made(out / "S1.h5") == {"torch": "2"}
+
+
+def test_a_new_name_or_place_of_patches_is_kept_apart_from_what_they_were(tmp_path: Path) -> None:
+    one(convert(extracted(tmp_path), tmp_path / "out" / "B.h5"))
+    header = check_content(tmp_path / "out" / "B.h5")
+    assert (header.facts.slide_id, header.unreadable) == ("B", 2)
+    bag = make_bag(4, 3, 256.0)
+    assert bag.coords is not None
+    bag.coords[3] = bag.coords[2]
+    asked = Asked(bag.coords.numpy(), np.zeros(4, np.uint8))
+    with writing(tmp_path / "c" / "S1.h5", bag, asked=asked) as write:
+        write(bag.features)
+    how = ReadAs(collisions="first")
+    result = one(convert(tmp_path / "c", tmp_path / "d", how=how))
+    assert result.told == "1 collided (first), wsizoo keeps no list of unreadable patches"
+    assert read_asked(tmp_path / "d" / "S1.h5") is None
+
+
+def test_a_damaged_file_is_not_copied(tmp_path: Path) -> None:
+    path = extracted(tmp_path)
+    content = bytearray(path.read_bytes())
+    with h5py.File(path, "r") as file:
+        content[file["thumbnail"].id.get_offset() + 30] ^= 1
+    path.write_bytes(content)
+    (result,) = convert(path, tmp_path / "out")
+    assert "is damaged: its content does not match its digest" in result.reason
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+def test_pixels_stay_with_wsizoo(to: str, tmp_path: Path) -> None:
+    pixels = torch.arange(4 * 3 * 8 * 8).reshape(4, 3, 8, 8).to(torch.uint8)
+    bag = make_bag(4).replace(features=pixels, encoder=Fingerprint("pixels"))
+    path = write_bag(bag, tmp_path / "S1.h5")
+    (result,) = convert(path, tmp_path / "out", to)
+    if to == "wsizoo":
+        assert torch.equal(read_bag(tmp_path / "out" / "S1.h5").features, pixels)
+    else:
+        assert result.reason == (
+            f"slide 'S1': its file has pixels (4, 3, 8, 8), {to} files have one vector a patch. "
+            "Encode the slide: wsizoo extract SLIDE -e ENCODER"
+        )
+
+
+def test_whatever_a_slide_fails_of_is_its_reason(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("of something")
+
+    monkeypatch.setattr("wsizoo.formats.convert.read_with_report", broken)
+    (result,) = convert(own, tmp_path / "out", "trident")
+    assert result.reason == "ZeroDivisionError: of something"
+
+
+FULL = Fingerprint("uni", "c0ffee", "ab" * 32, "resize 224", "cls", 0.5, 224)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        FULL,
+        dataclasses.replace(FULL, encoder="ctranspath", declared=True),  # TRIDENT's is another
+        Fingerprint("conch", pooling="contrastive projection", mpp=0.5, patch_size=224),
+        Fingerprint("h0-mini", pooling="cls+mean", mpp=0.5, patch_size=224),
+    ],
+)
+def test_a_fingerprint_comes_back_whole_from_tridents_file(
+    made: Fingerprint, tmp_path: Path
+) -> None:
+    path = write_bag(make_bag().replace(encoder=made), tmp_path / "own" / "S1.h5")
+    file = one(convert(path, tmp_path / "t", "trident")).files[0]
+    assert read_features(file).encoder == made
+    assert read_header(one(convert(file, tmp_path / "w")).files[0]).fingerprint == made
+    with h5py.File(file, "r+") as h5:
+        h5["features"].attrs["encoder"] = "virchow2"
+    assert read_features(file).encoder == Fingerprint("virchow2", mpp=0.5, patch_size=224)
+
+
+OVERLAPPING = Bag(
+    make_bag(30, 5, 256.0).features,
+    make_bag(30, 5, 256.0).coords,
+    spacing=256.0, footprint=512.0, mpp=0.25, slide_id="S1",
+    encoder=Fingerprint("uni", mpp=128 / 224, patch_size=224),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+def test_overlap_comes_back_or_is_refused_or_told(to: str, tmp_path: Path) -> None:
+    facts = SlideFacts("S1", overlap=0.5)
+    path = write_bag(OVERLAPPING, tmp_path / "own" / "S1.h5", facts=facts)
+    (result,) = convert(path, tmp_path / "out", to)
+    if to in ("span", "slideflow"):
+        what = {"span": "SPAN's files have one step, 224, for", "slideflow": "and no width"}[to]
+        assert "slide 'S1': its patches are 512 wide and 256 apart; " in result.reason
+        assert what in result.reason
+        assert "extract without overlap" in result.reason
+        return
+    assert result.reason == ""
+    if to == "mil-baseline":
+        assert "mil-baseline keeps no coordinates" in result.told
+        return
+    how = {**HOW.get(to, {}), **({"slide_mpp": 0.25} if to in ("clam", "stamp") else {})}
+    back = read_features(again(result.files, to), **how)
+    assert back.coords is not None and OVERLAPPING.coords is not None
+    assert torch.equal(back.coords, OVERLAPPING.coords)
+    assert back.spacing == 256.0
+    assert ("no overlap" in result.told) == (to == "torchmil")
+    assert back.footprint == (256.0 if to == "torchmil" else 512.0)
+
+
+def test_trident_is_told_the_overlap_of_files_that_state_only_steps(tmp_path: Path) -> None:
+    """Its `overlap` is in px of `patch_size`."""
+    path = write_bag(OVERLAPPING, tmp_path / "S1.h5")
+    one(convert(path, tmp_path / "out", "trident"))
+    with h5py.File(tmp_path / "out" / "S1.h5", "r") as file:
+        assert file["coords"].attrs["overlap"] == 112
+
+
+LOSSES = {
+    "wsizoo": "wsizoo keeps no label, no labels of patches",
+    "trident": "trident keeps no label, no labels of patches",
+    "clam": "clam keeps no um/px, no encoder, no label, no labels of patches",
+    "span": "span keeps no place and scale, no encoder, no label",
+    "stamp": "stamp keeps no um/px, no weights and preprocessing of the encoder, no label, no "
+    "labels of patches",
+    "slideflow": "slideflow keeps no um/px, no weights and preprocessing of the encoder, no label, "
+    "no labels of patches",
+    "torchmil": "torchmil keeps no um/px, no fractions of the step, no encoder",
+    "mil-baseline": "mil-baseline keeps no coordinates, no encoder, no labels of patches",
+}
+
+
+@pytest.mark.parametrize("to", WRITABLE)
+def test_what_a_format_has_no_place_for_is_told(to: str, tmp_path: Path) -> None:
+    (tmp_path / "t" / "features").mkdir(parents=True)
+    bag, folder = make_bag(), tmp_path / "t"
+    for name, array in (
+        ("features", bag.features), ("coords", bag.coords), ("labels", torch.tensor([1])),
+        ("inst_labels", torch.zeros(30)),
+    ):  # fmt: skip
+        (folder / name).mkdir(exist_ok=True)
+        np.save(folder / name / "S1.npy", np.asarray(array))
+    full = read_with_report(folder / "features" / "S1.npy", ReadAs("uni", slide_mpp=MPP)).bag
+    full = full.replace(encoder=FULL)
+    reading = read_with_report(folder / "features" / "S1.npy", ReadAs("uni", slide_mpp=MPP))
+    with pytest.MonkeyPatch.context() as patch:
+        whole = dataclasses.replace(reading, bag=full)
+        patch.setattr("wsizoo.formats.convert.read_with_report", lambda *_: whole)
+        result = one(convert(folder, tmp_path / "out", to))
+    assert result.told == LOSSES[to]
+
+
+def test_what_trident_needs_and_nobody_knows_is_asked_for_by_name(tmp_path: Path) -> None:
+    how = ReadAs("uni", slide_mpp=0.25)
+    with h5py.File(tmp_path / "S1.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((2, 3)), np.array([[0, 0], [512, 0]])
+    (result,) = convert(tmp_path / "S1.h5", tmp_path / "out", "trident", how=how)
+    assert (
+        "files state patch_size, target_magnification, which is not known of it. The patches' "
+        in (result.reason)
+    )
+    advice = "wsizoo.write_bag(bag.replace(encoder=wsizoo.Fingerprint('uni', patch_size=256, mpp=0"
+    assert advice in result.reason
+    assert "--mpp" not in result.reason
+    bag = read_features(tmp_path / "S1.h5", "uni", 0.25)
+    bag = bag.replace(encoder=Fingerprint("uni", patch_size=256, mpp=0.5))
+    one(convert(write_bag(bag, tmp_path / "w" / "S1.h5"), tmp_path / "out", "trident"))
+    lone = bag.replace(
+        features=bag.features[:1], coords=torch.zeros(1, 2).long(), spacing=None, footprint=None
+    )
+    path = write_bag(lone, tmp_path / "lone" / "S1.h5")
+    (result,) = convert(path, tmp_path / "out", "trident", overwrite=True)
+    assert "files state patch_size_level0, which is not known" in result.reason
+    assert "mpp=0.5), footprint=512.0), 'FILE.h5'); then convert that" in result.reason
+    path = write_bag(bag.replace(mpp=None, encoder=Fingerprint("uni", patch_size=256)), path)
+    (result,) = convert(path, tmp_path / "out", "trident", overwrite=True)
+    assert result.reason.endswith("State the slide's um per px: --mpp 0.25")
 
 
 def test_a_bad_file_does_not_stop_the_others(own: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from wsizoo.cli import cli
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.inspection import Inspection, check, inspect
-from wsizoo.formats.read import ReadAs
+from wsizoo.formats.read import ReadAs, read_features
 from wsizoo.slides.facts import SlideFacts
 from wsizoo.slides.store import write_bag
 from wsizoo.slides.tiff import write_pyramid
@@ -41,8 +41,17 @@ def told(result: Result) -> list[dict[str, Any]]:
     return [json.loads(line) for line in result.output.splitlines()]
 
 
+def told_one(result: Result) -> dict[str, Any]:
+    (line,) = told(result)
+    return line
+
+
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
+    return own_file(tmp_path)
+
+
+def own_file(tmp_path: Path) -> Path:
     made = Fingerprint("uni", mpp=0.5, patch_size=224)
     bag = Bag(
         torch.randn(12, 6), (CELLS * 448.0).long(), spacing=448.0, mpp=0.25, encoder=made,
@@ -137,6 +146,55 @@ def test_bare_arrays_and_empty_slides(tmp_path: Path) -> None:
     assert "holds no patches" in found.reason
 
 
+def test_the_embedding_of_a_slide(tmp_path: Path) -> None:
+    path = tmp_path / "S1.h5"
+    told = {"slide": "S1", "model": "m", "requires": {"encoder": "uni", "mpp": 0.5}}
+    with h5py.File(path, "w") as file:
+        file["features"] = np.ones(7, np.float32)
+        file.attrs["wsizoo_slide"] = json.dumps(told)
+    for verify in (False, True):
+        found = inspect(path, verify=verify)
+        assert [getattr(found, key) for key in KEYS] == [
+            "wsizoo-embedding", 1, 7, "uni", None, None, None, None, True,
+        ]  # fmt: skip
+        assert (found.model, found.reason, found.dtype) == ("m", "", "float32")
+    result = invoke("inspect", path, "--json")
+    assert (result.exit_code, told_one(result)["model"]) == (0, "m")
+    result = invoke("verify", path)
+    assert result.exit_code == 0
+    assert "format wsizoo-embedding, dim 7, model m, encoder uni" in result.output
+    with pytest.raises(DataError, match=r"holds the embedding of a slide \(7 numbers\), expected"):
+        read_features(path)
+    with h5py.File(path, "r+") as file:
+        file.attrs["wsizoo_slide"] = json.dumps({**told, "forced": "encoder plip, not uni"})
+        file["features"][2] = np.nan
+    assert inspect(path).reason.endswith("with --force, of other features: encoder plip, not uni")
+    with pytest.raises(DataError, match="its embedding has NaN or infinite numbers"):
+        check(path)
+
+
+def test_the_embedding_of_a_slide_by_trident(tmp_path: Path) -> None:
+    path = tmp_path / "slide_features_titan" / "S1.h5"
+    path.parent.mkdir()
+    with h5py.File(path, "w") as file:
+        file["features"], file["coords"] = np.ones(7, np.float32), CELLS.numpy() * 512
+        file["coords"].attrs.update(patch_size=256, patch_size_level0=512, target_magnification=20)
+    found = check(path)
+    assert (found.format, found.n, found.dim) == ("trident-embedding", 1, 7)
+    assert (found.model, found.encoder, found.complete) == ("titan", None, True)
+
+
+def test_pixels_have_no_width(tmp_path: Path) -> None:
+    pixels = torch.zeros(12, 3, 8, 8, dtype=torch.uint8)
+    path = write_bag(Bag(pixels, CELLS * 64, spacing=64.0), tmp_path / "p.h5")
+    assert (inspect(path).n, inspect(path).dim) == (12, None)
+    assert told_one(invoke("inspect", path, "--json"))["dim"] is None
+    lines = [" ".join(line.split()) for line in invoke("inspect", path).output.splitlines()]
+    assert "dim -" in lines
+    assert told_one(invoke("verify", path, "--json"))["dim"] is None
+    assert "patches 12, dim -" in invoke("verify", path).output
+
+
 def test_a_slide(tmp_path: Path) -> None:
     image = np.full((300, 400, 3), 200, np.uint8)
     found = inspect(write_pyramid(tmp_path / "a.tiff", image, 0.5, (1, 2)))
@@ -186,8 +244,13 @@ def test_inspect_takes_what_a_file_cannot_say(tmp_path: Path) -> None:
     path = clam(tmp_path)
     (found,) = told(invoke("inspect", path, "--json", "--mpp", "0.25", "--encoder", "uni"))
     assert (found["mpp"], found["encoder"]) == (0.25, "uni")
-    (found,) = told(invoke("inspect", path, "--json", "--format", "span"))
-    assert "'feats' is not there" in found["reason"]
+    for option in ("--format", "--from"):
+        (found,) = told(invoke("inspect", path, "--json", option, "span"))
+        assert "'feats' is not there" in found["reason"]
+        line = ("convert", path, tmp_path / "out", option, "span", "--json")
+        assert "'feats' is not there" in told_one(invoke(*line))["reason"]
+    (found,) = told(invoke("inspect", own_file(tmp_path), "--json", "--encoder", "plip"))
+    assert "says that its features are of uni, you said plip" in found["reason"]
 
 
 @needs_data

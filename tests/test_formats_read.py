@@ -337,8 +337,54 @@ def test_early_stamp_is_in_px_of_its_own_whose_size_is_never_guessed(tmp_path: P
         bag = read_features(path, slide_mpp=0.25, coords_mpp=coords_mpp)
         assert bag.spacing == pytest.approx(spacing)
         assert bag.grid().tolist() == CELLS.tolist()
+        assert bag.encoder == Fingerprint("ctranspath", patch_size=224, mpp=coords_mpp)
+        found = inspect(path, ReadAs(slide_mpp=0.25, coords_mpp=coords_mpp))
+        assert found.fingerprint == bag.encoder.to_json()
+        assert found.patch_mpp == pytest.approx(coords_mpp)
     bag = read_features(path, coords_mpp=2.0)
     assert (bag.spacing, bag.mpp) == (224.0, 2.0)
+
+
+def test_um_per_px_that_contradict_the_file_are_an_error_and_name_both(tmp_path: Path) -> None:
+    bag = Bag(torch.from_numpy(FEATURES), torch.from_numpy(CELLS * 512), spacing=512.0, mpp=0.25)
+    path = write_bag(bag, tmp_path / "own" / "S1.h5")
+    match = (
+        r"S1\.h5' \(wsizoo\) states 0\.25 um per level-0 px, you said 0\.5\. Leave out --mpp, or"
+    )
+    with pytest.raises(DataError, match=match):
+        read_features(path, slide_mpp=0.5)
+    with pytest.raises(DataError, match=match):
+        read_features(path, slide_mpp=0.5, collisions="nearest")
+    units = r"states 0\.25 um per unit of its coordinates, you said 2\. Leave out --coords-mpp"
+    with pytest.raises(DataError, match=units):
+        read_features(path, coords_mpp=2.0)
+    assert "you said 0.5" in inspect(path, ReadAs(slide_mpp=0.5)).reason
+    assert not inspect(path, ReadAs(slide_mpp=0.5)).complete
+    with pytest.raises(DataError, match=r"\(stamp\) states 1 um per unit of its coordinates, you"):
+        read_features(stamp(tmp_path), coords_mpp=2.0)
+    for same in ({"slide_mpp": 0.25}, {"slide_mpp": 0.2501}, {"coords_mpp": 0.25}):
+        back = read_features(path, **same)
+        assert (back.mpp, back.spacing) == (0.25, 512.0)
+    assert inspect(path, ReadAs(slide_mpp=0.2501)).mpp == 0.25
+
+
+def test_um_per_px_that_wsizoos_own_file_lacks_are_taken(tmp_path: Path) -> None:
+    bag = Bag(torch.from_numpy(FEATURES), torch.from_numpy(CELLS * 512), spacing=512.0)
+    path = write_bag(bag, tmp_path / "S1.h5")
+    reading = read_with_report(path, ReadAs(slide_mpp=0.5))
+    assert (reading.bag.mpp, reading.facts.mpp_source) == (0.5, "user")
+    assert inspect(path, ReadAs(slide_mpp=0.5)).mpp == 0.5
+    moved = read_features(path, slide_mpp=0.5, coords_mpp=1.0)
+    assert (moved.spacing, moved.mpp) == (1024.0, 0.5)
+
+
+def test_pixels_have_no_mean(tmp_path: Path) -> None:
+    places = torch.tensor([[0, 0], [0, 0], [64, 0]])
+    pixels = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+    path = write_bag(Bag(pixels, places, spacing=64.0), tmp_path / "p.h5")
+    with pytest.raises(DataError, match=r"pixels have no mean\. Choose --collisions nearest or"):
+        read_features(path, collisions="mean")
+    assert read_features(path, collisions="first").features.shape == (2, 3, 8, 8)
 
 
 def test_a_newer_stamp_is_refused(tmp_path: Path) -> None:
@@ -529,7 +575,45 @@ def test_what_the_user_says_of_an_encoder_is_held_against_the_file(tmp_path: Pat
 )
 def test_names_of_encoders(tool: str, theirs: str, expected: dict[str, str]) -> None:
     assert fingerprint_of(tool, theirs).stated() == expected
-    assert fingerprint_of(tool, name_in(tool, expected["encoder"])).encoder == expected["encoder"]
+    assert fingerprint_of(tool, name_in(tool, Fingerprint(**expected))).stated() == expected
+
+
+@pytest.mark.parametrize(
+    ("tool", "made", "name"),
+    [
+        ("stamp", Fingerprint("virchow2"), "wsizoo-virchow2"),
+        ("trident", Fingerprint("ctranspath"), "wsizoo-ctranspath"),
+        ("trident", Fingerprint("h0-mini", pooling="cls+mean"), "wsizoo-h0-mini"),
+        ("trident", Fingerprint("h0-mini"), "h0-mini"),
+        ("lazyslide", Fingerprint("conch", pooling="attention"), "wsizoo-conch"),
+    ],
+)
+def test_a_tool_is_not_told_a_name_by_which_it_means_another(
+    tool: str, made: Fingerprint, name: str
+) -> None:
+    assert name_in(tool, made) == name
+    back = fingerprint_of(tool, name)
+    assert back.encoder == made.encoder
+    assert not back.differences(made)
+
+
+def test_a_name_near_one_of_the_zoo_is_an_error_and_one_far_off_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = span(tmp_path)
+    with pytest.raises(
+        NotFoundError,
+        match=r"No encoder named 'gigapth'\. Did you mean 'gigapath'\? If you mean one that the "
+        "zoo does not know, give it a name that is not so near",
+    ):
+        read_features(path, encoder="gigapth")
+    assert "Did you mean 'gigapath'" in inspect(path, ReadAs("gigapth")).reason
+    assert caplog.text == ""
+    assert read_features(path, encoder="nosuch").encoder == Fingerprint("nosuch", declared=True)
+    assert "encoder 'nosuch' is unknown to the zoo" in caplog.text
+    bare = trident(tmp_path, {"features.encoder": ""})
+    made = read_features(bare, encoder="uni_v1").encoder
+    assert made == Fingerprint("uni", mpp=0.5, patch_size=256, declared=True)
 
 
 def test_one_name_of_two_tools_may_be_two_vectors() -> None:
@@ -755,7 +839,7 @@ def test_features_are_read_only_when_they_are_wanted(
 
 
 def test_every_format_says_how_it_is_laid_out() -> None:
-    assert {*FILES, "wsizoo", "pt", "npy"} == set(FORMATS)
+    assert {*FILES, "wsizoo", "wsizoo-embedding", "pt", "npy"} == set(FORMATS)
     assert all(each.layout for each in FORMATS.values())
 
 

@@ -1,6 +1,8 @@
 """wsizoo.slides.geojson: polygons of any tool's GeoJSON, and clear words for what is none."""
 
+import copy
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -167,3 +169,43 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     write_geojson(tmp_path / "b.geojson", made)
     (polygon,) = read_areas(tmp_path / "b.geojson").kept
     assert [ring.tolist() for ring in polygon] == [SQUARE[:-1], HOLE[:-1]]
+
+
+EXPORT = collection(  # as QuPath exports annotations
+    feature(
+        POLYGON, objectType="annotation", classification={"name": "Tissue", "color": [0, 1, 2]}
+    ),
+    feature({"type": "MultiPolygon", "coordinates": [[SQUARE, HOLE], [SQUARE]]}, name="b"),
+    feature({"type": "GeometryCollection", "geometries": [POLYGON]}, classification=None),
+    feature({"type": "LineString", "coordinates": SQUARE}, classification={"name": "Ignore"}),
+)
+WRONG = [None, True, -1, 1e400, float("nan"), 10**40, "", "Polygon", [], [[]], {}, {"type": "x"}]
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """Every (container, key) in a JSON value."""
+    if not isinstance(node, dict | list):
+        return []
+    keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+    found = [(node, key) for key in keys]
+    return found + [place for key in keys for place in places(node[key])]
+
+
+@pytest.mark.slow
+def test_an_export_with_anything_wrong_in_it_is_areas_or_one_clear_error(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    refused = []
+    for _ in range(1000):
+        content = copy.deepcopy(EXPORT)
+        for _ in range(rng.choice([1, 1, 3])):
+            container, key = rng.choice(places(content))
+            container[key] = copy.deepcopy(rng.choice(WRONG))
+        try:
+            areas = read(tmp_path, content)
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            rings = [ring for polygon in areas.kept + areas.cut for ring in polygon]
+            assert all(ring.ndim == 2 and np.isfinite(ring).all() for ring in rings)
+    assert 100 < len(refused) < 1000
+    assert all("a.geojson" in reason for reason in refused)

@@ -1,5 +1,6 @@
 """wsizoo.slides.manifest: which slides are meant, and what a manifest says of them."""
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,3 +197,30 @@ def test_whatever_a_manifest_holds_is_slides_or_one_clear_error(
     except DataError:
         return
     assert all(entry.path.is_file() for entry in entries)
+
+
+FULL = (
+    b"\xef\xbb\xbfslide,mpp,patient,label,site\r\na.svs,0.25,P1,tumour,x\r\n"
+    b'"b.tif",,P2,"a ""b"", c",y\r\nc.ndpi,0.5,P2,,z\r\nTCGA-1.uuid.svs,0.2277,,x,\r\n'
+)
+PIECES = [b'"', b",", b";", b"\t", b"\n", b"\r", b"\x00", b"\xff", b"../", b"nan", b"1e9", b"slide"]
+
+
+@pytest.mark.slow
+def test_a_manifest_with_anything_wrong_in_it_is_slides_or_one_clear_error(write: Write) -> None:
+    rng = random.Random(0)
+    refused = []
+    for _ in range(1000):
+        content = bytearray(FULL)
+        for _ in range(rng.choice([1, 1, 3])):
+            at, piece = rng.randrange(len(content)), rng.choice(PIECES)
+            content[at : at + rng.choice([0, 1, 9])] = piece
+        path = write(bytes(content[: rng.choice([len(content), rng.randrange(len(content))])]))
+        try:
+            entries = list_slides([path])
+        except DataError as error:
+            refused.append(str(error))
+        else:
+            assert all(entry.path.is_file() for entry in entries)
+    assert 100 < len(refused) < 1000
+    assert all("list.csv" in reason or reason == "No slides given" for reason in refused)

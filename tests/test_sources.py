@@ -13,8 +13,10 @@ from wsizoo.cli import cli
 from wsizoo.errors import FingerprintError
 from wsizoo.fingerprint import Fingerprint, Meeting
 from wsizoo.model import SlideModel
+from wsizoo.slides.extract import Request
+from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.store import write_bag
-from wsizoo.sources import is_features, meet
+from wsizoo.sources import FeatureSource, Needs, is_features, meet
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +61,31 @@ def test_what_features_do_not_state_is_unverified(model: SlideModel) -> None:
 def test_feature_files_are_told_from_slides_by_name() -> None:
     assert all(is_features(Path(name)) for name in ("a.h5", "a.pt", "a.npy", "a.zarr", "a.H5"))
     assert not any(is_features(Path(name)) for name in ("a.svs", "a.tiff", "a", "a.csv"))
+
+
+def test_um_per_px_that_contradict_the_file_fail_also_where_an_answer_is_there(
+    tmp_path: Path,
+) -> None:
+    path = write_bag(bag_of(wsizoo.load("abmil-demo").requires), tmp_path / "S1.h5")
+    line = ["predict", str(path), "-m", "abmil-demo", "-o", str(tmp_path / "out")]
+    assert CliRunner().invoke(cli, line).exit_code == 0
+    assert CliRunner().invoke(cli, [*line, "--mpp", "0.25"]).exit_code == 0
+    result = CliRunner().invoke(cli, [*line, "--mpp", "0.5"])
+    assert result.exit_code == 1
+    assert "states 0.25 um per level-0 px, you said 0.5" in result.output
+
+
+def test_um_per_px_that_a_file_lacks_make_another_answer(model: SlideModel, tmp_path: Path) -> None:
+    bag = bag_of(model.requires).replace(mpp=None)
+    entry = SlideEntry(write_bag(bag, tmp_path / "S1.h5"))
+    digests = set()
+    for mpp in (None, 0.25, 0.5):
+        source = FeatureSource(model, tmp_path, Needs(Request(slide_mpp=mpp)))
+        taken = source.take(entry)
+        assert taken.bag.mpp == mpp
+        assert taken.digest == source.digest(entry)
+        digests.add(taken.digest)
+    assert len(digests) == 3
 
 
 def test_the_command_line_forces(tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 from wsizoo.encoders.batches import Precision
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, reason_of
 from wsizoo.extraction.folders import check_device, check_writable
-from wsizoo.extraction.job import reason_of
 from wsizoo.files import replacing
 from wsizoo.formats.contents import LEVEL0
 from wsizoo.model import SlideModel

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsizoo.errors import SlideError
+from wsizoo.errors import SlideError, reason_of
 from wsizoo.extraction.folders import check_writable
-from wsizoo.extraction.job import reason_of
 from wsizoo.files import replacing
 from wsizoo.slides.annotations import SUFFIX, draw_tissue, write_tissue
 from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, list_slides

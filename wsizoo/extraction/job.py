@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import secrets
 import time
 from dataclasses import dataclass, field
@@ -12,15 +11,13 @@ from typing import TYPE_CHECKING
 
 from wsizoo.encoders.batches import BatchEncoder, Precision
 from wsizoo.encoders.loading import load_encoder
-from wsizoo.errors import WsizooError
+from wsizoo.errors import reason_of
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request, SlideEncoder
 from wsizoo.slides.manifest import SlideEntry
 
 if TYPE_CHECKING:
     import torch
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -119,11 +116,3 @@ class Station:
         except Exception as error:
             result = dataclasses.replace(result, reason=reason_of(error))
         return dataclasses.replace(result, seconds=round(time.monotonic() - start, 2))
-
-
-def reason_of(error: Exception) -> str:
-    """Why one slide failed; the trace of an error that is not ours goes to the log."""
-    if isinstance(error, WsizooError):
-        return str(error)
-    log.debug("unexpected error", exc_info=error)
-    return f"{type(error).__name__}: {error}"

@@ -11,9 +11,9 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from wsizoo.errors import BackendError
+from wsizoo.errors import BackendError, reason_of
 from wsizoo.extraction.engines import check_sendable
-from wsizoo.extraction.job import Extracted, Job, Station, reason_of
+from wsizoo.extraction.job import Extracted, Job, Station
 from wsizoo.slides.manifest import SlideEntry
 
 RETRIES = 3  # of a task whose process or node died

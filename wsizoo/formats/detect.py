@@ -25,7 +25,6 @@ FORMATS: dict[str, Format] = {
     found.name: found
     for found in (
         own.FORMAT,
-        own.EMBEDDED,
         trident.FORMAT,
         clam.FORMAT,
         span.FORMAT,
@@ -37,6 +36,7 @@ FORMATS: dict[str, Format] = {
         torchmil.FORMAT,
         tensors.PT,
         tensors.NPY,
+        own.EMBEDDED,
     )
 }
 ZIP, NPY = b"PK\x03\x04", b"\x93NUMPY"

@@ -13,7 +13,7 @@ from wsizoo.errors import DataError, ScaleError, SlideError, WsizooError
 from wsizoo.formats.contents import LEVEL0, Contents, guarded
 from wsizoo.formats.detect import FORMATS, contents_of, detect, look
 from wsizoo.formats.encoders import declared
-from wsizoo.formats.read import EMPTY, ReadAs, agreed, place
+from wsizoo.formats.read import EMPTY, ReadAs, agreed, place, with_cut
 from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.slides.reader import Slide, open_slide
 from wsizoo.slides.store import check_content
@@ -130,6 +130,7 @@ def _of_features(format: str, contents: Contents, how: ReadAs) -> Inspection:
     made, facts = contents.encoder, contents.facts
     if how.encoder is not None:
         made = declared(made, how.encoder, contents.path, format)
+    made = made and with_cut(made, contents, how)
     size = made.patch_size if made else None
     real = (
         placed.footprint * placed.mpp / size if placed.footprint and placed.mpp and size else None

@@ -152,7 +152,7 @@ def read_with_report(
     if contents.n == 0:
         raise DataError(EMPTY.format(contents.path))
     placed = place(contents, how)
-    made = _cut(made, contents, how)
+    made = with_cut(made, contents, how)
     grid, features, target = placed.grid, contents.features(), contents.target
     if grid is not None:
         grid = settle(grid, placed.coords, how.collisions, f"'{contents.path}'")
@@ -243,7 +243,7 @@ def place(contents: Contents, how: ReadAs) -> Placed:
     return Placed(coords, grid, edge or grid.report.spacing, mpp, frame)
 
 
-def _cut(made: Fingerprint, contents: Contents, how: ReadAs) -> Fingerprint:
+def with_cut(made: Fingerprint, contents: Contents, how: ReadAs) -> Fingerprint:
     """With size and scale of patches that were cut from the image that coordinates are px of."""
     unit, edge = how.coords_mpp or contents.unit, contents.footprint
     if not (contents.own_image and unit and edge) or made.patch_size:
