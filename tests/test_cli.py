@@ -377,9 +377,15 @@ def test_embed_and_verify_speak_for_each_file(features: Path, tmp_path: Path) ->
     good = invoke("verify", "abmil-demo", features / "S0.h5")
     assert good.exit_code == 0
     assert re.search(r"^ok +abmil-demo", good.stdout, re.M)
+    made = invoke("verify", tmp_path / "S0.h5", "--json")
+    line = {"format": "wsizoo-embedding", "dim": 128, "model": "abmil-demo"}
+    assert json.loads(made.stdout) == {
+        "name": str(tmp_path / "S0.h5"), "ok": True, **line, "encoder": "handcrafted-he",
+    }  # fmt: skip
+    (tmp_path / "S0.h5").write_bytes(b"damaged")
     bad = invoke("verify", tmp_path / "S0.h5", features / "S0.h5", "--json")
     assert bad.exit_code == 1
-    assert [json.loads(line)["ok"] for line in bad.stdout.splitlines()] == [False, True]
+    assert [json.loads(each)["ok"] for each in bad.stdout.splitlines()] == [False, True]
 
 
 def test_tables_and_fields_fit_a_terminal_and_are_whole_elsewhere(
