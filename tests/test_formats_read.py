@@ -611,6 +611,7 @@ def test_a_name_near_one_of_the_zoo_is_an_error_and_one_far_off_is_said(
     assert caplog.text == ""
     assert read_features(path, encoder="nosuch").encoder == Fingerprint("nosuch", declared=True)
     assert "encoder 'nosuch' is unknown to the zoo" in caplog.text
+    assert read_features(path, encoder="my-uni").encoder == Fingerprint("my-uni", declared=True)
     bare = trident(tmp_path, {"features.encoder": ""})
     made = read_features(bare, encoder="uni_v1").encoder
     assert made == Fingerprint("uni", mpp=0.5, patch_size=256, declared=True)

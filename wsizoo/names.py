@@ -12,10 +12,14 @@ from wsizoo.errors import PluginError, SpecError
 DISTRIBUTION = re.compile(r"[a-z0-9]([\w.-]*[a-z0-9])?", re.ASCII | re.IGNORECASE)
 
 
-def near_names(name: str, known: Iterable[str]) -> list[str]:
-    """Up to three that may have been meant, the nearest first."""
+def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Up to three that may have been meant, the nearest first.
+
+    Args:
+        cutoff: how near at least, 0 to 1, see `difflib.get_close_matches`.
+    """
     lower = {n.lower(): n for n in sorted(known)}
-    return [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), n=3)]
+    return [lower[n] for n in difflib.get_close_matches(name.lower(), list(lower), 3, cutoff)]
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:

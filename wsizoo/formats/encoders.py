@@ -20,6 +20,7 @@ from wsizoo.registry import default
 log = logging.getLogger(__name__)
 
 Meaning = dict[str, Any]
+MISSPELT = 0.85  # names at least so near are one name with a slip, not two
 
 
 def _is(name: str, **differs: Any) -> Meaning:
@@ -156,7 +157,7 @@ def _meant(tool: str, encoder: str) -> Meaning:
     theirs = TOOLS.get(tool, {})
     if encoder in known or encoder in theirs:
         return _is(encoder) if encoder in known else theirs[encoder]
-    if near_names(encoder, known):
+    if near_names(encoder, known, MISSPELT):
         raise NotFoundError(
             f"No encoder named '{encoder}'. {suggest(encoder, known, '')} If you mean one that the "
             "zoo does not know, give it a name that is not so near"
