@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -223,6 +225,25 @@ def test_an_error_in_a_thread_is_raised_and_the_number_of_threads_kept() -> None
         in_threads(fail, torch.arange(1, 4).split(1))
     assert torch.get_num_threads() == 2
     torch.set_num_threads(threads)
+
+
+FORKED = """
+import multiprocessing, torch
+from wsizoo.encoders.handcrafted import encode
+torch.set_num_threads(2)
+patches = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+before = encode(patches, chunk=1)
+child = multiprocessing.get_context("fork").Process(target=encode, args=(patches, 1))
+child.start()
+child.join(60)
+assert child.exitcode == 0
+assert torch.equal(encode(patches, chunk=1), before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], check=True, timeout=120)
 
 
 def test_spread_under_a_nuclear_mask_keeps_its_digits_on_flat_dark_patches() -> None:

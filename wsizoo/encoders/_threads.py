@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,8 +23,13 @@ def in_threads(work: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> lis
     if threads == 1:
         return [work(part) for part in parts]
     try:
-        count = min(threads, len(parts))
-        with ThreadPoolExecutor(count, "encode", torch.set_num_threads, (1,)) as pool:
-            return list(pool.map(work, parts))
+        return list(_pool(threads, os.getpid()).map(work, parts))
     finally:
         torch.set_num_threads(threads)  # what a thread sets is the default of later ones
+
+
+@functools.cache
+def _pool(count: int, process: int) -> ThreadPoolExecutor:
+    """Threads that stay, as memory that one has freed is not another's; a fork begins its own."""
+    del process
+    return ThreadPoolExecutor(count, "encode", torch.set_num_threads, (1,))
