@@ -17,7 +17,7 @@ from wsizoo.slides.backends import Backend, check_size, open_backend, quickhash
 from wsizoo.slides.scale import resolve_mpp
 
 Pixels = NDArray[np.uint8]
-STRIP_PIXELS = 2**24  # level px decoded at once, about 64 MB
+STRIP_PIXELS = 2**22  # level px decoded at once, about 16 MB
 ROUNDING = 1e-6  # px
 GAP, SMALLEST_GAP = 128, 16  # grey, and px of an image, of what cannot be decoded
 HOPELESS = 200  # parts of a slide that were tried in vain before it is given up
