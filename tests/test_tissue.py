@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -370,15 +369,13 @@ def test_real_slides_have_the_share_of_tissue_that_was_looked_at(name: str, tiss
         assert find_tissue(slide).fraction == pytest.approx(tissue, rel=0.1)
 
 
-def test_a_large_slide_takes_less_than_a_second() -> None:
-    """100,000 x 80,000 px at 0.25 um/px, seen at 8 um/px: 0.3 s on a quiet processor."""
+def test_a_large_slide_is_segmented_as_a_small_one() -> None:
+    """100,000 x 80,000 px at 0.25 um/px, seen at 8 um/px; benchmarks/slides.py times it."""
     block = glass(500, 625)
     paint(block, disc(block, 300, 250, 200), PINK)
     paint(block, disc(block, 560, 100, 30), RED_PEN)
     image = np.tile(block, (5, 5, 1))
-    begin = time.process_time()
     found = segment(image)
-    assert time.process_time() - begin < 1
     assert found.fraction == pytest.approx(0.39, abs=0.02)
     assert found.pen.any()
 

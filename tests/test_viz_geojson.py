@@ -1,7 +1,6 @@
 """GeoJSON of patches, as QuPath reads it."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -78,12 +77,12 @@ def test_no_patches_are_an_empty_collection():
     assert patches_geojson(np.empty((0, 2)), 1.0, [])["features"] == []
 
 
-def test_fifty_thousand_patches_are_written_in_seconds(tmp_path):
+def test_fifty_thousand_patches_are_written(tmp_path):
     rng = np.random.default_rng(0)
     coords = rng.integers(0, 100_000, (50_000, 2))
-    begin = time.process_time()
-    write_geojson(tmp_path / "a.geojson", patches_geojson(coords, 448.3, rng.random(50_000)))
-    assert time.process_time() - begin < 6, "it takes about 1 s on one core that is free"
+    path = tmp_path / "a.geojson"
+    write_geojson(path, patches_geojson(coords, 448.3, rng.random(50_000)))
+    assert len(json.loads(path.read_text())["features"]) == 50_000
 
 
 @pytest.mark.parametrize(

@@ -110,19 +110,23 @@ class _Pool:
     def messages(self) -> Iterator[tuple[_Worker, str, Any]]:
         """What busy workers have to say, when one has: progress, result, died (exit code)."""
         connection.wait([worker.pipe for worker in self.busy])
-        for worker in list(self.busy):
-            try:
-                kind, told = worker.pipe.recv() if worker.pipe.poll() else ("nothing", None)
-            except (EOFError, OSError):
-                kind, told = "died", self._end(worker)
+        heard = [(worker, *self._hear(worker)) for worker in self.busy]
+        self.works = self.works or any(kind == "ready" for _, kind, _ in heard)
+        for worker, kind, told in heard:
             if kind in ("result", "died"):
                 self.busy.remove(worker)
             if kind == "result":
                 self._idle.append(worker)
-            self.works = self.works or kind == "ready"
             if kind == "broken" or (kind == "died" and not self.works):
                 raise DataError(told if kind == "broken" else _NO_START.format(told))
             yield worker, kind, told
+
+    def _hear(self, worker: _Worker) -> tuple[str, Any]:
+        try:
+            kind, told = worker.pipe.recv() if worker.pipe.poll() else ("nothing", None)
+        except (EOFError, OSError):
+            return "died", self._end(worker)
+        return kind, told
 
     def _end(self, worker: _Worker) -> int | None:
         worker.process.join()
