@@ -11,7 +11,7 @@ from wsizoo.errors import SlideError, reason_of
 from wsizoo.extraction.folders import check_writable
 from wsizoo.files import replacing
 from wsizoo.slides.annotations import SUFFIX, draw_tissue, write_tissue
-from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, list_slides
+from wsizoo.slides.manifest import SlideEntry, list_slides
 from wsizoo.slides.reader import open_slide
 from wsizoo.slides.tissue import overview
 
@@ -66,8 +66,7 @@ def segment_slides(
     Raises:
         DataError: no slides, two of one name, or `out` cannot be written.
     """
-    given = [slides] if isinstance(slides, (str, Path)) else slides
-    entries = list_slides(given, SLIDE_SUFFIXES)
+    entries = list_slides(slides)
     out = Path(out)
     check_writable(out)
     results = []

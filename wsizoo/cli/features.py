@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsizoo.cli.options import ABOVE_0, with_options
 from wsizoo.cli.text import print_field
 
 if TYPE_CHECKING:
@@ -17,29 +17,25 @@ if TYPE_CHECKING:
     from wsizoo.formats.inspection import Inspection
     from wsizoo.formats.read import ReadAs
 
-Command = Callable[..., Any]
-ABOVE_0 = click.FloatRange(0, min_open=True)
 RULES = ("error", "nearest", "mean", "first")
-READING = (
-    click.option("--encoder", help="That made the features, where a file names none."),
-    click.option("--mpp", type=ABOVE_0, help="Microns per level-0 px of the slides."),
-    click.option(
-        "--coords-mpp",
-        type=ABOVE_0,
-        help="Microns per px of the coordinates, where the tool used px of its own.",
-    ),
-    click.option(
-        "--from", "--format", "format_name", help="The tool, where a file's content does not tell."
-    ),
-    click.option("--table", help="One of several sets of features in a file."),
+reading_options = with_options(
+    (  # what a file cannot say itself
+        click.option("--encoder", help="That made the features, where a file names none."),
+        click.option("--mpp", type=ABOVE_0, help="Microns per level-0 px of the slides."),
+        click.option(
+            "--coords-mpp",
+            type=ABOVE_0,
+            help="Microns per px of the coordinates, where the tool used px of its own.",
+        ),
+        click.option(
+            "--from",
+            "--format",
+            "format_name",
+            help="The tool, where a file's content does not tell.",
+        ),
+        click.option("--table", help="One of several sets of features in a file."),
+    )
 )
-
-
-def reading_options(command: Command) -> Command:
-    """Options on what a file cannot say itself."""
-    for option in reversed(READING):
-        command = option(command)
-    return command
 
 
 @click.command("inspect")

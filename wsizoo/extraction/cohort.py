@@ -17,7 +17,7 @@ from wsizoo.extraction.report import write_report
 from wsizoo.extraction.shards import Shard
 from wsizoo.interfaces import Encoder
 from wsizoo.slides.extract import Progress, Request
-from wsizoo.slides.manifest import SLIDE_SUFFIXES, SlideEntry, list_slides
+from wsizoo.slides.manifest import SlideEntry, list_slides
 
 if TYPE_CHECKING:
     import torch
@@ -120,8 +120,7 @@ def list_cohort(
     Raises:
         DataError: none, not there, two of one name, a damaged manifest, or no such shard.
     """
-    given = [slides] if isinstance(slides, (str, Path)) else slides
-    entries = sorted(list_slides(given, SLIDE_SUFFIXES), key=lambda entry: entry.slide_id)
+    entries = sorted(list_slides(slides), key=lambda entry: entry.slide_id)
     if shard is None:
         return entries
     part = Shard.parse(shard) if isinstance(shard, str) else shard

@@ -153,8 +153,7 @@ def _killed(job: Job, entry: SlideEntry, exit_code: int | None) -> Extracted:
         f"its worker process was killed {TRIES} times (exit code {exit_code}), for want of memory "
         "perhaps: run it again, with fewer workers (--workers 1) or a smaller --batch-size"
     )
-    file = job.out / f"{entry.slide_id}.h5"
-    return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
+    return job.failed(entry, reason)
 
 
 def _bytes(entry: SlideEntry) -> int:

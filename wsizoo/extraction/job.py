@@ -84,6 +84,11 @@ class Job:
         weights = weights and weights.absolute()
         return dataclasses.replace(self, out=self.out.absolute(), request=request, weights=weights)
 
+    def failed(self, entry: SlideEntry, reason: str = "") -> Extracted:
+        """The result of a slide that was not done."""
+        file = self.out / f"{entry.slide_id}.h5"
+        return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
+
     def begin(self) -> Station:
         """Load the encoder and move it to its device, in the process that uses it."""
         return Station(self, BatchEncoder(self.load(), self.device, self.precision))
@@ -98,12 +103,11 @@ class Station:
 
     def run(self, entry: SlideEntry, progress: Progress | None = None) -> Extracted:
         """One slide; whatever fails is its reason."""
-        file = self.job.out / f"{entry.slide_id}.h5"
         start = time.monotonic()
-        result = Extracted(entry.slide_id, entry.path, file, "failed")
+        result = self.job.failed(entry)
         try:
             maker = SlideEncoder(self.encode, self.job.request, progress, self.job.threads)
-            header, present = maker.extract(entry, file, self.job.overwrite)
+            header, present = maker.extract(entry, result.file, self.job.overwrite)
             facts = header.facts
             result = dataclasses.replace(
                 result,

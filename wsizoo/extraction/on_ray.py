@@ -105,8 +105,7 @@ def _result(ray: Any, reference: Any, job: Job, entry: SlideEntry) -> Extracted:
             f"its Ray task was lost {RETRIES + 1} times ({kind}): its process or node died, for "
             "want of memory perhaps. See: ray status; then run the same command again"
         )
-    file = job.out / f"{entry.slide_id}.h5"
-    return Extracted(entry.slide_id, entry.path, file, "failed", reason=reason)
+    return job.failed(entry, reason)
 
 
 def _run(job: Job, entry: SlideEntry) -> Extracted:

@@ -87,14 +87,14 @@ class Partial:
 
     def index(self) -> NDArray[np.int64]:
         """(N,) rows of all cells that could be read, ascending."""
-        rows = [part["index"] for part in map(_loaded, self._parts)]
+        rows = [_loaded(part, "index") for part in self._parts]
         return np.concatenate([np.empty(0, np.int64), *rows, *(s.index for s in self._waiting)])
 
     def features(self) -> Iterator[Tensor]:
         """Their features, stretch by stretch; those of which nothing could be read are left out."""
-        for part in map(_loaded, self._parts):
-            if len(part["index"]):
-                yield torch.from_numpy(part["features"])
+        for part in self._parts:
+            if len(_loaded(part, "index")):
+                yield torch.from_numpy(_loaded(part, "features"))
         yield from self._in_memory()
 
     def _in_memory(self) -> Iterator[Tensor]:
@@ -179,9 +179,11 @@ def _is_whole(part: Path) -> bool:
         return False
 
 
-def _loaded(part: Path) -> Mapping[str, NDArray[Any]]:
+def _loaded(part: Path, name: str) -> NDArray[Any]:
+    """One array of a part; the other is not read."""
     with np.load(part, allow_pickle=False) as file:
-        return {name: file[name] for name in ("index", "features")}
+        array: NDArray[Any] = file[name]
+        return array
 
 
 def _plain(features: Tensor) -> NDArray[Any]:
