@@ -1,0 +1,75 @@
+"""Attention among occupied cells of a grid, with a bias that depends on the offset only."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wsizoo.errors import DataError
+from wsizoo.ops._dispatch import op
+from wsizoo.ops.neighbourhoods import Neighbourhood
+
+
+@op
+def grid_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbourhood: Neighbourhood,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """One softmax a token and head over the cells of its neighbourhood, no key counted twice.
+
+    score(t, u) = q_t . k_u / sqrt(D) + bias[head, cell_u - cell_t + reach]
+
+    Args:
+        q, k, v: (T, H, D), rotated already where positions are rotary.
+        neighbourhood: which cells attend, e.g. `Windows`; it serves every layer on one grid.
+        bias: (H, 2 R + 1, 2 R + 1) with R = `neighbourhood.reach`, indexed by the offset of the
+            key's cell from the query's; e.g. a relative position table, or ALiBi's slopes times
+            distance. None: no bias.
+        dropout: share of the attention weights that is dropped; 0 outside of training.
+
+    Returns:
+        (T, H, D); 0 for a token that has no key.
+
+    Raises:
+        DataError: shapes that do not fit together.
+
+    Cost: the reference builds T x T scores; backends cost as many products as there are pairs.
+    Source: Vaswani et al. 2017; windows as in SPAN (2026) and Swin (2021).
+    """
+    check_attention(q, k, v, neighbourhood, bias)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = torch.einsum("thd,uhd->htu", q.to(wide), k.to(wide)) / math.sqrt(q.shape[-1])
+    if bias is not None:
+        cells, reach = neighbourhood.cells, neighbourhood.reach
+        offset = (cells[None] - cells[:, None]).clamp(-reach, reach) + reach  # (T, T, 2)
+        scores = scores + bias.to(wide)[:, offset[..., 0], offset[..., 1]]  # (H, T, T)
+    allowed = neighbourhood.dense()  # (T, T)
+    weights = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
+    weights = torch.where(allowed, weights, 0.0)  # also where a token has no key at all
+    weights = F.dropout(weights, dropout)
+    return torch.einsum("htu,uhd->thd", weights, v.to(wide)).to(q.dtype)
+
+
+def check_attention(
+    q: Tensor, k: Tensor, v: Tensor, neighbourhood: Neighbourhood, bias: Tensor | None
+) -> None:
+    """Raise DataError unless the arguments of `grid_attention` fit together."""
+    shape = tuple(q.shape)
+    if q.ndim != 3 or k.shape != q.shape or v.shape != q.shape or len(q) != len(neighbourhood):
+        raise DataError(
+            f"grid_attention got q {shape}, k {tuple(k.shape)}, v {tuple(v.shape)} for "
+            f"{len(neighbourhood)} cells, expected three times (cells, heads, dim)"
+        )
+    edge = 2 * neighbourhood.reach + 1
+    if bias is not None and bias.shape != (shape[1], edge, edge):
+        raise DataError(
+            f"grid_attention got a bias {tuple(bias.shape)}, expected ({shape[1]}, {edge}, {edge}): "
+            f"heads, and offsets up to {neighbourhood.reach} cells along each axis"
+        )
