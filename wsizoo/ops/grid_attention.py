@@ -70,6 +70,6 @@ def check_attention(
     edge = 2 * neighbourhood.reach + 1
     if bias is not None and bias.shape != (shape[1], edge, edge):
         raise DataError(
-            f"grid_attention got a bias {tuple(bias.shape)}, expected ({shape[1]}, {edge}, {edge}): "
+            f"grid_attention got a bias {tuple(bias.shape)}, expected {(shape[1], edge, edge)}: "
             f"heads, and offsets up to {neighbourhood.reach} cells along each axis"
         )
