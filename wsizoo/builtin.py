@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from wsizoo.hookspecs import Component, hookimpl
+from wsizoo.hookspecs import Component, OpBackend, hookimpl
 from wsizoo.registry import core_folder
 
 wsizoo_api = 1
@@ -96,6 +96,23 @@ COMPONENTS = (
 def wsizoo_components() -> tuple[Component, ...]:
     """Parts of the core."""
     return COMPONENTS
+
+
+BACKENDS = (
+    OpBackend(
+        "grid_attention",
+        "blocked",
+        target="wsizoo.ops.blocked:grid_attention_blocked",
+        why_not="wsizoo.ops.blocked:why_not",
+        priority=10,
+    ),
+)
+
+
+@hookimpl
+def wsizoo_op_backends() -> tuple[OpBackend, ...]:
+    """Fast paths of the core's own ops."""
+    return BACKENDS
 
 
 @hookimpl

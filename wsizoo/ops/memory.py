@@ -1,0 +1,93 @@
+"""Memory for the large tensors of a training step, used again by the next one.
+
+Freed memory of many MB goes back to the system, and the next step pays for every page of it anew:
+copying into fresh memory runs at a fifth of the speed of copying into memory that was used before.
+`scratch` gives tensors out of one reserved range of addresses, lowest free place first. A tensor's
+place is free again when the last tensor that shares its memory is gone, whoever holds it, so that
+nothing needs to be handed back and nothing can be overwritten while it is in use.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+import mmap
+import sys
+import threading
+import weakref
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SMALLEST = 1 << 18  # bytes; less comes from torch, whose allocator keeps small memory itself
+RESERVED = 1 << 38  # addresses only: pages count when they are first written
+KEPT = 1 << 30  # bytes that stay with the process while nothing is in use
+ALIGNED = 1 << 12
+NORESERVE = 0x4000  # of Linux; the module mmap does not name it before Python 3.13
+
+
+def scratch(*shape: int, like: Tensor) -> Tensor:
+    """A contiguous tensor of this shape, with dtype and device of `like`; its values are undefined.
+
+    Plain `torch.empty` where the tensor is small, not on a CPU, or the system reserves no range.
+    """
+    size = math.prod(shape) * like.element_size()
+    if like.device.type != "cpu" or size < SMALLEST or (arena := _arena()) is None:
+        return like.new_empty(shape)
+    return arena.take(size).view(like.dtype).view(shape)
+
+
+class Arena:
+    """A range of addresses of which pieces are in use, first fit."""
+
+    def __init__(self, size: int) -> None:
+        """Raises OSError or ValueError where the system does not reserve so much."""
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
+        self._map = mmap.mmap(-1, size, flags=flags)
+        self._map.madvise(mmap.MADV_HUGEPAGE)
+        self._bytes = np.frombuffer(self._map, np.uint8)
+        self._free = [(0, size)]  # start and length, ascending, none beside another
+        self._top = 0  # beyond it no page was written
+        self._gone: deque[tuple[int, int]] = deque()  # filled by whichever thread drops a tensor
+        self._lock = threading.Lock()
+
+    def take(self, size: int) -> Tensor:
+        """(size,) uint8."""
+        asked, size = size, -(-size // ALIGNED) * ALIGNED
+        with self._lock:
+            while self._gone:
+                self._give(*self._gone.popleft())
+            at = next(i for i, (_, length) in enumerate(self._free) if length >= size)
+            start, length = self._free[at]
+            self._free[at : at + 1] = [(start + size, length - size)] if length > size else []
+            self._top = max(self._top, start + size)
+        piece = self._bytes[start : start + asked]
+        weakref.finalize(piece, self._gone.append, (start, size)).atexit = False
+        return torch.from_numpy(piece)
+
+    def _give(self, start: int, size: int) -> None:
+        at = bisect.bisect(self._free, (start, size))
+        if at < len(self._free) and self._free[at][0] == start + size:
+            size += self._free.pop(at)[1]
+        if at and sum(self._free[at - 1]) == start:
+            start, before = self._free.pop(at - 1)
+            size, at = size + before, at - 1
+        self._free.insert(at, (start, size))
+        if len(self._free) == 1 and self._free[0][0] == 0 and self._top > KEPT:
+            self._map.madvise(mmap.MADV_DONTNEED, KEPT, self._top - KEPT)
+            self._top = KEPT
+
+
+_made: list[Arena | None] = []
+
+
+def _arena() -> Arena | None:
+    """The process's own, made on first use; None where the system has no such thing."""
+    if not _made:
+        try:
+            _made.append(Arena(RESERVED) if sys.platform == "linux" else None)
+        except (OSError, ValueError, OverflowError):
+            _made.append(None)  # little address space (ulimit -v), or overcommit forbidden
+    return _made[0]
