@@ -67,15 +67,15 @@ class Network:
         return {id(p): p for _, p in self.named_parameters()}.values()
 
     def __call__(self, features, pos):
-        """Pyramid, encoder stages, logits."""
+        """Stages of the encoder, those of the decoder, logits."""
         pyramid = build([pos.long()], self.settings.plan)
         aggregator = self.aggregator
         if self.task == "segmentation":
             stages = aggregator.encoder(features, pyramid)
-            tokens = pyramid.patches(aggregator.decoder(stages, pyramid))
-            return pyramid, stages, self.head(aggregator.dropout(tokens))
+            decoded = aggregator.decoder(stages, pyramid)
+            return stages, decoded, pyramid.patches(self.head(decoded[-1].tokens))
         stages = aggregator.encode(features, pyramid, need_tokens=True)
-        return pyramid, stages, self.head(aggregator.pooling(stages))
+        return stages, [], self.head(aggregator.pooling(stages))
 
     def gradients(self):
         """By the published names; one without a gradient is left out."""
@@ -90,12 +90,18 @@ class Network:
 def read_network(case):
     network, inputs = Network(case), case.inputs()
     features = inputs["feats"].requires_grad_("cotangent" in inputs)
-    pyramid, stages, logits = network(features, inputs["pos"])
+    stages, decoded, logits = network(features, inputs["pos"])
     found = {"out.logits": logits, "out.padded_pos": stages[0].level.cells}
     for i, stage in enumerate(stages):
         found[f"out.coords_{i}"] = stage.level.cells
         found[f"out.feats_{i}"] = stage.tokens
         found[f"out.globals_{i}"] = stage.globals_[0]
+    for i, stage in enumerate(decoded):
+        found[f"out.dec_coords_{i}"] = stage.level.cells
+        found[f"out.dec_feats_{i}"] = stage.tokens
+    if decoded:  # the published decoder counts the head as its last stage
+        found[f"out.dec_coords_{len(decoded)}"] = decoded[-1].level.cells
+        found[f"out.dec_feats_{len(decoded)}"] = network.head(decoded[-1].tokens)
     if network.task == "survival":
         fields = SurvivalHead(1, logits.shape[1]).outputs(logits)
         found["out.hazards"], found["out.risk"] = fields["hazards"], fields["risk"]

@@ -49,8 +49,9 @@ class Decoder(nn.Module):
             slot = up_slot(settings, dim, width)
             self.stages.append(UpStage(slot, reduce, layers, settings.skip, late))
 
-    def forward(self, encoded: list[Staged], pyramid: Pyramid) -> Tensor:
-        """(T, I) of stage 0, pads among them."""
+    def forward(self, encoded: list[Staged], pyramid: Pyramid) -> list[Staged]:
+        """What each of its stages gives, after its skip; the last has (T, I) tokens of stage 0."""
+        found = []
         tokens, globals_ = encoded[-1].tokens, encoded[-1].globals_
         finer = range(len(encoded) - 2, -1, -1)
         for i, stage in zip(finer, self.stages, strict=True):
@@ -60,8 +61,9 @@ class Decoder(nn.Module):
                 joined = stage.join(tokens, other.tokens), stage.join(globals_, other.globals_)
                 tokens, globals_ = stage.reduce(*joined)
             done = run_layers(stage, tokens, globals_, other.level)
-            tokens, globals_ = done.tokens, done.globals_
             if stage.late:
-                tokens = stage.join(tokens, other.tokens)
-                globals_ = stage.join(globals_, other.globals_)
-        return tokens
+                done.tokens = stage.join(done.tokens, other.tokens)
+                done.globals_ = stage.join(done.globals_, other.globals_)
+            tokens, globals_ = done.tokens, done.globals_
+            found.append(done)
+        return found

@@ -149,7 +149,7 @@ class SpanUNet(_OnGrid):
 
     def run(self, features: Tensor, pyramid: Pyramid) -> Aggregated:
         encoded = self.encoder(features, pyramid)
-        tokens = self.decoder(encoded, pyramid)  # (T, I)
+        tokens = self.decoder(encoded, pyramid)[-1].tokens  # (T, I), pads among them
         return Aggregated(instances=self.dropout(pyramid.patches(tokens)))
 
 

@@ -29,7 +29,7 @@ class Entry:
     Args:
         published: its name there. ours: that of the tensor in a slide model; None: unused there.
         row: which row of ours it is, for tokens that the file holds one by one.
-        shape: of an unused one. twin: the published name that holds the same tensor first.
+        shape: of an unused one. twin: the published name of a tensor that this one must equal.
     """
 
     published: str
@@ -58,12 +58,11 @@ def from_official(
     rows: dict[str, list[Tensor]] = {}
     for entry in known:
         tensor = tensors[entry.published]
-        if entry.twin is not None:
-            if not torch.equal(tensor, tensors[entry.twin]):
-                raise StrictnessError(
-                    f"{entry.published} and {entry.twin} differ; with share_qkv they are one tensor"
-                )
-        elif entry.ours is None:
+        if entry.twin is not None and not torch.equal(tensor, tensors[entry.twin]):
+            raise StrictnessError(
+                f"{entry.published} and {entry.twin} differ; with share_qkv they are one tensor"
+            )
+        if entry.ours is None:
             _check_shape(entry, tensor)
             unused[entry.published] = tensor
         elif entry.row is not None:
@@ -91,9 +90,7 @@ def to_official(
     given = unused or {}
     tensors: dict[str, Tensor] = {}
     for entry in known:
-        if entry.twin is not None:
-            tensors[entry.published] = tensors[entry.twin]
-        elif entry.ours is None:
+        if entry.ours is None:
             fresh = torch.ones if entry.published.endswith("norm.weight") else torch.zeros
             tensors[entry.published] = given.get(entry.published, fresh(entry.shape))
         else:
