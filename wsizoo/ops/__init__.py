@@ -2,6 +2,7 @@
 
 from wsizoo.ops._dispatch import Op, ops, use_backend
 from wsizoo.ops.grid_attention import grid_attention
+from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
 
@@ -11,6 +12,7 @@ __all__ = [
     "Windows",
     "grid_attention",
     "ops",
+    "scratch",
     "segment_max",
     "segment_mean",
     "segment_softmax",
