@@ -36,6 +36,7 @@ POSITIONS = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(POSITIONS, POSITIONS), min_size=1, max_size=60))
 def test_points_are_snapped_as_by_a_plain_loop(points: list[tuple[float, float]]) -> None:
     given_points = torch.tensor(points)
