@@ -11,6 +11,7 @@ from benchmarks.augment import half_filled_box, plain_augment, plain_snap
 from wsizoo.augment import CoordinateAugmentation, augment_cells, snap
 from wsizoo.bag import Bag
 from wsizoo.errors import BagError, DataError
+from wsizoo.testing import parity_cases
 
 ALWAYS = CoordinateAugmentation(mirror=1, shear=1, rotate=1)
 
@@ -249,3 +250,39 @@ def test_options_that_make_no_sense_are_refused(options: Any, message: str) -> N
 def test_progress_is_a_share() -> None:
     with pytest.raises(DataError, match="progress is 3, expected the share that is done, 0 to 1"):
         ALWAYS.factor(3)
+
+
+CASES = {case.name: case for case in parity_cases("span") if case.name.startswith("op_")}
+NO_CASES = pytest.mark.skipif("op_aug_random" not in CASES, reason="no parity cases of SPAN here")
+KINDS = {
+    "mirror_p0.75": (CoordinateAugmentation(shear=0, rotate=0), 0.0),
+    "mirror_p0.75_x0.2": (CoordinateAugmentation(shear=0, rotate=0), 1.0),
+    "shear10_p0.75": (CoordinateAugmentation(mirror=0, rotate=0), 0.0),
+    "rotate30_p0.75": (CoordinateAugmentation(mirror=0, shear=0), 0.0),
+    "rotate_fixed_p1": (CoordinateAugmentation(0, 0, 1, quarter_turns=True), 0.0),
+    "chain": (CoordinateAugmentation(), 0.0),
+}
+
+
+@NO_CASES
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_global_generator_gives_the_published_matrices(kind: str) -> None:
+    augmentation, progress = KINDS[kind]
+    published = CASES["op_aug_random"].outputs()[f"out.{kind}"]
+    with torch.random.fork_rng(devices=[]):
+        for s, matrix in enumerate(published):
+            torch.manual_seed(9000 + s)  # as the case says
+            assert torch.allclose(augmentation.matrix(None, progress), matrix, atol=1e-6)
+
+
+@NO_CASES
+@pytest.mark.parity
+def test_the_same_matrix_gives_the_published_cells() -> None:
+    case = CASES["op_coord_aug"]
+    given_tensors, published = case.inputs(), case.outputs()
+    for i in range(10):
+        moved = augment_cells(given_tensors[f"{i}.pos"].long(), given_tensors[f"{i}.matrix"])
+        assert torch.equal(moved, published[f"out.{i}.pos"])
+    for i in range(3):
+        assert torch.equal(snap(given_tensors[f"snap{i}.coords"]), published[f"out.snap{i}.pos"])

@@ -37,6 +37,7 @@ def rings(feature: dict[str, Any]) -> list[list[list[float]]]:
     return found
 
 
+@settings(deadline=None)
 @given(st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=60).map(sorted), st.data())
 def test_the_outlines_hold_the_patches_of_their_class_and_no_others(
     cells: list[tuple[int, int]], data: st.DataObject
