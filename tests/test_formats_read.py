@@ -29,6 +29,7 @@ from wsizoo.formats.encoders import TOOLS, fingerprint_of, name_in
 from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.formats.lazyslide import corners
 from wsizoo.formats.read import ReadAs, read_features, read_with_report
+from wsizoo.formats.span import published_cells
 from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
 
@@ -288,6 +289,18 @@ def test_a_tensor_of_clam_takes_its_coordinates_from_the_file_beside_it(tmp_path
     with pytest.raises(DataError, match=r"is a bare tensor.*--format pt"):
         read_features(tensor, encoder="uni")
     assert read_features(tensor, encoder="uni", format="clam").coords is None
+
+
+def test_span_files_have_the_cells_of_spans_loader(tmp_path: Path) -> None:
+    bag = read_features(span(tmp_path), encoder="uni")
+    assert bag.coords is not None
+    cells = bag.grid()
+    assert torch.equal(published_cells(bag.coords), cells - cells.amin(0))
+
+
+def test_spans_loader_puts_patches_off_the_grid_into_one_cell() -> None:
+    coords = torch.tensor([[100, 0], [330, 0], [500, 0], [0, 223]])
+    assert published_cells(coords).tolist() == [[0, 0], [1, 0], [2, 0], [0, 0]]
 
 
 def test_span_keeps_ratios_and_label(tmp_path: Path) -> None:

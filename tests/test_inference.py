@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from wsizoo import sources
+from wsizoo import sources, zoo
 from wsizoo.bag import Bag
 from wsizoo.encoders.batches import BatchEncoder
 from wsizoo.errors import (
@@ -37,11 +37,13 @@ from wsizoo.interfaces import (
 from wsizoo.mil.abmil import ABMIL
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.model import SlideModel
+from wsizoo.publish import save
 from wsizoo.slides.extract import Request, SlideEncoder
 from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.store import read_bag, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.spec import ModelSpec, model_spec
+from wsizoo.train.loop import fit
 from wsizoo.viz.table import prediction_row
 
 RECORD: dict[str, Any] = {
@@ -492,6 +494,98 @@ def test_patches_that_a_selector_dropped_have_no_class(tmp_path: Path) -> None:
     tiles = json.loads(result.files["geojson"].read_text())["features"]
     classified = ["classification" in tile["properties"] for tile in tiles]
     assert classified == [True, False, False, True]
+
+
+def one_logit_segmentation(threshold: float, selector: Selector | None = None) -> SlideModel:
+    """Its logit is the first feature, less five."""
+    head = SegmentationHead(3, ["normal", "tumour"], one_logit=True, threshold=threshold)
+    assert head.linear is not None
+    with torch.no_grad():
+        head.linear.weight.copy_(torch.tensor([[1.0, 0, 0]]))
+        head.linear.bias.fill_(-5)
+    parts: dict[str, Any] = {"aggregator": Scoring(), "head": head, "selector": selector}
+    return SlideModel("toy", toy_spec(), 3, requires=MeanColour().fingerprint(), **parts).eval()
+
+
+class Scoring(Silent):
+    """The opposite of the first feature is the score."""
+
+    def forward(self, bag: Bag) -> Aggregated:
+        return Aggregated(bag.features.mean(0), -bag.features[:, 0], bag.features)
+
+
+@pytest.mark.parametrize(("threshold", "positive"), [(0.5, [0, 3]), (0.04, [0, 2, 3])])
+def test_one_logit_a_patch_is_shown_as_the_probability_of_the_second_class(
+    tmp_path: Path, threshold: float, positive: list[int]
+) -> None:
+    model = one_logit_segmentation(threshold)
+    (result,) = predict(four_patches(tmp_path), model, tmp_path / "out")
+    assert result.reason == ""
+    assert result.row["share_tumour"] == len(positive) / 4
+    probability = torch.sigmoid(torch.tensor([4.0, -4, -3, 3]))
+    rows = csv_rows(result.files["scores"])
+    assert [float(row["prob_tumour"]) for row in rows] == pytest.approx(probability.tolist())
+    called = ["tumour" if i in positive else "normal" for i in range(4)]
+    assert [row["predicted"] for row in rows] == called
+    assert [float(row["score"]) for row in rows] == [-9, -1, -2, -8]
+    tiles = json.loads(result.files["geojson"].read_text())["features"]
+    assert [tile["properties"]["classification"]["name"] for tile in tiles] == called
+    brightness = [sum(tile["properties"]["color"]) for tile in tiles]
+    assert np.argsort(brightness).tolist() == torch.argsort(probability).tolist()
+    found = json.loads(result.files["regions"].read_text())["features"]
+    assert sum(one["properties"]["measurements"]["patches"] for one in found) == len(positive)
+    assert {one["properties"]["classification"]["name"] for one in found} == {"tumour"}
+    # the drawing, not its legend: the most probable patch is the brightest, whatever the scores say
+    picture = np.asarray(Image.open(result.files["heatmap"]).convert("L"), dtype=float)
+    width = picture.shape[1] // 4
+    middle = [picture[width // 2, width * i + width // 2] for i in range(4)]
+    assert int(np.argmax(middle)) == 0 and int(np.argmin(middle)) == 1
+
+
+def test_regions_hold_none_of_the_patches_that_a_selector_dropped(tmp_path: Path) -> None:
+    model = one_logit_segmentation(0.0, Brightest(3))
+    (result,) = predict(four_patches(tmp_path), model, tmp_path / "out")
+    found = json.loads(result.files["regions"].read_text())["features"]
+    assert [one["geometry"]["coordinates"][0][0] for one in found] == [[0, 0], [300, 0]]
+    assert result.row["share_tumour"] == 1.0
+
+
+def test_regions_are_left_alone_by_the_next_call_and_drawn_again_when_lost(tmp_path: Path) -> None:
+    model, file = one_logit_segmentation(0.5), four_patches(tmp_path)
+    predict(file, model, tmp_path / "out")
+    (again,) = predict(file, model, tmp_path / "out")
+    assert again.present and again.files["regions"].is_file()
+    again.files["regions"].unlink()
+    (drawn,) = predict(file, model, tmp_path / "out")
+    assert not drawn.present and drawn.files["regions"].is_file()
+
+
+def test_a_head_of_one_logit_is_built_trained_saved_and_predicted(tmp_path: Path) -> None:
+    bags = []
+    for i in range(4):
+        generator = torch.Generator().manual_seed(i)
+        share = torch.rand(30, generator=generator) * (torch.arange(30) % 3 == 0)
+        features = torch.stack([share, 1 - share, torch.rand(30, generator=generator)], 1)
+        cells = torch.stack([torch.arange(30) % 6, torch.arange(30) // 6], 1)
+        made = Fingerprint("uni", mpp=0.5)
+        bag = Bag(features, cells * 100, spacing=100.0, encoder=made, slide_id=f"s{i}")
+        bags.append(bag.replace(target={"instances": share}))
+    overrides = (
+        *("encoder.dim=3", "aggregator={name: mean, dim: 16}", "head={name: segmentation}"),
+        *("head.classes=[normal,tumour]", "head.one_logit=true", "head.threshold=0.2"),
+        *("head.dice_weight=0.75", "head.pos_weight=2.5"),
+    )
+    model = zoo.build("abmil-uni", *overrides)
+    losses = fit(model, bags, epochs=60, lr=3e-2).losses
+    assert losses[-1] < losses[0] / 2
+    save(model, tmp_path / "model")
+    again = zoo.load(str(tmp_path / "model"))
+    file = write_bag(bags[0].replace(target=None), tmp_path / "s0.h5")
+    (result,) = predict(file, again, tmp_path / "out")
+    assert result.reason == ""
+    wanted = ["tumour" if share >= 0.2 else "normal" for share in bags[0].features[:, 0]]
+    found = [row["predicted"] for row in csv_rows(result.files["scores"])]
+    assert sum(a == b for a, b in zip(wanted, found, strict=True)) >= 28
 
 
 def test_a_whole_model_is_predicted_by_its_own_classes(tmp_path: Path) -> None:

@@ -23,11 +23,11 @@ from wsizoo.interfaces import (
     SlideOutput,
     WholeModel,
 )
-from wsizoo.losses import training_losses
 from wsizoo.mil.abmil import ABMIL
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 from wsizoo.mil.pooling import MeanPooling
 from wsizoo.model import SlideModel
+from wsizoo.objectives import training_losses
 from wsizoo.spec import ModelSpec
 from wsizoo.testing import check_component
 from wsizoo.train.loop import fit

@@ -1,24 +1,23 @@
 import math
-from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from wsizoo.bag import Bag
-from wsizoo.errors import DataError, PluginError
-from wsizoo.interfaces import Prediction, SlideOutput
+from wsizoo.errors import DataError
 from wsizoo.losses import (
-    collate,
+    bce_dice,
+    binary_cross_entropy,
+    ce_dice,
     cross_entropy,
     discrete_time_nll,
+    inverse_frequencies,
     mean_squared_error,
-    merged,
-    training_losses,
+    positive_weight,
+    soft_dice,
 )
-from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 
 PATIENTS = st.integers(1, 5).flatmap(
     lambda bins: st.lists(
@@ -102,196 +101,132 @@ def test_mean_squared_error_is_the_mean_of_squares() -> None:
     assert float(mean_squared_error(torch.tensor([1.0, 3.0]), torch.tensor([0.0, 1.0]))) == 2.5
 
 
-def slide(target: dict[str, Any] | None, n: int = 3) -> Bag:
-    return Bag(torch.zeros(n, 2), slide_id="A1", target=target)
+def patches(n: int = 12) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (n,) float64 and labels (n,), a third of them unknown."""
+    logits = torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    return logits, torch.arange(n) % 3 - 1
 
 
-def label(value: int) -> Bag:
-    return slide({"label": value})
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_alpha_takes_weight_from_the_censored(scale: float) -> None:
+    logits = scale * torch.randn(4, 3, dtype=torch.float64)
+    times, events = torch.tensor([0, 1, 2, 2]), torch.tensor([True, False, True, False])
+
+    def loss(alpha: float, rows: torch.Tensor) -> float:
+        return float(discrete_time_nll(logits[rows], times[rows], events[rows], alpha))
+
+    for alpha in (0.15, 1.0):
+        each = loss(0.0, events) + (1 - alpha) * loss(0.0, ~events)
+        assert loss(alpha, torch.ones(4).bool()) == pytest.approx(each / 2)
 
 
-def terms(head: Any, output: SlideOutput, *slides: Bag) -> dict[str, Tensor]:
-    return training_losses(head, output, slides)
-
-
-CLASSES = ("a", "b", "c")
-
-
-def test_a_batch_has_the_mean_loss_of_its_slides() -> None:
-    head = ClassificationHead(None, CLASSES)
-    logits = torch.randn(2, 3)
-    both = terms(head, SlideOutput(logits=logits), label(0), label(2))
-    each = [
-        terms(head, SlideOutput(logits=logits[0]), label(0))["task"],
-        terms(head, SlideOutput(logits=logits[1]), label(2))["task"],
-    ]
-    assert float(both["task"]) == pytest.approx(float(sum(each)) / 2)
-
-
-def test_further_predictions_get_the_task_s_own_loss() -> None:
-    head = ClassificationHead(None, CLASSES)
-    one, two = torch.randn(3), torch.randn(4, 3)
-    chosen = torch.tensor([1, 2, -1, 0])
-    predictions = {
-        "bag": Prediction(one),
-        "pseudo": Prediction(two, weight=0.5),
-        "chosen": Prediction(two, chosen, 2.0),
-    }
-    found = terms(head, SlideOutput(logits=one, predictions=predictions), label(1))
-    of = torch.nn.functional.cross_entropy
-    assert float(found["bag"]) == pytest.approx(float(found["task"]))
-    assert float(found["pseudo"]) == pytest.approx(float(0.5 * of(two, torch.tensor([1] * 4))))
-    expected = 2 * of(two[[0, 1, 3]], chosen[[0, 1, 3]])
-    assert float(found["chosen"]) == pytest.approx(float(expected))
-
-
-def test_further_predictions_of_a_batch_belong_to_their_slides() -> None:
-    head = ClassificationHead(None, CLASSES)
-    logits = torch.randn(3)
-    packed = SlideOutput(
-        logits=torch.randn(2, 3), predictions={"second": Prediction(logits, slide=1)}
+def test_a_floor_bounds_the_loss_and_stops_the_gradient() -> None:
+    logits = torch.tensor([[40.0, 0.0], [-40.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    times, events = torch.tensor([1, 0, 0]), torch.tensor([True, True, False])
+    loss = discrete_time_nll(logits, times, events, floor=1e-7)
+    torch.autograd.backward(loss)
+    floor = -math.log(1e-7)
+    alone = -math.log(1 - 1 / (1 + math.exp(-1)))
+    assert float(loss.detach()) == pytest.approx(
+        (floor + math.log(2) + floor + alone) / 3, rel=1e-6
     )
-    found = terms(head, packed, label(0), label(2))
-    alone = torch.nn.functional.cross_entropy(logits[None], torch.tensor([2]))
-    assert float(found["second"]) == pytest.approx(float(alone) / 2)
+    assert logits.grad is not None
+    assert logits.grad[0, 0] == logits.grad[1, 0] == 0 and logits.grad[2, 0] > 0
 
 
-def test_further_predictions_work_for_survival() -> None:
-    head = SurvivalHead(None, bins=4)
-    rows = torch.randn(5, 4)
-    output = SlideOutput(logits=torch.randn(4), predictions={"tier1": Prediction(rows)})
-    found = terms(head, output, slide({"time": 2, "event": True}))
-    times, events = torch.tensor([2] * 5), torch.tensor([True] * 5)
-    assert float(found["tier1"]) == pytest.approx(float(discrete_time_nll(rows, times, events)))
+def test_the_options_of_the_survival_loss_have_the_right_gradient() -> None:
+    logits = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+    times, events = torch.tensor([0, 2, 3]), torch.tensor([True, False, True])
+    assert torch.autograd.gradcheck(
+        lambda x: discrete_time_nll(x, times, events, 0.4, 1e-7), logits
+    )
 
 
-def test_further_predictions_of_patches_are_compared_patch_by_patch() -> None:
-    head = SegmentationHead(None, CLASSES)
-    rows, chosen = torch.randn(3, 3), torch.tensor([2, 2, 2])
-    predictions = {"same": Prediction(rows), "chosen": Prediction(rows, chosen)}
-    output = SlideOutput(instance_logits=rows, predictions=predictions)
-    found = terms(head, output, slide({"instances": [0, 1, 2]}))
-    assert float(found["same"]) == pytest.approx(float(found["task"]))
-    expected = torch.nn.functional.cross_entropy(rows, chosen)
-    assert float(found["chosen"]) == pytest.approx(float(expected))
+def test_class_weights_are_divided_out_again() -> None:
+    logits, label = torch.randn(5, 3), torch.tensor([0, 2, -1, 1, 2])
+    weights, known = torch.tensor([0.2, 1.3, 1.5]), label >= 0
+    expected = F.cross_entropy(logits[known], label[known], weights)
+    assert float(cross_entropy(logits, label, weights)) == pytest.approx(float(expected))
+    one = logits[:1], label[:1]
+    assert float(cross_entropy(*one, weights)) == pytest.approx(float(cross_entropy(*one)))
+    assert float(cross_entropy(logits[:1], torch.tensor([-1]), weights)) == 0.0
 
 
-def test_dropped_patches_teach_a_per_patch_head_nothing() -> None:
-    head = SegmentationHead(None, CLASSES)
-    rows = torch.randn(3, 3)
-    kept = torch.tensor([0, 2])
-    output = SlideOutput(instance_logits=rows, kept=kept)
-    found = terms(head, output, slide({"instances": torch.tensor([0, 1, 2])}))
-    expected = torch.nn.functional.cross_entropy(rows[kept], kept)
-    assert float(found["task"]) == pytest.approx(float(expected))
+def test_class_weights_are_inverse_frequencies_that_sum_to_the_class_count() -> None:
+    weights = inverse_frequencies(torch.tensor([0, 0, 0, 2, -1]), 4)
+    assert float(weights.sum()) == pytest.approx(4)
+    assert (weights / weights[2]).tolist() == pytest.approx([1 / 3, 1, 1, 1])
+    with pytest.raises(DataError, match="label 4 is no index of 4 classes"):
+        inverse_frequencies(torch.tensor([0, 4]), 4)
+    assert inverse_frequencies(torch.tensor([-1]), 2).tolist() == [1, 1]
 
 
-def test_the_loss_of_a_batch_is_one_call_with_everything_that_all_slides_state() -> None:
-    calls: list[tuple[Tensor, dict[str, Tensor]]] = []
-
-    def loss(raw: Tensor, targets: Any) -> Tensor:
-        calls.append((raw, dict(targets)))
-        return raw.sum()
-
-    slides = [
-        slide({"label": 1, "time": 2.5, "instances": [0, 1, 2]}),
-        slide({"label": torch.tensor([2]), "time": 7, "event": True, "instances": [2, 1, 0]}),
-    ]
-    logits = torch.randn(2, 3)
-    found = training_losses(ClassificationHead(None, CLASSES), SlideOutput(logits), slides, loss)
-    ((raw, targets),) = calls
-    assert torch.equal(raw, logits) and set(found) == {"task"}
-    assert {name: value.tolist() for name, value in targets.items()} == {
-        "label": [1, 2],
-        "time": [2.5, 7.0],
-    }
-    calls.clear()
-    rows = SlideOutput(instance_logits=torch.randn(6, 3))
-    training_losses(SegmentationHead(None, CLASSES), rows, slides, loss)
-    assert {k: v.tolist() for k, v in calls[0][1].items()} == {"instances": [0, 1, 2, 2, 1, 0]}
+def test_binary_cross_entropy_is_the_mean_over_labelled_rows() -> None:
+    logits, label = patches()
+    known = label >= 0
+    weight = torch.tensor(4.2, dtype=torch.float64)
+    expected = F.binary_cross_entropy_with_logits(
+        logits[known], label[known].double(), pos_weight=weight
+    )
+    assert float(binary_cross_entropy(logits, label, 4.2)) == pytest.approx(float(expected))
+    assert float(binary_cross_entropy(logits, label, weight)) == pytest.approx(float(expected))
+    assert float(binary_cross_entropy(logits, -torch.ones(12))) == 0.0
 
 
-def test_a_loss_may_be_several_terms_by_name() -> None:
-    def loss(raw: Tensor, targets: Any) -> dict[str, Tensor]:
-        return {"a": raw.sum(), "b": raw.square().sum()}
-
-    one = torch.randn(3)
-    output = SlideOutput(one, predictions={"again": Prediction(one, weight=0.5)})
-    found = training_losses(ClassificationHead(None, CLASSES), output, [label(0)], loss)
-    assert set(found) == {"a", "b", "again"}
-    assert float(found["again"]) == pytest.approx(float(found["a"] + found["b"]) / 2)
+def test_the_weight_of_positives_is_how_many_negatives_there_are_for_each() -> None:
+    assert positive_weight(torch.tensor([0, 0, 0, 1, 1, -1])) == 1.5
+    assert positive_weight(torch.tensor([0.0, 0.0])) == 2.0
 
 
-def test_a_prediction_may_choose_whole_targets() -> None:
-    head, rows = SurvivalHead(None, bins=4), torch.randn(2, 4)
-    chosen = {"time": torch.tensor([0, 3]), "event": torch.tensor([1, 0])}
-    output = SlideOutput(torch.randn(4), predictions={"mixed": Prediction(rows, chosen)})
-    found = terms(head, output, slide({"time": 2, "event": True}))
-    expected = discrete_time_nll(rows, chosen["time"], chosen["event"])
-    assert float(found["mixed"]) == pytest.approx(float(expected))
+def test_soft_dice_is_one_minus_the_overlap_of_probabilities_and_labels() -> None:
+    logits, label = patches()
+    known = label >= 0
+    p, y = torch.sigmoid(logits[known]), label[known]
+    expected = 1 - (2 * (p * y).sum() + 1e-6) / (p.sum() + y.sum() + 1e-6)
+    assert float(soft_dice(logits, label)) == pytest.approx(expected)
+    sure = torch.where(label == 1, 60.0, -60.0)
+    assert float(soft_dice(sure, label)) == pytest.approx(0, abs=1e-6)
+    assert float(soft_dice(-sure, label)) == pytest.approx(1, abs=1e-6)
+    assert float(soft_dice(torch.full((3,), -90.0), torch.zeros(3))) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_prediction_of_kept_patches_is_compared_with_their_labels() -> None:
-    head, rows = SegmentationHead(None, CLASSES), torch.randn(6, 3)
-    kept = torch.tensor([0, 2, 4])
-    first = Prediction(rows[[0, 2]])
-    output = SlideOutput(instance_logits=rows, kept=kept, predictions={"kept": first})
-    labels = slide({"instances": [0, 1, 2]})
-    found = terms(head, output, labels, labels)
-    expected = torch.nn.functional.cross_entropy(rows[[0, 2]], torch.tensor([0, 2])) / 2
-    assert float(found["kept"]) == pytest.approx(float(expected))
+def test_bce_and_dice_are_mixed_unless_nothing_is_positive() -> None:
+    logits, label = patches()
+    bce, dice = binary_cross_entropy(logits, label, 3.0), soft_dice(logits, label)
+    assert float(bce_dice(logits, label, 3.0)) == pytest.approx(float(0.25 * bce + 0.75 * dice))
+    assert float(bce_dice(logits, label, 3.0, 0.0)) == pytest.approx(float(bce))
+    none = label.clamp(max=0)
+    alone = float(binary_cross_entropy(logits, none, 3.0))
+    assert float(bce_dice(logits, none, 3.0)) == pytest.approx(alone)
 
 
-@pytest.mark.parametrize(
-    ("targets", "message"),
-    [
-        ([{"label": "b"}], r"slide 'A1': target 'label' is 'b', expected a number"),
-        ([{"instances": [0, 1]}], r"'instances' is \(2,\), expected \(3,\), one label a patch"),
-        (
-            [{"label": 0}, {"label": [0, 1]}],
-            r"'label' has several shapes in one batch: \[\(\), \(2",
-        ),
-    ],
-)
-def test_targets_that_do_not_make_a_batch_are_named(targets: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        collate([slide(target) for target in targets])
+def test_ce_and_dice_of_classes_that_occur_are_mixed() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64)
+    label = torch.tensor([0, 2, -1, 2, 0, 3])  # class 1 does not occur
+    p = logits.softmax(1)[label >= 0]
+    y = F.one_hot(label[label >= 0], 4)
+    dice = 1 - (2 * (p * y).sum(0) + 1e-6) / (p.sum(0) + y.sum(0) + 1e-6)
+    expected = 0.4 * dice[[0, 2, 3]].mean() + 0.6 * cross_entropy(logits, label)
+    assert float(ce_dice(logits, label, 0.4)) == pytest.approx(float(expected))
+    unknown = torch.full((6,), -1)
+    assert float(ce_dice(logits, unknown)) == 0.0
 
 
-def test_a_model_without_a_head_needs_a_loss() -> None:
-    with pytest.raises(DataError, match="a model without a head has no loss of its own"):
-        training_losses(None, SlideOutput(torch.zeros(3)), [label(0)])
+def test_losses_of_patches_have_the_right_gradients_and_none_where_unknown() -> None:
+    logits, label = patches()
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: bce_dice(x, label, 2.0), logits)
+    torch.autograd.backward(bce_dice(logits, label))
+    assert logits.grad is not None and ((logits.grad != 0) == (label >= 0)).all()
+    many = torch.randn(12, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ce_dice(x, label), many)
 
 
-def test_a_slide_without_a_target_is_named() -> None:
-    with pytest.raises(DataError, match=r"slide 'A1' has no target: Bag\(\.\.\., target=\{'label"):
-        terms(ClassificationHead(None, CLASSES), SlideOutput(logits=torch.zeros(3)), slide(None))
-
-
-def test_a_per_patch_head_without_patch_labels_is_an_error() -> None:
-    output = SlideOutput(instance_logits=torch.zeros(3, 3))
-    with pytest.raises(DataError, match=r"trains on target\['instances'\], one label a patch"):
-        terms(SegmentationHead(None, CLASSES), output, label(0))
-
-
-@pytest.mark.parametrize("head", [ClassificationHead, SegmentationHead])
-def test_a_head_that_fills_nothing_to_compare_is_an_error(head: Any) -> None:
-    made = head(None, CLASSES)
-    with pytest.raises(PluginError, match=f"the {made.task} head left '.*logits' None"):
-        terms(made, SlideOutput(), slide({"label": 0, "instances": [0, 0, 0]}))
-
-
-def test_two_terms_of_one_name_are_an_error() -> None:
-    one = torch.ones(())
-    assert merged({"a": one}, {"b": one}) == {"a": one, "b": one}
-    with pytest.raises(PluginError, match="two losses of one model are called 'a': rename one"):
-        merged({"a": one}, {"a": one})
-
-
-@pytest.mark.parametrize("field", ["losses", "predictions"])
-def test_a_term_that_is_called_task_is_an_error(field: str) -> None:
-    value = torch.ones(()) if field == "losses" else Prediction(torch.zeros(3))
-    fields: dict[str, Any] = {"logits": torch.zeros(3), field: {"task": value}}
-    output = SlideOutput(**fields)
-    with pytest.raises(PluginError, match="called 'task'"):
-        terms(ClassificationHead(None, CLASSES), output, label(0))
+@pytest.mark.parametrize("scale", [-1e4, 1e4])
+def test_losses_of_patches_are_finite_for_extreme_logits(scale: float) -> None:
+    for label in (torch.tensor([0, 1, -1]), torch.tensor([0, 0, -1]), torch.tensor([-1, -1, -1])):
+        logits = torch.full((3,), scale, requires_grad=True)
+        loss = bce_dice(logits, label)
+        torch.autograd.backward(loss)
+        assert logits.grad is not None
+        assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from wsizoo.errors import DataError, PluginError, SpecError
 from wsizoo.interfaces import Aggregated, Head
+from wsizoo.losses import bce_dice, ce_dice, discrete_time_nll
 from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
 
 LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
@@ -168,3 +169,76 @@ def test_a_label_may_be_a_number_of_any_kind(label: Any) -> None:
 def test_values_are_compared_in_squares() -> None:
     raw = torch.tensor([[3.0], [1.0]])
     assert float(REGRESS.loss(raw, {"value": torch.tensor([1, 1])})) == 2.0
+
+
+def one_logit(**options: Any) -> SegmentationHead:
+    return SegmentationHead(6, ("normal", "tumour"), one_logit=True, **options)
+
+
+def test_two_classes_may_share_one_logit() -> None:
+    head = one_logit()
+    found = head(Aggregated(torch.randn(6), instances=torch.randn(5, 6)))
+    assert found["instance_logits"].shape == (5, 1)
+    assert (head.n_outputs, head.classes, head.threshold) == (1, ("normal", "tumour"), 0.5)
+
+
+def test_shares_of_a_patch_become_labels_at_the_threshold() -> None:
+    head = one_logit(threshold=0.2, dice_weight=0.75, pos_weight=3.0)
+    raw, ratios = torch.randn(5, 1), torch.tensor([0.0, 0.19, 0.2, 1.0, -1.0])
+    expected = bce_dice(raw[:, 0], torch.tensor([0, 0, 1, 1, -1]), 3.0, 0.75)
+    assert float(head.loss(raw, {"instances": ratios})) == pytest.approx(float(expected))
+    whole = torch.tensor([0, 0, 1, 1, -1])
+    assert float(head.loss(raw, {"instances": whole})) == pytest.approx(float(expected))
+
+
+def test_one_logit_without_options_is_plain_binary_cross_entropy() -> None:
+    raw, label = torch.randn(4, 1), torch.tensor([0, 1, 1, 0])
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(raw[:, 0], label.float())
+    assert float(one_logit().loss(raw, {"instances": label})) == pytest.approx(float(expected))
+
+
+def test_dice_may_be_mixed_into_the_loss_of_several_classes() -> None:
+    raw, label = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, -1, 0])
+    head = SegmentationHead(None, ("a", "b", "c"), dice_weight=0.5)
+    expected = ce_dice(raw, label, 0.5)
+    assert float(head.loss(raw, {"instances": label})) == pytest.approx(float(expected))
+
+
+@pytest.mark.parametrize("share", [1.01, -0.5, float("nan"), 2])
+def test_a_share_that_is_none_is_named(share: float) -> None:
+    ratios = torch.tensor([0.5, share])
+    with pytest.raises(
+        DataError, match=r"'instances' holds .* \(row 1\), expected the share of a p"
+    ):
+        one_logit().loss(torch.zeros(2, 1), {"instances": ratios})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"one_logit": True}, "one_logit tells two classes apart, head.classes names 3"),
+        ({"threshold": 0.2}, r"head\.threshold and head\.pos_weight need head\.one_logit=true"),
+        ({"pos_weight": 2.0}, "need head.one_logit=true"),
+        ({"threshold": 1.5}, r"head\.threshold is 1\.5, expected a number from 0 to 1"),
+        ({"dice_weight": "much"}, r"head\.dice_weight is 'much', expected a number from 0 to 1"),
+        ({"pos_weight": -1}, r"head\.pos_weight is -1, expected a number from 0 to inf"),
+    ],
+)
+def test_options_of_segmentation_that_do_not_fit_are_refused(options: Any, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        SegmentationHead(None, ("a", "b", "c"), **options)
+
+
+def test_the_survival_loss_takes_alpha_and_a_floor() -> None:
+    raw = torch.tensor([[40.0, 0.0, 0.0], [0.5, -0.5, 1.0]])
+    targets = {"time": torch.tensor([1, 2]), "event": torch.tensor([1, 0])}
+    head = SurvivalHead(None, bins=3, alpha=0.4, floor=1e-7)
+    expected = discrete_time_nll(raw, targets["time"], targets["event"], 0.4, 1e-7)
+    assert float(head.loss(raw, targets)) == pytest.approx(float(expected))
+    assert float(SurvivalHead(None, bins=3).loss(raw, targets)) > float(expected)
+
+
+@pytest.mark.parametrize("options", [{"alpha": 2}, {"alpha": True}, {"floor": 0.9}, {"floor": -1}])
+def test_options_of_the_survival_loss_that_make_no_sense_are_refused(options: Any) -> None:
+    with pytest.raises(SpecError, match=r"head\.(alpha|floor) is .*, expected a number from 0 to"):
+        SurvivalHead(4, **options)

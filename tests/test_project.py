@@ -27,7 +27,7 @@ FILES = [*CORE_FILES, *PLUGIN_FILES, *sorted(ROOT.glob("examples/*.py"))]
 LAYERS = """
 errors hookspecs files names targets yaml_data
 fingerprint spec encoder_spec overrides plugins registry bag patient catalogue builtin
-outputs interfaces losses ops hub weights seeding
+outputs interfaces losses objectives augment ops hub weights seeding
 pins stored mil model encoders slides formats viz
 zoo card publish extraction segmentation sources inference train doctor scaffold
 cli testing demo __main__

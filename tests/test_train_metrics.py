@@ -1,12 +1,28 @@
+import csv
 import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn import metrics as reference
 
 from wsizoo.errors import DataError
-from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve
+from wsizoo.train.metrics import (
+    Macro,
+    accuracy,
+    auc_interval,
+    concordance_index,
+    macro,
+    one_vs_rest_auc,
+    overlap,
+    roc_auc,
+    roc_curve,
+)
 
 SLIDES = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=30)
 BOTH = SLIDES.filter(lambda slides: len({label for label, _ in slides}) == 2)
@@ -102,3 +118,118 @@ def test_more_slides_give_a_narrower_interval() -> None:
         low, high = auc_interval(labels, scores)
         widths.append(high - low)
     assert widths == sorted(widths, reverse=True)
+
+
+ANSWERS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), min_size=1, max_size=25)
+
+
+@given(ANSWERS)
+def test_accuracy_and_macro_means_are_those_of_scikit_learn(answers: list[tuple[int, int]]) -> None:
+    labels, predicted = np.array(answers).T
+    options = {"average": "macro", "zero_division": 0}
+    expected = [
+        getattr(reference, f"{name}_score")(labels, predicted, **options)
+        for name in ("f1", "precision", "recall")
+    ]
+    found = macro(labels, predicted)
+    assert [found.f1, found.precision, found.recall] == pytest.approx(expected, abs=1e-12)
+    assert accuracy(labels, predicted) == pytest.approx((labels == predicted).mean())
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=25))
+def test_overlap_is_that_of_scikit_learn(patches: list[tuple[int, int]]) -> None:
+    labels, predicted = np.array(patches).T
+    names = {"dice": "f1", "iou": "jaccard", "precision": "precision", "recall": "recall"}
+    found = overlap(labels, predicted)
+    for name, other in names.items():
+        expected = getattr(reference, f"{other}_score")(labels, predicted, zero_division=0)
+        assert getattr(found, name) == pytest.approx(expected, abs=1e-12)
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 4), st.integers(0, 4)), min_size=1))
+def test_each_class_has_its_auc_against_the_others(slides: list[tuple[int, int, int]]) -> None:
+    table = np.array([[a, b, a - b] for _, a, b in slides], dtype=float)
+    labels = np.array([label for label, _, _ in slides])
+    found = one_vs_rest_auc(labels, table)
+    for c in range(3):
+        expected = roc_auc((labels == c).astype(int), table[:, c])
+        assert found[c] == expected or (math.isnan(found[c]) and math.isnan(expected))
+    if (labels != 2).all():
+        assert math.isnan(found[2])
+
+
+PATIENTS = st.lists(
+    st.tuples(st.integers(0, 5), st.booleans(), st.integers(-3, 3)), min_size=1, max_size=20
+)
+
+
+@given(PATIENTS)
+def test_concordance_equals_counting_pairs(patients: list[tuple[int, bool, int]]) -> None:
+    right, pairs = 0.0, 0
+    for time, event, risk in patients:
+        for other_time, other_event, other_risk in patients:
+            if event and (time < other_time or (time == other_time and not other_event)):
+                pairs += 1
+                right += (risk > other_risk) + 0.5 * (risk == other_risk)
+    found = concordance_index(*zip(*patients, strict=True))
+    assert found == pytest.approx(right / pairs) if pairs else math.isnan(found)
+
+
+def test_risks_that_differ_by_less_than_rounding_are_tied() -> None:
+    assert concordance_index([1, 2], [1, 1], [0.5, 0.5 - 1e-9]) == 0.5
+    assert concordance_index([1, 2], [1, 1], [0.5, 0.5 - 1e-7]) == 1.0
+
+
+def survival_tables() -> list[Path]:
+    folder = Path(os.environ.get("WSIZOO_DATA", "nowhere")) / "survival"
+    return sorted(folder.glob("tcga_*_risk_fold*.csv"))
+
+
+@pytest.mark.skipif(not survival_tables(), reason="WSIZOO_DATA holds no published risks")
+def test_concordance_equals_what_was_published() -> None:
+    for path in survival_tables():
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        months, censored, risk = (
+            np.array([float(row[name]) for row in rows])
+            for name in ("survival_months", "censorship", "risk")
+        )
+        cohort, _, fold = path.stem.rpartition("_risk_fold")
+        with open(path.with_name(f"{cohort}_published_cindex.csv"), encoding="utf-8") as file:
+            published = {row["folds"]: float(row["val_cindex"]) for row in csv.DictReader(file)}
+        assert concordance_index(months, 1 - censored, risk) == pytest.approx(
+            published[fold], abs=1e-12
+        )
+
+
+def test_measures_of_nothing_are_nan() -> None:
+    none: list[int] = []
+    assert math.isnan(accuracy(none, none)) and math.isnan(macro(none, none).f1)
+    assert math.isnan(concordance_index(none, none, none))
+    assert overlap(none, none).dice == 0
+    assert macro([1, 1], [1, 1]) == Macro(1, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (
+            lambda: accuracy([0, 1], [0]),
+            r"labels are \(2,\) and predictions \(1,\), expected \(n,\)",
+        ),
+        (lambda: macro([0, 1], [0, 0.5]), "are class indices, expected whole numbers"),
+        (lambda: overlap([0, 2], [0, 1]), "overlap is of labels and predictions that are 0 or 1"),
+        (
+            lambda: one_vs_rest_auc([0, 1], [0.1, 0.2]),
+            r"probabilities are \(2,\), expected \(n, C\)",
+        ),
+        (lambda: one_vs_rest_auc([0, 2], np.eye(2)), "labels go from 0 to 2, of 2 classes"),
+        (lambda: concordance_index([1], [1, 0], [1]), r"times are \(1,\) and events \(2,\)"),
+        (lambda: concordance_index([1], [0.5], [1]), r"events are \[0\.5\], expected 0 and 1"),
+        (lambda: concordance_index([1, 2], [1, 0], [1]), r"risks are \(1,\) for 2 times, expected"),
+        (lambda: concordance_index([1], [1], [math.nan]), "expected as many, no NaN"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(measure: Callable[[], Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        measure()

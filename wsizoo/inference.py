@@ -21,8 +21,9 @@ from wsizoo.slides.extract import Progress, Request
 from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.store import EMBEDDING
 from wsizoo.sources import FEATURES, FeatureSource, Needs, list_inputs, meet
+from wsizoo.viz.classes import read_classes
 from wsizoo.viz.predicted import Drawing, PatchAnswers, write_pictures, write_scores
-from wsizoo.viz.table import Table, class_names, prediction_row
+from wsizoo.viz.table import Table, prediction_row
 from wsizoo.zoo import load
 
 
@@ -65,7 +66,8 @@ def predict(
     Writes `out/predictions.csv` (slide, prob_<class>..., predicted; survival: risk and hazards),
     `out/run.json` (what made it, and the limits that the model states) and, a slide,
     `scores/<slide>.csv`, `heatmaps/<slide>.png`, `geojson/<slide>.geojson` (level-0 px, for
-    QuPath): scores or class probabilities of patches, as far as the model gives them. Features of
+    QuPath): scores or class probabilities of patches, as far as the model gives them; of a model
+    that segments, `regions/<slide>.geojson`, the outlines of each class but the first. Features of
     slides are kept in `out/features`. An interruption keeps what was finished, and the next call
     with the same model leaves out the slides whose features and outputs are there unchanged.
 
@@ -187,8 +189,8 @@ def _predict_one(
     with torch.inference_mode():
         output = model(bag)
         logits = output.instance_logits
-        names = [] if logits is None else class_names(model, logits)
-        answers = PatchAnswers.of(output, len(bag), names)
+        found = None if logits is None else read_classes(model, logits)
+        answers = PatchAnswers.of(output, len(bag), found)
     row = {"slide": name, **prediction_row(model, output)}
     row |= {"forced": meeting.forced} if meeting.forced else {}
     drawing = Drawing(out, name, taken.own, taken.frame == LEVEL0, meeting.forced)

@@ -294,7 +294,7 @@ class WholeModel(Part):
     def losses(self, output: SlideOutput, slides: Sequence[Bag]) -> Mapping[str, Tensor]:
         """Everything to minimise, by name; default `output.losses`. `slides` have the targets.
 
-        With a head of its own: `return wsizoo.losses.training_losses(head, output, slides)`.
+        With a head of its own: `return wsizoo.objectives.training_losses(head, output, slides)`.
         """
         if output.predictions or not output.losses:
             what = "predictions, which need a loss" if output.predictions else "no losses"

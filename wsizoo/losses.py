@@ -1,34 +1,148 @@
-"""Losses of the tasks, one definition for all methods, and how they make up a training loss."""
+"""Losses of the tasks on raw outputs, one definition for all methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsizoo.bag import Bag
-from wsizoo.errors import DataError, PluginError
-from wsizoo.interfaces import Head, Prediction, SlideOutput
+from wsizoo.errors import DataError
 
-PATCHES = "instances"  # the target of per-patch heads, one label a patch
+DICE_WEIGHT = 0.75  # SPAN's
+DICE_EPS = 1e-6
 
 
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
     """Softmax cross entropy, the mean () over labelled rows; 0 where no row has a label.
 
     Args:
         logits: (n, C). label: (n,) int64 class indices, -1 rows are left out.
+        class_weights: (C,), of a row by its label. The mean is divided by the weights of its rows:
+            of a single row the weight cancels, so they have no effect where one slide is a step.
 
     Source: torch.nn.functional.cross_entropy.
     Differs: a mean over nothing is 0, not NaN.
     """
-    total = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
-    return total / (label >= 0).sum().clamp(min=1)
+    weights = None if class_weights is None else class_weights.to(logits)
+    total = F.cross_entropy(logits, label, weights, ignore_index=-1, reduction="sum")
+    known = label >= 0  # (n,)
+    if weights is None:
+        return total / known.sum().clamp(min=1)
+    size = weights[label.clamp(min=0)][known].sum()
+    return total / torch.where(size > 0, size, 1.0)
 
 
-def discrete_time_nll(logits: Tensor, time_bin: Tensor, event: Tensor) -> Tensor:
+def inverse_frequencies(label: Tensor, n_classes: int) -> Tensor:
+    """Class weights (C,) float32: 1 / count of each class, scaled to sum to the class count.
+
+    Args:
+        label: int64 class indices of the training slides, of any shape; -1 ones are left out.
+
+    A class that does not occur counts as one that occurs once.
+
+    Source: SPAN (2026), `compute_class_weights`, https://github.com/wwyi1828/SPAN at 08e4ba0.
+    """
+    known = label[label >= 0]
+    if len(known) and int(known.max()) >= n_classes:
+        raise DataError(f"label {int(known.max())} is no index of {n_classes} classes")
+    inverse = 1 / torch.bincount(known, minlength=n_classes).clamp(min=1)
+    return inverse / inverse.sum() * n_classes
+
+
+def binary_cross_entropy(logits: Tensor, label: Tensor, pos_weight: float | Tensor = 1.0) -> Tensor:
+    """Sigmoid cross entropy, the mean () over labelled rows; 0 where no row has a label.
+
+    Args:
+        logits: (n,). label: (n,) 0 or 1; negative ones are left out.
+        pos_weight: factor of the loss of positive rows; the mean is over rows all the same.
+
+    Source: torch.nn.functional.binary_cross_entropy_with_logits.
+    Differs: a mean over nothing is 0, not NaN.
+    """
+    known = (label >= 0).to(logits)  # (n,)
+    target = label.to(logits).clamp(min=0)
+    weight = torch.as_tensor(pos_weight).to(logits)
+    each = F.binary_cross_entropy_with_logits(
+        logits, target, known, pos_weight=weight, reduction="none"
+    )
+    return each.sum() / known.sum().clamp(min=1)
+
+
+def positive_weight(label: Tensor) -> float:
+    """Negative rows for each positive one (or for the one that is not there).
+
+    Args:
+        label: 0 or 1, of all patches of the training slides; negative ones are left out.
+
+    Source: SPAN (2026), `calculate_pos_weight`.
+    """
+    return int((label == 0).sum()) / max(1, int((label == 1).sum()))
+
+
+def soft_dice(logits: Tensor, label: Tensor, eps: float = DICE_EPS) -> Tensor:
+    """One minus the Dice coefficient () of probabilities p = sigmoid(logits) with labels y.
+
+    1 - (2 sum(p y) + eps) / (sum p + sum y + eps), summed over the rows given: published trainings
+    give those of one slide.
+
+    Args:
+        logits: (n,). label: (n,) 0 or 1; negative ones are left out.
+
+    Source: SPAN (2026), appendix, and `dice_loss_fn` of its code; the idea is V-Net's
+    (https://arxiv.org/abs/1606.04797), there with squares in the denominator.
+    """
+    known = (label >= 0).to(logits)
+    return _dice_losses(torch.sigmoid(logits) * known, label.to(logits) * known, eps)
+
+
+def bce_dice(
+    logits: Tensor,
+    label: Tensor,
+    pos_weight: float | Tensor = 1.0,
+    dice_weight: float = DICE_WEIGHT,
+) -> Tensor:
+    """(1 - w) `binary_cross_entropy` + w `soft_dice`, or the first alone if nothing is positive.
+
+    Args:
+        logits: (n,). label: (n,) 0 or 1; negative ones are left out. dice_weight: w in [0, 1].
+
+    Source: SPAN (2026), appendix: hybrid loss of segmentation, w = 0.75.
+    """
+    share = torch.where((label > 0).any(), dice_weight, 0.0).to(logits)
+    bce = binary_cross_entropy(logits, label, pos_weight)
+    return (1 - share) * bce + share * soft_dice(logits, label)
+
+
+def ce_dice(logits: Tensor, label: Tensor, dice_weight: float = DICE_WEIGHT) -> Tensor:
+    """(1 - w) `cross_entropy` + w mean of 1 - Dice over the classes that occur; classes exclude.
+
+    Args:
+        logits: (n, C). label: (n,) int64 class indices, -1 rows are left out.
+
+    Source: `bce_dice` for several classes, with softmax probabilities; not published.
+    """
+    known = (label >= 0)[:, None]  # (n, 1)
+    target = F.one_hot(label.clamp(min=0), logits.shape[1]).to(logits) * known  # (n, C)
+    dice = _dice_losses(torch.softmax(logits, 1) * known, target, DICE_EPS)  # (C,)
+    occurs = target.amax(0)  # (C,)
+    mean = (dice * occurs).sum() / occurs.sum().clamp(min=1)
+    return (1 - dice_weight) * cross_entropy(logits, label) + dice_weight * mean
+
+
+def _dice_losses(p: Tensor, y: Tensor, eps: float) -> Tensor:
+    """Of each column: (n, ...) both -> (...)."""
+    return 1 - (2 * (p * y).sum(0) + eps) / (p.sum(0) + y.sum(0) + eps)
+
+
+def discrete_time_nll(
+    logits: Tensor,
+    time_bin: Tensor,
+    event: Tensor,
+    alpha: float = 0.0,
+    floor: float | None = None,
+) -> Tensor:
     """Negative log-likelihood () of discrete-time survival with conditional hazards, a mean.
 
     With h = sigmoid(logits) and S_t = prod_{s<=t} (1 - h_s): an event in bin t contributes
@@ -37,158 +151,27 @@ def discrete_time_nll(logits: Tensor, time_bin: Tensor, event: Tensor) -> Tensor
 
     Args:
         logits: (n, T). time_bin: (n,) int64 in [0, T). event: (n,) bool, True: the event was seen.
+        alpha: extra weight of uncensored patients: (1 - alpha) both + alpha events, so that
+            censored patients count 1 - alpha.
+        floor: the least h_t, S_{t-1} and S_t that are told apart, with gradient 0 below: 1e-7 as
+            published; None: none.
 
     Source: Zadeh and Schmid, "Bias in Cross-Entropy-Based Training of Deep Survival Networks",
-    IEEE TPAMI 43(9), 2021, Eq. 2-3, with no extra weight on uncensored patients (alpha = 0).
+    IEEE TPAMI 43(9), 2021, Eq. 2-3; alpha and floor as in MCAT, SPAN and other slide models.
     """
     bins = torch.arange(logits.shape[1], device=logits.device)
-    event = event.bool()[:, None]  # (n, 1)
-    survived = bins < time_bin[:, None] + (~event).long()  # (n, T)
-    died = (bins == time_bin[:, None]) & event  # (n, T)
-    log_likelihood = F.logsigmoid(-logits) * survived + F.logsigmoid(logits) * died
-    return -log_likelihood.sum(1).mean()
+    event = event.bool()  # (n,)
+    survived = bins < (time_bin + (~event).long())[:, None]  # (n, T)
+    died = (bins == time_bin[:, None]) & event[:, None]  # (n, T)
+    log_survival = (F.logsigmoid(-logits) * survived).sum(1)  # (n,)
+    log_hazard = (F.logsigmoid(logits) * died).sum(1)  # (n,)
+    if floor is not None:
+        log_survival = log_survival.clamp(min=math.log(floor))
+        log_hazard = log_hazard.clamp(min=math.log(floor))
+    weight = torch.where(event, 1.0, 1.0 - alpha).to(logits)
+    return -(weight * (log_survival + log_hazard)).mean()
 
 
 def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:
     """Mean () of squared differences of (n,) values."""
     return F.mse_loss(value, target)
-
-
-TaskLoss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | Mapping[str, Tensor]"]
-
-
-def training_losses(
-    head: Head | None,
-    output: SlideOutput,
-    slides: Sequence[Bag],
-    task_loss: TaskLoss | None = None,
-) -> dict[str, Tensor]:
-    """Everything to minimise, by name: `task`, further predictions, auxiliary terms.
-
-    The task's loss is called once for the whole batch: with a row of raw outputs a slide, or a row
-    a patch of all slides (a per-patch head's mean is over all labelled patches). Each further
-    prediction is one more call with its own rows, and counts 1/B.
-
-    Args:
-        head: of the model; None: a whole model, of which `task_loss` reads `logits` (or, where
-            they are None, `instance_logits`).
-        output: of one slide, or packed. slides: those slides, with their targets.
-        task_loss: (raw, targets) as `Head.loss` takes -> a number, or several by name (instead of
-            `task`); in place of the head's own loss.
-
-    Raises:
-        DataError: a target that is not there or does not fit.
-    """
-    loss = task_loss or _loss_of(head)
-    per_patch = output.logits is None if head is None else head.reads == "instances"
-    stated = collate(slides)
-    if per_patch:
-        raw = _filled(output.instance_logits, head, "instance_logits")
-        targets = {PATCHES: _patch_labels(stated, output)}
-    else:
-        raw = _filled(output.logits, head, "logits").reshape(len(slides), -1)  # (B, C)
-        targets = {name: value for name, value in stated.items() if name != PATCHES}
-    targets = {name: value.to(raw.device) for name, value in targets.items()}
-    found = loss(raw, targets)
-    terms = dict(found) if isinstance(found, Mapping) else {"task": found}
-    for name, p in output.predictions.items():
-        rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
-        value = loss(rows, _targets_of(p, len(rows), targets, slides, output))
-        total = torch.stack(list(value.values())).sum() if isinstance(value, Mapping) else value
-        terms = merged(terms, {name: p.weight * total / len(slides)})
-    return merged(terms, output.losses)
-
-
-def collate(slides: Sequence[Bag]) -> dict[str, Tensor]:
-    """What all slides state as targets: (B,), or (B, ...); `instances` end to end (N_total,).
-
-    Raises:
-        DataError: a slide without a target, or with one that is no number.
-    """
-    each = [_numbers(bag) for bag in slides]
-    shared = [name for name in each[0] if all(name in one for one in each)]
-    joined = {}
-    for name in shared:
-        values = [one[name] for one in each]
-        alike = len({value.shape for value in values}) == 1
-        if not alike and name != PATCHES:
-            shapes = sorted({tuple(value.shape) for value in values})
-            raise DataError(f"target '{name}' has several shapes in one batch: {shapes}")
-        joined[name] = torch.cat(values) if name == PATCHES else torch.stack(values)
-    return joined
-
-
-def _numbers(bag: Bag) -> dict[str, Tensor]:
-    if bag.target is None:
-        raise DataError(f"slide '{bag.slide_id}' has no target: Bag(..., target={{'label': 0}})")
-    found = {}
-    for name, given in bag.target.items():
-        try:
-            value = torch.as_tensor(given)
-        except (TypeError, ValueError, RuntimeError) as error:
-            told = f"slide '{bag.slide_id}': target '{name}' is {given!r:.60}"
-            raise DataError(f"{told}, expected a number") from error
-        if name == PATCHES and value.shape != (len(bag),):
-            raise DataError(
-                f"slide '{bag.slide_id}': target '{name}' is {tuple(value.shape)}, expected "
-                f"({len(bag)},), one label a patch"
-            )
-        found[name] = value.reshape(()) if name != PATCHES and value.numel() == 1 else value
-    return found
-
-
-def _patch_labels(stated: Mapping[str, Tensor], output: SlideOutput) -> Tensor:
-    """(N_total,) per-patch labels; patches that a selector dropped count as unknown (-1)."""
-    if PATCHES not in stated:
-        raise DataError("a per-patch head trains on target['instances'], one label a patch")
-    labels = stated[PATCHES]
-    if output.kept is None:
-        return labels
-    kept = output.kept.to(labels.device)
-    return torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
-
-
-def _targets_of(
-    p: Prediction,
-    n: int,
-    targets: Mapping[str, Tensor],
-    slides: Sequence[Bag],
-    output: SlideOutput,
-) -> dict[str, Tensor]:
-    """Targets of the n rows of one prediction, on its device."""
-    device = p.logits.device
-    if isinstance(p.target, Mapping):
-        return {name: value.to(device) for name, value in p.target.items()}
-    if p.target is not None:
-        return {PATCHES if PATCHES in targets else "label": p.target.to(device)}
-    if PATCHES not in targets:
-        own = {name: value[p.slide] for name, value in targets.items()}
-        return {name: value.expand(n, *value.shape).to(device) for name, value in own.items()}
-    start = sum(len(bag) for bag in slides[: p.slide])
-    stop = start + len(slides[p.slide])
-    labels = targets[PATCHES][start:stop]
-    if n != len(labels) and output.kept is not None:  # rows of the kept patches only
-        kept = output.kept[(output.kept >= start) & (output.kept < stop)]
-        labels = targets[PATCHES][kept.to(labels.device)]
-    return {PATCHES: labels.to(device)}
-
-
-def _loss_of(head: Head | None) -> TaskLoss:
-    if head is None:
-        raise DataError("a model without a head has no loss of its own: give a task_loss")
-    return head.loss
-
-
-def merged(terms: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Both. Raises PluginError for a name that stands in both: one would not be minimised."""
-    for name in more:
-        if name in terms:
-            raise PluginError(f"two losses of one model are called '{name}': rename one")
-    return {**terms, **more}
-
-
-def _filled(raw: Tensor | None, head: Head | None, field: str) -> Tensor:
-    if raw is None:
-        whose = "whole model" if head is None else f"{head.task} head"
-        raise PluginError(f"the {whose} left '{field}' None, which its loss reads")
-    return raw

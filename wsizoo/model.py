@@ -22,7 +22,7 @@ from wsizoo.interfaces import (
     SlideOutput,
     WholeModel,
 )
-from wsizoo.losses import TaskLoss, merged, training_losses
+from wsizoo.objectives import TaskLoss, merged, training_losses
 from wsizoo.outputs import aligned, aligned_scores, stacked
 from wsizoo.spec import ModelSpec
 
@@ -205,7 +205,7 @@ class SlideModel(nn.Module):
     ) -> dict[str, Tensor]:
         """Everything to minimise, by name: the task's loss, predictions, auxiliary terms.
 
-        The sum of the values is the training loss; what is averaged: `losses.training_losses`.
+        The sum of the values is the training loss; what is averaged: `objectives.training_losses`.
 
         Args:
             task_loss: replaces the head's loss (for a whole model, all that it states itself but

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
@@ -33,6 +34,21 @@ from wsizoo.formats.hdf5 import coordinates, dataset, opened, rows
 from wsizoo.formats.trident import vectors
 
 STEP = 224
+
+
+def published_cells(coords: Tensor) -> Tensor:
+    """Cells (N, 2) int64 from 0 as SPAN's loader makes them: coords / 224, less the least, cut.
+
+    Equal to `Bag.grid()` up to its origin for whole multiples of 224. Of others it may put several
+    patches into one cell, which `wsizoo.read_bag` refuses, and SPAN's attention then mixes up.
+
+    Args:
+        coords: (N, 2), N >= 1, the `cords` of a file.
+
+    Source: `normalize_coords`, https://github.com/wwyi1828/SPAN at 08e4ba0; float32 as there.
+    """
+    steps = coords.float() / STEP
+    return (steps - steps.amin(0)).long()
 
 
 def _recognises(look: Look) -> bool:

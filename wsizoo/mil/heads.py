@@ -10,7 +10,13 @@ from torch import Tensor
 
 from wsizoo.errors import DataError, SpecError
 from wsizoo.interfaces import Head
-from wsizoo.losses import cross_entropy, discrete_time_nll, mean_squared_error
+from wsizoo.losses import (
+    bce_dice,
+    ce_dice,
+    cross_entropy,
+    discrete_time_nll,
+    mean_squared_error,
+)
 
 
 class ClassificationHead(Head):
@@ -46,6 +52,7 @@ class SurvivalHead(Head):
         edges: right ends of all bins but the last, ascending, in the time unit of the table. Bin t
             holds times in (edges[t-1], edges[t]]; targets are given as bins. They say what the
             bins of a published model mean; None: unknown.
+        alpha, floor: of the loss, see `wsizoo.losses.discrete_time_nll`.
 
     Returns (forward): `logits` (T,), `hazards` (T,) = sigmoid, `risk` () = minus the sum of the
     survival function over the bins (larger is worse).
@@ -56,7 +63,12 @@ class SurvivalHead(Head):
     task = "survival"
 
     def __init__(
-        self, in_dim: int | None, bins: int | None = None, edges: Sequence[float] | None = None
+        self,
+        in_dim: int | None,
+        bins: int | None = None,
+        edges: Sequence[float] | None = None,
+        alpha: float = 0.0,
+        floor: float | None = None,
     ) -> None:
         ends = None if edges is None else check_edges(edges)
         if bins is None:
@@ -68,8 +80,11 @@ class SurvivalHead(Head):
                 f"head.edges has {len(ends)} numbers for {bins} bins, expected {bins - 1}: the "
                 "right end of each bin but the last"
             )
+        check_share("alpha", alpha)
+        check_share("floor", 0.0 if floor is None else floor, most=0.5)
         super().__init__(in_dim, bins)
         self.edges = ends
+        self.alpha, self.floor = alpha, floor or None
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         hazards = torch.sigmoid(raw)
@@ -79,32 +94,67 @@ class SurvivalHead(Head):
     def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         event = indices(targets, "event", self, raw, 0, 2)
         time_bin = indices(targets, "time", self, raw, 0, self.n_outputs)
-        return discrete_time_nll(raw, time_bin, event.bool())
+        return discrete_time_nll(raw, time_bin, event.bool(), self.alpha, self.floor)
 
 
 class SegmentationHead(Head):
-    """A linear map of every patch's vector to one logit a class.
+    """A linear map of every patch's vector to one logit a class, or to one logit for two.
 
     Args:
         in_dim: width E of `instances`; None: the aggregator fills per-patch logits itself.
-        classes: names, in the order of the logits.
+        classes: names, in the order of the logits; of one logit: [negative, positive].
+        one_logit: its sigmoid is the probability of the second class.
+        threshold: of one logit. A patch is called positive from this probability on, and its label
+            is positive from this value of `instances` on, which may be any share in [0, 1].
+            Default 0.5; SPAN: 0.2.
+        dice_weight: of the Dice term in the loss; 0: cross entropy alone; SPAN: 0.75.
+        pos_weight: of one logit: factor of the cross entropy of positive patches; SPAN: negative
+            training patches for each positive one, `wsizoo.losses.positive_weight`.
 
-    Returns (forward): `instance_logits` (N, C).
+    Returns (forward): `instance_logits` (N, C), or (N, 1).
+
+    Source of the options: SPAN (2026), appendix.
     """
 
     task = "segmentation"
     reads = "instances"
 
-    def __init__(self, in_dim: int | None, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        in_dim: int | None,
+        classes: Sequence[str],
+        one_logit: bool = False,
+        threshold: float | None = None,
+        dice_weight: float = 0.0,
+        pos_weight: float | None = None,
+    ) -> None:
         check_classes(classes)
-        super().__init__(in_dim, len(classes))
+        check_share("threshold", 0.5 if threshold is None else threshold)
+        check_share("dice_weight", dice_weight)
+        check_share("pos_weight", 1.0 if pos_weight is None else pos_weight, most=math.inf)
+        if one_logit and len(classes) != 2:
+            raise SpecError(
+                f"head.one_logit tells two classes apart, head.classes names {len(classes)}"
+            )
+        if not one_logit and (threshold, pos_weight) != (None, None):
+            raise SpecError("head.threshold and head.pos_weight need head.one_logit=true")
+        super().__init__(in_dim, 1 if one_logit else len(classes))
         self.classes = tuple(str(name) for name in classes)
+        self.threshold = (0.5 if threshold is None else threshold) if one_logit else None
+        self.dice_weight, self.pos_weight = dice_weight, 1.0 if pos_weight is None else pos_weight
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"instance_logits": raw}
 
     def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        return cross_entropy(raw, indices(targets, "instances", self, raw, -1, self.n_outputs))
+        if self.threshold is not None:
+            share = shares(targets, "instances", self, raw)
+            label = torch.where(share < 0, -1, (share >= self.threshold).long())
+            return bce_dice(raw[:, 0], label, self.pos_weight, self.dice_weight)
+        label = indices(targets, "instances", self, raw, -1, self.n_outputs)
+        return (
+            ce_dice(raw, label, self.dice_weight) if self.dice_weight else cross_entropy(raw, label)
+        )
 
 
 class RegressionHead(Head):
@@ -135,6 +185,13 @@ def check_classes(classes: Sequence[str]) -> None:
         raise SpecError(
             f"head.classes is {classes!r}, expected two or more names: head.classes=[normal,tumour]"
         )
+
+
+def check_share(name: str, value: float, most: float = 1.0) -> None:
+    """Raise SpecError unless the option of a head is a number from 0 to `most`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 <= value <= most:
+        raise SpecError(f"head.{name} is {value!r}, expected a number from 0 to {most:g}")
 
 
 def check_edges(edges: Sequence[float]) -> tuple[float, ...]:
@@ -183,3 +240,17 @@ def indices(
             f"from 0 to {end - 1} for a {head.task} head of {head.n_outputs} outputs{hint}"
         )
     return whole
+
+
+def shares(targets: Mapping[str, Tensor], name: str, head: Head, raw: Tensor) -> Tensor:
+    """As `numbers`. Raises DataError for those that are neither in [0, 1] nor -1."""
+    values = numbers(targets, name, head, raw)
+    wrong = ~((values == -1) | ((values >= 0) & (values <= 1)))
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise DataError(
+            f"target '{name}' holds {values[row].item():g} (row {row}), expected the share "
+            f"of a patch that is positive, 0 to 1, or -1 for unknown, for a {head.task} head of "
+            "one logit"
+        )
+    return values

@@ -2,6 +2,7 @@
 
 from wsizoo.ops._dispatch import Op, ops, use_backend
 from wsizoo.ops.grid_attention import grid_attention
+from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
@@ -26,6 +27,7 @@ __all__ = [
     "pixel_shuffle",
     "pixel_shuffle_linear",
     "rulebook",
+    "scratch",
     "segment_max",
     "segment_mean",
     "segment_softmax",

@@ -56,8 +56,8 @@ def attend(
         dropout: share of weights dropped.
     """
     dim = rows.shape[-1] // 3
-    out = scratch(*rows.shape[:2], dim, like=rows)
-    lse = rows.new_empty(rows.shape[:2])
+    lse = _wide(rows.new_empty(rows.shape[:2]))
+    out = scratch(*rows.shape[:2], dim, like=lse)
     lse[-1] = torch.inf
     kept: list[Tensor] = []
     for chunk in _chunks(neighbourhood, rows, bias):
@@ -66,9 +66,9 @@ def attend(
         weights = torch.exp2(scores.sub_(highest), out=scores)  # (c, L, K)
         total = weights.sum(-1, keepdim=True)  # (c, L, 1)
         if dropout:
-            kept.append(_keep(weights, dropout))
+            kept.append(keep_mask(weights, dropout))
             weights *= kept[-1]
-        part = torch.bmm(weights, chunk.v).div_(total * (1 - dropout))  # (c, L, D)
+        part = chunk.product(weights, chunk.v).div_(total * (1 - dropout))  # (c, L, D)
         chunk.merge(out, lse, part, highest.add_(total.log2_()))
     _silence(out, lse)
     return Attended(out, lse, kept)
@@ -80,18 +80,19 @@ def attend_backward(
     bias: Tensor | None,
     found: Attended,
     slope: Tensor,
+    delta: Tensor,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients of `attend`.
 
     Args:
         slope: (T, H, D) gradient of `out` without its last row.
+        delta: (T, H) its inner product with `out`.
 
     Returns:
         (T + 1, H, 3 D) of `rows`, and of `bias`.
     """
-    delta = torch.linalg.vecdot(slope, found.out[:-1])  # (T, H)
-    slopes = scratch(*rows.shape, like=rows).zero_()
+    slopes = scratch(*rows.shape, like=delta).zero_()
     of_bias: dict[int, Tensor] = {}
     kept = iter(found.kept)
     for chunk in _chunks(neighbourhood, rows, bias):
@@ -100,14 +101,14 @@ def attend_backward(
         given = chunk.of_queries(slope)  # (c, L, D)
         if dropout:
             given.div_(1 - dropout)
-        inner = torch.bmm(given, chunk.v.mT)  # (c, L, K)
+        inner = chunk.product(given, chunk.v.mT)  # (c, L, K)
         keep = next(kept) if dropout else None
         if keep is not None:
             inner.mul_(keep)
         inner.sub_(chunk.of_queries(delta)).mul_(weights)
         if keep is not None:
             weights.mul_(keep)
-        chunk.add_slopes(slopes, inner.mul_(LN_2), torch.bmm(weights.mT, given))
+        chunk.add_slopes(slopes, inner.mul_(LN_2), chunk.product(weights.mT, given))
         if bias is not None:
             chunk.add_bias_slope(of_bias, inner)
     return slopes, _bias_slope(neighbourhood, bias, of_bias)
@@ -139,9 +140,13 @@ class _Chunk:
         heads = torch.arange(self.heads, device=tokens.device)
         return (tokens[:, None] * self.heads + heads[:, None]).flatten()
 
+    def product(self, left: Tensor, right: Tensor) -> Tensor:
+        """Batched product of factors in the rows' dtype, at least float32."""
+        return _wide(torch.bmm(left.to(self.q.dtype), right.to(self.q.dtype)))
+
     def scores(self) -> Tensor:
         """(c, L, K) in base 2."""
-        scores = _wide(torch.bmm(self.q, self.k.mT))
+        scores = self.product(self.q, self.k.mT)
         by_head = scores.view(-1, self.heads, *scores.shape[1:])  # (n, H, L, K)
         if self.added is not None:
             by_head += self.added
@@ -172,8 +177,8 @@ class _Chunk:
         """Add what these blocks give to q, k and v."""
         flat, dim = slopes.view(-1, self.dim), self.dim  # a row for each of q, k, v: index_add_ is
         queries, keys = self.queries * 3, self.keys * 3  # ten times slower into rows with gaps
-        flat.index_add_(0, queries, torch.bmm(inner, self.k).view(-1, dim))
-        flat.index_add_(0, keys + 1, torch.bmm(inner.mT, self.q).view(-1, dim))
+        flat.index_add_(0, queries, self.product(inner, self.k).view(-1, dim))
+        flat.index_add_(0, keys + 1, self.product(inner.mT, self.q).view(-1, dim))
         flat.index_add_(0, keys + 2, of_v.view(-1, dim))
 
     def add_bias_slope(self, sums: dict[int, Tensor], inner: Tensor) -> None:
@@ -225,8 +230,11 @@ def _silence(out: Tensor, lse: Tensor) -> None:
         out[alone], lse[alone] = 0, torch.inf
 
 
-def _keep(like: Tensor, dropout: float) -> Tensor:
-    """A bool mask, False with probability `dropout` (to 1.5e-5): four draws out of 64 bits."""
+def keep_mask(like: Tensor, dropout: float) -> Tensor:
+    """A bool mask of this shape, False with probability `dropout` to 1.5e-5.
+
+    Four draws come out of 64 random bits.
+    """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     words.random_(-(1 << 63), None)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
@@ -256,15 +264,16 @@ class _GridAttention(torch.autograd.Function):
         found = attend(rows, neighbourhood, bias, dropout)
         ctx.save_for_backward(rows, bias, found.out, found.lse, *found.kept)
         ctx.neighbourhood, ctx.dropout = neighbourhood, dropout
-        return found.out[:t]
+        return found.out[:t].to(q.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         rows, bias, out, lse, *kept = ctx.saved_tensors
-        t, dim = len(slope), slope.shape[-1]
+        t, dim, slope = len(slope), slope.shape[-1], _wide(slope)
         found, nearby = Attended(out, lse, kept), ctx.neighbourhood
-        slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, ctx.dropout)
+        delta = torch.linalg.vecdot(slope, out[:t])
+        slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
         of_q, of_k, of_v = torch.split(slopes[:t], dim, -1)
         return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
 

@@ -1,16 +1,20 @@
-"""Measures of a binary score, with intervals."""
+"""Measures of scores, classes, areas and risks; of a binary score with an interval."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from wsizoo.errors import DataError
+from wsizoo.train.survival import times_and_events
 
 Scores = NDArray[np.float64]
+Ints = NDArray[np.int64]
 NORMAL_95 = 1.959964  # two-sided
+SAME_RISK = 1e-8  # risks closer than that are tied
 
 
 def roc_auc(labels: NDArray[np.int64], scores: Scores) -> float:
@@ -90,3 +94,125 @@ def _checked(labels: NDArray[np.int64], scores: Scores) -> tuple[NDArray[np.int6
     if np.isnan(scores).any():
         raise DataError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
     return labels, scores
+
+
+def one_vs_rest_auc(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
+    """`roc_auc` (C,) of each class against the others; NaN for a class that is not there, or alone.
+
+    Their mean is `numpy.nanmean` of it, which leaves such classes out.
+
+    Args:
+        labels: (n,) class indices. probabilities: (n, C).
+    """
+    table = np.asarray(probabilities, dtype=np.float64)
+    if table.ndim != 2:
+        raise DataError(f"probabilities are {table.shape}, expected (n, C)")
+    given, _ = _indices(labels, np.zeros(len(table), np.int64))
+    if len(given) and not 0 <= given.min() <= given.max() < table.shape[1]:
+        raise DataError(
+            f"labels go from {given.min()} to {given.max()}, of {table.shape[1]} classes"
+        )
+    return np.array([roc_auc((given == c).astype(int), column) for c, column in enumerate(table.T)])
+
+
+@dataclass(frozen=True)
+class Macro:
+    """Means over the classes that occur among labels or predictions."""
+
+    f1: float
+    precision: float
+    recall: float
+
+
+def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
+    """Share of the predictions (n,) that are the label (n,); NaN of none."""
+    given, found = _indices(labels, predicted)
+    return float((given == found).mean()) if len(given) else float("nan")
+
+
+def macro(labels: ArrayLike, predicted: ArrayLike) -> Macro:
+    """Unweighted means over classes; one that is never predicted has precision 0, and so on.
+
+    Args:
+        labels, predicted: (n,) class indices.
+
+    Source: scikit-learn's `average="macro", zero_division=0`.
+    """
+    given, found = _indices(labels, predicted)
+    each = [_overlap(given == c, found == c) for c in np.unique(np.concatenate([given, found]))]
+    if not each:
+        return Macro(*[float("nan")] * 3)
+    mean = np.mean([(one.dice, one.precision, one.recall) for one in each], axis=0)
+    return Macro(*mean.tolist())
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How predicted positives cover true ones; 0 where there is nothing to divide by."""
+
+    dice: float
+    iou: float
+    precision: float
+    recall: float
+
+
+def overlap(labels: ArrayLike, predicted: ArrayLike) -> Overlap:
+    """Of patches that are positive or not, pooled over all of them. Dice is F1, IoU is Jaccard's.
+
+    Args:
+        labels, predicted: (n,) 0 or 1, of the patches of one slide or of many end to end.
+    """
+    given, found = _indices(labels, predicted)
+    if not np.isin(np.concatenate([given, found]), (0, 1)).all():
+        raise DataError("overlap is of labels and predictions that are 0 or 1")
+    return _overlap(given == 1, found == 1)
+
+
+def _overlap(given: NDArray[np.bool_], found: NDArray[np.bool_]) -> Overlap:
+    both, either = int((given & found).sum()), int((given | found).sum())
+    of_found, of_given = max(1, int(found.sum())), max(1, int(given.sum()))
+    return Overlap(
+        2 * both / max(1, both + either), both / max(1, either), both / of_found, both / of_given
+    )
+
+
+def concordance_index(times: ArrayLike, events: ArrayLike, risk: ArrayLike) -> float:
+    """Share of comparable pairs in which the patient whose event came first has the larger risk.
+
+    A pair is comparable if the earlier time is that of an event; at equal times, an event comes
+    before a patient censored then. Tied risks count half. NaN where no pair is comparable.
+
+    Args:
+        times: (n,). events: (n,) 1: seen, 0: censored. risk: (n,) larger is worse.
+
+    Cost: a pass over all patients for each event.
+
+    Source: Harrell et al., "Multivariable prognostic models", Statistics in Medicine 15(4), 1996;
+    ties as in scikit-survival's `concordance_index_censored`.
+    """
+    known, seen = times_and_events(times, events)
+    scores = np.asarray(risk, dtype=np.float64)
+    if scores.shape != known.shape or np.isnan([scores, known]).any():
+        raise DataError(
+            f"risks are {scores.shape} for {len(known)} times, expected as many, no NaN"
+        )
+    right, pairs = 0.0, 0
+    for i in np.flatnonzero(seen):
+        later = (known > known[i]) | ((known == known[i]) & ~seen)
+        below = scores[i] - scores[later]
+        tied = np.abs(below) <= SAME_RISK
+        right += float(((below > 0) & ~tied).sum() + tied.sum() / 2)
+        pairs += int(later.sum())
+    return right / pairs if pairs else float("nan")
+
+
+def _indices(labels: ArrayLike, predicted: ArrayLike) -> tuple[Ints, Ints]:
+    given, found = np.asarray(labels), np.asarray(predicted)
+    if given.ndim != 1 or given.shape != found.shape:
+        raise DataError(
+            f"labels are {given.shape} and predictions {found.shape}, expected (n,) both"
+        )
+    whole_given, whole_found = given.astype(np.int64), found.astype(np.int64)
+    if (whole_given != given).any() or (whole_found != found).any():
+        raise DataError("labels and predictions are class indices, expected whole numbers")
+    return whole_given, whole_found

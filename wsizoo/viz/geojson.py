@@ -20,8 +20,10 @@ def patches_geojson(
     *,
     kept: ArrayLike | None = None,
     probabilities: ArrayLike | None = None,
+    called: ArrayLike | None = None,
     classes: Sequence[str] | None = None,
     measurements: Mapping[str, ArrayLike] | None = None,
+    by_class: bool = False,
 ) -> dict[str, Any]:
     """A FeatureCollection with one tile a patch, coloured by the rank of its score.
 
@@ -33,10 +35,12 @@ def patches_geojson(
         scores: (N,) finite, any scale; measurement `score`.
         kept: (K,) indices of the patches a selector kept; measurement `kept`, 1 or 0. The others
             have the lowest colour and neither score, probabilities nor classification.
-        probabilities: (N, C) of each class; the most likely one is the tile's classification,
-            and each is a measurement `probability <class>`.
+        probabilities: (N, C) of each class; each is a measurement `probability <class>`.
+        called: (N,) indices of the classes that are the tiles' classifications; default the most
+            likely ones.
         classes: C names, needed with probabilities.
         measurements: further ones of all N patches by name, (N,) each.
+        by_class: colours by probability, also with scores.
 
     Returns:
         A dict of plain lists, strings and numbers, for `write_geojson` or json.
@@ -58,9 +62,12 @@ def patches_geojson(
     for name, column in (measurements or {}).items():
         for measured, value in zip(told_of, finite_vector(column, name).tolist(), strict=True):
             measured[name] = value
-    features = _features(_rings(corners, footprint), told_of, _colours(values, read, table))
-    for i in np.flatnonzero(read) if table is not None else ():
-        features[i]["properties"]["classification"] = _label(table[i], classes or ())
+    colour = _colours(None if by_class else values, read, table)
+    features = _features(_rings(corners, footprint), told_of, colour)
+    if table is not None:
+        chosen = table.argmax(1) if called is None else np.asarray(called)
+        for i in np.flatnonzero(read):
+            features[i]["properties"]["classification"] = label(int(chosen[i]), classes or ())
     return {"type": "FeatureCollection", "features": features}
 
 
@@ -141,8 +148,6 @@ def _colours(
     return colours(at)
 
 
-def _label(probabilities: NDArray[np.float64], classes: Sequence[str]) -> Feature:
-    """The classification of one patch."""
-    likeliest = int(probabilities.argmax())
-    colour = list(CLASS_COLOURS[likeliest % len(CLASS_COLOURS)])
-    return {"name": classes[likeliest], "color": colour}
+def label(index: int, classes: Sequence[str]) -> Feature:
+    """The classification of a feature: name and colour of a class."""
+    return {"name": classes[index], "color": list(CLASS_COLOURS[index % len(CLASS_COLOURS)])}

@@ -21,9 +21,11 @@ from wsizoo.interfaces import SlideOutput
 from wsizoo.slides.geojson import write_geojson
 from wsizoo.slides.reader import Pixels
 from wsizoo.slides.store import read_header, read_thumbnail
+from wsizoo.viz.classes import Classes
 from wsizoo.viz.colour import normalise
 from wsizoo.viz.geojson import patches_geojson
 from wsizoo.viz.heatmap import overlay, with_legend
+from wsizoo.viz.regions import regions_geojson
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -38,7 +40,8 @@ class PatchAnswers:
     Args:
         scores: (N,) float64, larger mattered more. kept: (K,) patches that a selector kept.
         selector_scores: (N,) float64, how much the selector wanted each.
-        probabilities: (N, C) float64. classes: C names.
+        probabilities: (N, C) float64. called: (N,) which class each is. classes: C names.
+        segments: the model answers per patch only, so its classes are the answer.
     """
 
     n: int
@@ -46,19 +49,22 @@ class PatchAnswers:
     kept: Index | None = None
     selector_scores: Floats | None = None
     probabilities: Floats | None = None
+    called: Index | None = None
     classes: Sequence[str] = ()
+    segments: bool = False
 
     @classmethod
-    def of(cls, output: SlideOutput, n: int, classes: Sequence[str]) -> PatchAnswers:
-        """The per-patch fields of a model's output; `classes` names its instance logits."""
-        logits = output.instance_logits
+    def of(cls, output: SlideOutput, n: int, found: Classes | None) -> PatchAnswers:
+        """The per-patch fields of a model's output; `found`: what its instance logits say."""
         return cls(
             n,
             scores=_array(output.scores),
             kept=None if output.kept is None else output.kept.cpu().numpy(),
             selector_scores=_array(output.selector_scores),
-            probabilities=None if logits is None else _array(torch.softmax(logits.float(), -1)),
-            classes=classes,
+            probabilities=None if found is None else _array(found.probabilities),
+            called=None if found is None else found.called.cpu().numpy(),
+            classes=() if found is None else found.names,
+            segments=found is not None and output.logits is None,
         )
 
     def __bool__(self) -> bool:
@@ -77,7 +83,7 @@ class PatchAnswers:
             values (K,) in [0, 1]; what 0 and 1 mean; what the values are.
         """
         ends = ("least", "most")
-        if self.scores is not None:
+        if self.scores is not None and not self.segments:
             return normalise(self.scores[self.read]), ends, "importance to the model (rank)"
         if self.probabilities is not None:
             label = f"probability of {self.classes[-1]}"
@@ -135,8 +141,8 @@ def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
     if answers.probabilities is not None:
         for name, column in zip(answers.classes, answers.probabilities.T.tolist(), strict=True):
             add(f"prob_{name}", column, read)
-        likeliest = answers.probabilities.argmax(1).tolist()
-        add("predicted", [answers.classes[i] for i in likeliest], read)
+    if answers.called is not None:
+        add("predicted", [answers.classes[i] for i in answers.called.tolist()], read)
     if drawing.forced:
         add("forced", [drawing.forced] * len(bag), every)
     write_csv(drawing.path("scores"), rows, columns)
@@ -144,11 +150,12 @@ def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
 
 
 def write_pictures(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> dict[str, Path]:
-    """`heatmaps/<name>.png` over the thumbnail, and `geojson/<name>.geojson`.
+    """`heatmaps/<name>.png` over the thumbnail, `geojson/<name>.geojson`, and of a model that
 
-    The heatmap shows scores; without them the last class's probability; without both the
-    selector's scores; and is left out without any. Dropped patches are not coloured, kept ones
-    are outlined. GeoJSON is for level-0 px only.
+    segments `regions/<name>.geojson`. The heatmap shows scores; without them, or where the model
+    segments, the last class's probability; without both the selector's scores; and is left out
+    without any. Dropped patches are not coloured, kept ones are outlined. GeoJSON is for level-0
+    px only.
 
     Args:
         bag: with coords and footprint.
@@ -159,6 +166,8 @@ def write_pictures(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> dict[st
     written = {}
     if drawing.level0:
         written["geojson"] = _write_geojson(drawing, bag, answers)
+        if answers.segments and bag.spacing is not None:
+            written["regions"] = _write_regions(drawing, bag, answers)
     drawn = answers.drawn()
     if drawn is not None:
         written["heatmap"] = _write_heatmap(drawing, bag, answers, *drawn)
@@ -194,13 +203,31 @@ def _write_geojson(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
         answers.scores,
         kept=answers.kept,
         probabilities=answers.probabilities,
+        called=answers.called,
         classes=None if answers.probabilities is None else answers.classes,
         measurements=None if wanted is None else {"selector score": wanted},
+        by_class=answers.segments,
     )
+    return _write_collection(drawing, "geojson", collection)
+
+
+def _write_regions(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
+    assert answers.called is not None and answers.probabilities is not None
+    read = answers.read
+    collection = regions_geojson(
+        bag.subset(torch.from_numpy(read).to(bag.device)),
+        answers.called[read],
+        answers.probabilities[read],
+        answers.classes,
+    )
+    return _write_collection(drawing, "regions", collection)
+
+
+def _write_collection(drawing: Drawing, kind: str, collection: dict[str, Any]) -> Path:
     if drawing.forced:
         collection["properties"] = {"forced": drawing.forced}
-    write_geojson(drawing.path("geojson"), collection)
-    return drawing.path("geojson")
+    write_geojson(drawing.path(kind), collection)
+    return drawing.path(kind)
 
 
 def _squares(bag: Bag) -> tuple[Index, float]:
@@ -215,6 +242,7 @@ def output_files(out: Path, name: str) -> dict[str, Path]:
         "scores": out / "scores" / f"{name}.csv",
         "heatmap": out / "heatmaps" / f"{name}.png",
         "geojson": out / "geojson" / f"{name}.geojson",
+        "regions": out / "regions" / f"{name}.geojson",
     }
 
 

@@ -17,6 +17,7 @@ from wsizoo.errors import DataError
 from wsizoo.files import write_csv, write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
+from wsizoo.viz.classes import read_classes
 from wsizoo.viz.predicted import output_files
 
 PREDICTIONS = "predictions.csv"
@@ -117,32 +118,16 @@ def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
     if output.value is not None:
         return {"value": _number(output.value)}
     if output.logits is not None:
-        probabilities = torch.softmax(output.logits.float(), -1)
-        names = class_names(model, output.logits)
-        columns = {f"prob_{c}": _number(p) for c, p in zip(names, probabilities, strict=True)}
-        return {**columns, "predicted": names[int(probabilities.argmax())]}
+        found = read_classes(model, output.logits)
+        each = zip(found.names, found.probabilities, strict=True)
+        columns = {f"prob_{name}": _number(p) for name, p in each}
+        return {**columns, "predicted": found.names[int(found.called)]}
     if output.instance_logits is not None:
-        logits, names = output.instance_logits, class_names(model, output.instance_logits)
-        read = logits if output.kept is None else logits[output.kept]  # (K, C)
-        share = torch.bincount(read.argmax(-1), minlength=len(names)) / max(1, len(read))
-        return {f"share_{c}": _number(s) for c, s in zip(names, share, strict=True)}
+        found = read_classes(model, output.instance_logits)
+        read = found.called if output.kept is None else found.called[output.kept]  # (K,)
+        share = torch.bincount(read, minlength=len(found.names)) / max(1, len(read))
+        return {f"share_{name}": _number(s) for name, s in zip(found.names, share, strict=True)}
     return {}
-
-
-def class_names(model: SlideModel, logits: Tensor) -> list[str]:
-    """Names of the classes of logits (..., C): the model's, or numbers where it names none.
-
-    Raises:
-        DataError: the model names another number of classes.
-    """
-    count = int(logits.shape[-1])
-    names = [str(name) for name in model.classes] or [str(i) for i in range(count)]
-    if len(names) != count:
-        raise DataError(
-            f"'{model.name}' gives {count} logits and names {len(names)} classes ({names}); "
-            "expected one name each"
-        )
-    return names
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,0 +1,154 @@
+"""What a training step minimises: the task's loss, further predictions, auxiliary terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from wsizoo.bag import Bag
+from wsizoo.errors import DataError, PluginError
+from wsizoo.interfaces import Head, Prediction, SlideOutput
+
+PATCHES = "instances"  # the target of per-patch heads, one label a patch
+
+
+TaskLoss = Callable[[Tensor, Mapping[str, Tensor]], "Tensor | Mapping[str, Tensor]"]
+
+
+def training_losses(
+    head: Head | None,
+    output: SlideOutput,
+    slides: Sequence[Bag],
+    task_loss: TaskLoss | None = None,
+) -> dict[str, Tensor]:
+    """Everything to minimise, by name: `task`, further predictions, auxiliary terms.
+
+    The task's loss is called once for the whole batch: with a row of raw outputs a slide, or a row
+    a patch of all slides (a per-patch head's mean is over all labelled patches). Each further
+    prediction is one more call with its own rows, and counts 1/B.
+
+    Args:
+        head: of the model; None: a whole model, of which `task_loss` reads `logits` (or, where
+            they are None, `instance_logits`).
+        output: of one slide, or packed. slides: those slides, with their targets.
+        task_loss: (raw, targets) as `Head.loss` takes -> a number, or several by name (instead of
+            `task`); in place of the head's own loss.
+
+    Raises:
+        DataError: a target that is not there or does not fit.
+    """
+    loss = task_loss or _loss_of(head)
+    per_patch = output.logits is None if head is None else head.reads == "instances"
+    stated = collate(slides)
+    if per_patch:
+        raw = _filled(output.instance_logits, head, "instance_logits")
+        targets = {PATCHES: _patch_labels(stated, output)}
+    else:
+        raw = _filled(output.logits, head, "logits").reshape(len(slides), -1)  # (B, C)
+        targets = {name: value for name, value in stated.items() if name != PATCHES}
+    targets = {name: value.to(raw.device) for name, value in targets.items()}
+    found = loss(raw, targets)
+    terms = dict(found) if isinstance(found, Mapping) else {"task": found}
+    for name, p in output.predictions.items():
+        rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
+        value = loss(rows, _targets_of(p, len(rows), targets, slides, output))
+        total = torch.stack(list(value.values())).sum() if isinstance(value, Mapping) else value
+        terms = merged(terms, {name: p.weight * total / len(slides)})
+    return merged(terms, output.losses)
+
+
+def collate(slides: Sequence[Bag]) -> dict[str, Tensor]:
+    """What all slides state as targets: (B,), or (B, ...); `instances` end to end (N_total,).
+
+    Raises:
+        DataError: a slide without a target, or with one that is no number.
+    """
+    each = [_numbers(bag) for bag in slides]
+    shared = [name for name in each[0] if all(name in one for one in each)]
+    joined = {}
+    for name in shared:
+        values = [one[name] for one in each]
+        alike = len({value.shape for value in values}) == 1
+        if not alike and name != PATCHES:
+            shapes = sorted({tuple(value.shape) for value in values})
+            raise DataError(f"target '{name}' has several shapes in one batch: {shapes}")
+        joined[name] = torch.cat(values) if name == PATCHES else torch.stack(values)
+    return joined
+
+
+def _numbers(bag: Bag) -> dict[str, Tensor]:
+    if bag.target is None:
+        raise DataError(f"slide '{bag.slide_id}' has no target: Bag(..., target={{'label': 0}})")
+    found = {}
+    for name, given in bag.target.items():
+        try:
+            value = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError) as error:
+            told = f"slide '{bag.slide_id}': target '{name}' is {given!r:.60}"
+            raise DataError(f"{told}, expected a number") from error
+        if name == PATCHES and value.shape != (len(bag),):
+            raise DataError(
+                f"slide '{bag.slide_id}': target '{name}' is {tuple(value.shape)}, expected "
+                f"({len(bag)},), one label a patch"
+            )
+        found[name] = value.reshape(()) if name != PATCHES and value.numel() == 1 else value
+    return found
+
+
+def _patch_labels(stated: Mapping[str, Tensor], output: SlideOutput) -> Tensor:
+    """(N_total,) per-patch labels; patches that a selector dropped count as unknown (-1)."""
+    if PATCHES not in stated:
+        raise DataError("a per-patch head trains on target['instances'], one label a patch")
+    labels = stated[PATCHES]
+    if output.kept is None:
+        return labels
+    kept = output.kept.to(labels.device)
+    return torch.full_like(labels, -1).index_copy(0, kept, labels[kept])
+
+
+def _targets_of(
+    p: Prediction,
+    n: int,
+    targets: Mapping[str, Tensor],
+    slides: Sequence[Bag],
+    output: SlideOutput,
+) -> dict[str, Tensor]:
+    """Targets of the n rows of one prediction, on its device."""
+    device = p.logits.device
+    if isinstance(p.target, Mapping):
+        return {name: value.to(device) for name, value in p.target.items()}
+    if p.target is not None:
+        return {PATCHES if PATCHES in targets else "label": p.target.to(device)}
+    if PATCHES not in targets:
+        own = {name: value[p.slide] for name, value in targets.items()}
+        return {name: value.expand(n, *value.shape).to(device) for name, value in own.items()}
+    start = sum(len(bag) for bag in slides[: p.slide])
+    stop = start + len(slides[p.slide])
+    labels = targets[PATCHES][start:stop]
+    if n != len(labels) and output.kept is not None:  # rows of the kept patches only
+        kept = output.kept[(output.kept >= start) & (output.kept < stop)]
+        labels = targets[PATCHES][kept.to(labels.device)]
+    return {PATCHES: labels.to(device)}
+
+
+def _loss_of(head: Head | None) -> TaskLoss:
+    if head is None:
+        raise DataError("a model without a head has no loss of its own: give a task_loss")
+    return head.loss
+
+
+def merged(terms: Mapping[str, Tensor], more: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Both. Raises PluginError for a name that stands in both: one would not be minimised."""
+    for name in more:
+        if name in terms:
+            raise PluginError(f"two losses of one model are called '{name}': rename one")
+    return {**terms, **more}
+
+
+def _filled(raw: Tensor | None, head: Head | None, field: str) -> Tensor:
+    if raw is None:
+        whose = "whole model" if head is None else f"{head.task} head"
+        raise PluginError(f"the {whose} left '{field}' None, which its loss reads")
+    return raw

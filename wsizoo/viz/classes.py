@@ -1,0 +1,52 @@
+"""What class logits say: names, probabilities, and which class is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from wsizoo.errors import DataError
+from wsizoo.model import SlideModel
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """What logits (..., C) of C classes say, or (..., 1) of two.
+
+    Args:
+        names: C of them. probabilities: (..., C) float32. called: (...) int64, which class it is.
+    """
+
+    names: list[str]
+    probabilities: Tensor
+    called: Tensor
+
+
+def read_classes(model: SlideModel, logits: Tensor) -> Classes:
+    """Softmax and the likeliest class; of one logit sigmoid, and the second class from the head's
+
+    threshold on (0.5 where it states none). Classes that the model does not name are numbered.
+
+    Raises:
+        DataError: the model names another number of classes.
+    """
+    count = int(logits.shape[-1])
+    one = count == 1
+    names = [str(name) for name in model.classes] or [
+        str(i) for i in range(1 + one if one else count)
+    ]
+    if len(names) != (2 if one else count):
+        expected = "two for one logit" if one else "one name each"
+        raise DataError(
+            f"'{model.name}' gives {count} logits and names {len(names)} classes ({names}); "
+            f"expected {expected}"
+        )
+    if not one:
+        probabilities = torch.softmax(logits.float(), -1)
+        return Classes(names, probabilities, probabilities.argmax(-1))
+    positive = torch.sigmoid(logits.float())  # (..., 1)
+    stated = getattr(model.head, "threshold", None)
+    called = positive[..., 0] >= (0.5 if stated is None else float(stated))
+    return Classes(names, torch.cat([1 - positive, positive], -1), called.long())
