@@ -149,7 +149,9 @@ def _slot_settings(sub, up):
         "compat": "published",
     }
     if up:
-        return UNetSettings.of(16, {**options, "up": sub["layer_type"], "widening": 1, "skip": "add"})
+        return UNetSettings.of(
+            16, {**options, "up": sub["layer_type"], "widening": 1, "skip": "add"}
+        )
     return SlideSettings.of(16, {**options, "down": sub["layer_type"]})
 
 

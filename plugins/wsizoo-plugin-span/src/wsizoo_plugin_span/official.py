@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import StrictnessError
-from wsizoo_plugin_span.settings import SAME_GRID, Settings, SlideSettings, UNetSettings
+from wsizoo_plugin_span.settings import Settings, SlideSettings, UNetSettings
 
 Tensors = Mapping[str, Tensor]
 BOTH = ("weight", "bias")
@@ -127,11 +127,25 @@ def _encoder(settings: Settings) -> Iterator[Entry]:
         block = f"encoder.blocks.{i}.modules_dict."
         ours = f"aggregator.encoder.stages.{i}."
         if i == 0:
-            yield from slot_entries(block + "convs_0.0.", ours + "slot.", settings, _input(settings),
-                             settings.in_dim, settings.width(0), normed=False)
+            yield from slot_entries(
+                block + "convs_0.0.",
+                ours + "slot.",
+                settings,
+                _input(settings),
+                settings.in_dim,
+                settings.width(0),
+                normed=False,
+            )
         else:
-            yield from slot_entries(block + "convs_0.0.", ours + "slot.", settings, down_names(settings),
-                             settings.width(i - 1), settings.width(i), normed=True)
+            yield from slot_entries(
+                block + "convs_0.0.",
+                ours + "slot.",
+                settings,
+                down_names(settings),
+                settings.width(i - 1),
+                settings.width(i),
+                normed=True,
+            )
         yield from _layers(block + "trans_2.", ours, settings, count)
 
 
@@ -140,7 +154,9 @@ def _decoder(settings: UNetSettings) -> Iterator[Entry]:
     for i, (count, (dim, width)) in enumerate(zip(settings.decoder, widths, strict=True)):
         block, ours = f"decoder.blocks.{i}.modules_dict.", f"aggregator.decoder.stages.{i}."
         up = up_names(settings)
-        yield from slot_entries(block + "convs_0.0.", ours + "slot.", settings, up, dim, width, True)
+        yield from slot_entries(
+            block + "convs_0.0.", ours + "slot.", settings, up, dim, width, True
+        )
         at = 0
         if not settings.skip_after_layers:
             at = 1 if settings.skip == "none" else 2
@@ -166,7 +182,12 @@ def _head_globals(block: str, settings: UNetSettings) -> Iterator[Entry]:
 
 
 def slot_entries(
-    block: str, ours: str, settings: Settings, names: Mapping[str, str], dim: int, out_dim: int,
+    block: str,
+    ours: str,
+    settings: Settings,
+    names: Mapping[str, str],
+    dim: int,
+    out_dim: int,
     normed: bool,
 ) -> Iterator[Entry]:
     """A slot's block, of these names (published: ours), and its way for global tokens."""
@@ -261,7 +282,10 @@ def _multiattn(settings: SlideSettings) -> Iterator[Entry]:
                 yield Entry(f"{block}.{p}", f"aggregator.pooling.stages.{i}.{own}.{p}")
     yield Entry("aggregator.scale_logits", "aggregator.pooling.scale")
     yield Entry("aggregator.scale_router.weight", "aggregator.pooling.scale_router.weight")
-    names = {"context_alpha": "context", **{f"context_router.{p}": f"context_router.{p}" for p in BOTH}}
+    names = {
+        "context_alpha": "context",
+        **{f"context_router.{p}": f"context_router.{p}" for p in BOTH},
+    }
     shapes = {"context_alpha": (settings.stages,), "context_router.bias": (1,)}
     for published, own in names.items():
         used = f"aggregator.pooling.{own}" if settings.n_tokens else None
