@@ -1,4 +1,4 @@
-"""Readers of the parity cases of SPAN's networks, layers and blocks.
+"""Readers of the parity cases of SPAN's networks: what they give, their gradients, training.
 
 A reader builds what a case's meta describes, gives it the case's weights through the official
 reader, and returns the numbers under the case's names.
@@ -6,20 +6,13 @@ reader, and returns the numbers under the case's names.
 
 from __future__ import annotations
 
-import itertools
-
 import torch
-from torch.utils._pytree import tree_map
-from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
 from wsizoo_plugin_span.model import Span, SpanUNet
-from wsizoo_plugin_span.official import from_official, layer_entries, to_official
+from wsizoo_plugin_span.official import from_official, to_official
 from wsizoo_plugin_span.official_config import official_settings
-from wsizoo_plugin_span.positions import alibi_slopes, alibi_table, angles, rotary_width, rotate
-from wsizoo_plugin_span.pyramid import Level, Plan, Step, build
-from wsizoo_plugin_span.settings import Settings, SlideSettings, UNetSettings
-from wsizoo_plugin_span.slots import down_slot, up_slot
+from wsizoo_plugin_span.pyramid import build
 
-from wsizoo.mil.heads import SurvivalHead
+from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 
 OWN = "aggregator."
 
@@ -112,3 +105,61 @@ def read_network(case):
         found["grad.feats"] = features.grad
         found.update({f"grad.{name}": grad for name, grad in network.gradients().items()})
     return found
+
+
+def read_training(case):
+    network, inputs, meta = Network(case), case.inputs(), case.meta
+    network.train()
+    steps = case.outputs()["out.losses"].shape[0]
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=meta["lr"], weight_decay=meta["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses, rates = [], []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = _loss(network, network(inputs["feats"], inputs["pos"])[-1], inputs, meta)
+        loss.backward()
+        rates.append(optimizer.param_groups[0]["lr"])
+        losses.append(loss.detach())
+        optimizer.step()
+        schedule.step()
+    network.eval()
+    with torch.no_grad():
+        after = network(inputs["feats"], inputs["pos"])[-1]
+    return {
+        "out.losses": torch.stack(losses),
+        "out.learning_rates": torch.tensor(rates),
+        "out.logits_after": after,
+    }
+
+
+def _loss(network, logits, inputs, meta):
+    """The task's loss, by the core's heads."""
+    if network.task == "classification":
+        head = ClassificationHead(None, [f"class {i}" for i in range(logits.shape[1])])
+        return head.loss(logits, {"label": inputs["label"].argmax(1)})
+    if network.task == "survival":
+        options = meta["task_config"]["survival"]
+        head = SurvivalHead(None, logits.shape[1], alpha=options["alpha"], floor=1e-7)
+        event = 1 - inputs["censorship"].long()
+        return head.loss(logits, {"time": inputs["survival_label"], "event": event})
+    head = SegmentationHead(
+        None,
+        ["negative", "positive"],
+        one_logit=True,
+        threshold=meta["threshold"],
+        dice_weight=meta["dice_weight"],
+        pos_weight=meta["pos_weight"],
+    )
+    return head.loss(logits, {"instances": inputs["ratios"]})
+
+
+READERS = {
+    "model.classification": read_network,
+    "model.survival": read_network,
+    "model.segmentation": read_network,
+    "train.classification": read_training,
+    "train.survival": read_training,
+    "train.segmentation": read_training,
+}

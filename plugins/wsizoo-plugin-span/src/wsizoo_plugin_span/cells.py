@@ -41,6 +41,6 @@ def _check_on_grid(bag: Bag, cells: Tensor) -> None:
     )
     raise BagError(
         f"{bag.slide_id}: {len(worst)} of {len(bag)} patches lie off the grid of spacing "
-        f"{bag.spacing} by more than {SLACK:g} of a cell, first {first}; wsizoo convert FILE FOLDER "
-        "puts them onto one"
+        f"{bag.spacing} by more than {SLACK:g} of a cell, first {first}; "
+        "wsizoo convert FILE FOLDER puts them onto one"
     )

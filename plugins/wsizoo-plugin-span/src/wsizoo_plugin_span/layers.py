@@ -248,7 +248,7 @@ class SpanLayer(GridAttention):
 
 
 class TwoStepLayer(GridAttention):
-    """"tradswin": two layers in one, attention over shifted windows, then over regular ones.
+    """ "tradswin": two layers in one, attention over shifted windows, then over regular ones.
 
     Global tokens hear nothing. Both share the table of biases.
 

@@ -97,7 +97,7 @@ class Span(_OnGrid):
         windows shift on every grid larger than a window, also one that they tile;
         a convolution's bias is added after the division by `edge`, not before;
         global tokens through a kernel are laid out and divided as tokens are;
-        a list of tokens that cannot be read, or a slide vector that no slide can change, is refused.
+        tokens that cannot be read, and a slide vector that no slide can change, are refused.
     """
 
     def __init__(self, in_dim: int, **options: Any) -> None:

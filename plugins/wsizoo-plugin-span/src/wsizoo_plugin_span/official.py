@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import StrictnessError
-from wsizoo_plugin_span.settings import SAME_GRID, Settings, SlideSettings, UNetSettings
+from wsizoo_plugin_span.settings import Settings, SlideSettings, UNetSettings
 
 Tensors = Mapping[str, Tensor]
 BOTH = ("weight", "bias")
@@ -127,11 +127,25 @@ def _encoder(settings: Settings) -> Iterator[Entry]:
         block = f"encoder.blocks.{i}.modules_dict."
         ours = f"aggregator.encoder.stages.{i}."
         if i == 0:
-            yield from _slot(block + "convs_0.0.", ours + "slot.", settings, _input(settings),
-                             settings.in_dim, settings.width(0), normed=False)
+            yield from slot_entries(
+                block + "convs_0.0.",
+                ours + "slot.",
+                settings,
+                _input(settings),
+                settings.in_dim,
+                settings.width(0),
+                normed=False,
+            )
         else:
-            yield from _slot(block + "convs_0.0.", ours + "slot.", settings, _down(settings),
-                             settings.width(i - 1), settings.width(i), normed=True)
+            yield from slot_entries(
+                block + "convs_0.0.",
+                ours + "slot.",
+                settings,
+                down_names(settings),
+                settings.width(i - 1),
+                settings.width(i),
+                normed=True,
+            )
         yield from _layers(block + "trans_2.", ours, settings, count)
 
 
@@ -139,15 +153,17 @@ def _decoder(settings: UNetSettings) -> Iterator[Entry]:
     widths = settings.decoder_widths
     for i, (count, (dim, width)) in enumerate(zip(settings.decoder, widths, strict=True)):
         block, ours = f"decoder.blocks.{i}.modules_dict.", f"aggregator.decoder.stages.{i}."
-        up = _up(settings)
-        yield from _slot(block + "convs_0.0.", ours + "slot.", settings, up, dim, width, True)
+        up = up_names(settings)
+        yield from slot_entries(
+            block + "convs_0.0.", ours + "slot.", settings, up, dim, width, True
+        )
         at = 0
         if not settings.skip_after_layers:
             at = 1 if settings.skip == "none" else 2
             wide = width * (2 if settings.skip == "concat" else 1)
             names = {"linear.0.weight": "first.weight"}
             reduce = f"{block}convs_{at}.0."
-            yield from _slot(reduce, ours + "reduce.", settings, names, wide, width, False)
+            yield from slot_entries(reduce, ours + "reduce.", settings, names, wide, width, False)
         yield from _layers(f"{block}trans_{at + 2}.", ours, settings, count)
     block = f"decoder.blocks.{len(widths)}.modules_dict.convs_0.0."
     for part in BOTH:
@@ -165,8 +181,13 @@ def _head_globals(block: str, settings: UNetSettings) -> Iterator[Entry]:
         yield Entry(f"{block}{name}.bias", shape=(1,))
 
 
-def _slot(
-    block: str, ours: str, settings: Settings, names: Mapping[str, str], dim: int, out_dim: int,
+def slot_entries(
+    block: str,
+    ours: str,
+    settings: Settings,
+    names: Mapping[str, str],
+    dim: int,
+    out_dim: int,
     normed: bool,
 ) -> Iterator[Entry]:
     """A slot's block, of these names (published: ours), and its way for global tokens."""
@@ -193,7 +214,7 @@ def _input(settings: Settings) -> dict[str, str]:
     return {**names, **{f"linear.{at}.{p}": f"first.{p}" for p in parts}}
 
 
-def _down(settings: Settings) -> dict[str, str]:
+def down_names(settings: Settings) -> dict[str, str]:
     parts = BOTH if settings.conv_bias else BOTH[:1]
     if settings.down == "identity":
         return {}
@@ -205,7 +226,7 @@ def _down(settings: Settings) -> dict[str, str]:
     return {**{f"dwconv.{p}": p for p in parts}, **_norm(settings)}
 
 
-def _up(settings: UNetSettings) -> dict[str, str]:
+def up_names(settings: UNetSettings) -> dict[str, str]:
     parts = BOTH if settings.conv_bias else BOTH[:1]
     if settings.up == "pixelshuffle":
         return {**{f"conv.{p}": f"map.{p}" for p in parts}, **_norm(settings)}
@@ -261,7 +282,10 @@ def _multiattn(settings: SlideSettings) -> Iterator[Entry]:
                 yield Entry(f"{block}.{p}", f"aggregator.pooling.stages.{i}.{own}.{p}")
     yield Entry("aggregator.scale_logits", "aggregator.pooling.scale")
     yield Entry("aggregator.scale_router.weight", "aggregator.pooling.scale_router.weight")
-    names = {"context_alpha": "context", **{f"context_router.{p}": f"context_router.{p}" for p in BOTH}}
+    names = {
+        "context_alpha": "context",
+        **{f"context_router.{p}": f"context_router.{p}" for p in BOTH},
+    }
     shapes = {"context_alpha": (settings.stages,), "context_router.bias": (1,)}
     for published, own in names.items():
         used = f"aggregator.pooling.{own}" if settings.n_tokens else None

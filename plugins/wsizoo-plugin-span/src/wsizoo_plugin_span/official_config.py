@@ -122,5 +122,3 @@ def _pooling(task: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _activation(name: str) -> str:
     return str(name).lower().replace("_", "")
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,33 +10,16 @@ from typing import Any, Self
 
 from wsizoo.errors import SpecError
 from wsizoo.names import suggest
-from wsizoo_plugin_span.pyramid import Plan, Step
-
-CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "attention": ("long", "long_noshift", "swin", "tradswin"),
-    "decoder_attention": ("long", "long_noshift", "swin", "tradswin"),
-    "positions": ("rpb", "alibi", "rope", "none"),
-    "activation": ("relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
-    "input_activation": (None, "relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
-    "pool_activation": ("relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
-    "global_path": ("identity", "proj", "kernel"),
-    "down": ("dwpatchconv", "patchconv", "patchmerge", "linear", "identity"),
-    "up": ("pixelshuffle", "patchinvs", "dwpatchinvs"),
-    "edge": ("none", "count", "partial"),
-    "conv_norm": ("pre", "post"),
-    "skip": ("concat", "add", "none"),
-    "pooling": ("multi_addition", "concat", "mean", "last", "addition", "multiattn"),
-    "compat": (None, "published"),
-}
-POSITIVE = (
-    *("dim", "head_dim", "widening", "half_window", "kernel", "stride", "dilation"),
-    *("conv_groups", "pool_divisor"),
+from wsizoo_plugin_span.options import (
+    NORMED,
+    READ_GLOBALS,
+    SAME_GRID,
+    STATISTICS,
+    check_value,
+    refuse,
+    token_kind,
 )
-SHARES = ("attention_dropout", "dropout", "drop_path", "input_dropout", "pool_dropout")
-SAME_GRID = ("linear", "identity")  # blocks that leave the cells as they are
-READ_GLOBALS = ("multi_addition", "concat", "mean", "last")  # poolings of global tokens alone
-NORMED = ("multi_addition", "concat", "addition", "multiattn")  # poolings with a norm, by default
-STATISTICS = ("max", "mean", "std")
+from wsizoo_plugin_span.pyramid import Plan, Step
 
 
 @dataclass(frozen=True)
@@ -125,7 +107,8 @@ class Settings:
                 raise SpecError(f"span has no argument '{name}'. {hint}")
         given = dict(options)
         if "tokens" in given:
-            given["tokens"] = _listed(given["tokens"])
+            tokens = given["tokens"]
+            given["tokens"] = (tokens,) if isinstance(tokens, str | float | int) else tuple(tokens)
         if "layers" in given:
             given["layers"] = str(given["layers"])
         return cls(in_dim=in_dim, **given)
@@ -142,13 +125,7 @@ class Settings:
 
     def _check_values(self) -> None:
         for name in (f.name for f in dataclasses.fields(self)):
-            value = getattr(self, name)
-            if name in CHOICES and not any(value == each for each in CHOICES[name]):
-                refuse(name, value, f"one of {', '.join(map(str, CHOICES[name]))}")
-            if name in POSITIVE and not (type(value) is int and value >= 1):
-                refuse(name, value, "a whole number from 1")
-            if name in SHARES and not 0 <= float(value) < 1:
-                refuse(name, value, "a share from 0 to below 1")
+            check_value(name, getattr(self, name))
         if self.ff_ratio * self.width(0) < 1 or self.input_ratio * self.in_dim < 1:
             refuse("ff_ratio or input_ratio", (self.ff_ratio, self.input_ratio), "wider layers")
         if self.attention == "tradswin" and self.published:
@@ -174,7 +151,7 @@ class Settings:
         if self.down == "patchconv" and any(self.width(i) % groups for i in steps):
             refuse("conv_groups", groups, f"a divisor of dim ({self.dim})")
         if self.stride > self.kernel and self.down not in SAME_GRID and not self.published:
-            refuse("stride", self.stride, f"at most kernel ({self.kernel}): cells would be left out")
+            refuse("stride", self.stride, f"at most kernel ({self.kernel}), or cells are left out")
 
     @property
     def published(self) -> bool:
@@ -255,7 +232,7 @@ class SlideSettings(Settings):
         if self.decoder:
             refuse("layers", self.layers, 'no decoder for a slide vector: "111" (or span-unet)')
         if self.pooling in READ_GLOBALS and self.n_tokens == 0:
-            refuse("pooling", self.pooling, "addition or multiattn where there are no global tokens")
+            refuse("pooling", self.pooling, "addition or multiattn where there is no global token")
         uneven = self.pooling in ("multi_addition", "mean", "multiattn") and self.stages > 1
         if self.widening != 1 and (uneven or self.published):
             refuse("widening", self.widening, f"1 for pooling={self.pooling}")
@@ -289,8 +266,8 @@ class UNetSettings(Settings):
         up: block between the stages of the decoder. [dconvs_type]
         decoder_attention: as `attention`; default the same. [dtrans_type]
         skip: how the encoder's tokens of the same grid join: "concat", "add", "none". [connection]
-        skip_after_layers: the skip follows a decoder stage's layers; else it comes before them, with
-            a linear map back to the stage's width. [skip_first]
+        skip_after_layers: the skip follows a decoder stage's layers; else it comes before them,
+            with a linear map back to the stage's width. [skip_first]
         head_dropout: on `instances`.
     """
 
@@ -341,35 +318,3 @@ class UNetSettings(Settings):
     @property
     def instance_width(self) -> int:
         return self.width(0) * self.joins
-
-
-def token_kind(token: str | float, lenient: bool = False) -> tuple[str, float] | None:
-    """A global token's kind (max, mean, std, random, fixed, learnable) and standard deviation.
-
-    Args:
-        lenient: None for what is no token, as the published code leaves it out; else SpecError.
-    """
-    text = str(token).strip().lower()
-    if text in STATISTICS:
-        return text, 0.0
-    found = re.fullmatch(r"(fix|lrn)?[:_]?(.*)", text)
-    assert found is not None
-    kind = {"fix": "fixed", "lrn": "learnable", None: "random"}[found[1]]
-    try:
-        spread = 1e-4 if found[1] and not found[2] else float(found[2])
-        if math.isfinite(spread) and spread >= 0:
-            return kind, spread
-    except ValueError:
-        pass
-    if lenient:
-        return None
-    return refuse("tokens", token, "max, mean, std, a number, fix<number> or lrn<number>")
-
-
-def refuse(name: str, value: Any, expected: str) -> None:
-    """Raise SpecError: this option's value, and what was expected."""
-    raise SpecError(f"span's {name} is {value!r}, expected {expected}")
-
-
-def _listed(tokens: Any) -> tuple[str | float, ...]:
-    return (tokens,) if isinstance(tokens, str | float | int) else tuple(tokens)

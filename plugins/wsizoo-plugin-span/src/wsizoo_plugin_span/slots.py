@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import (
@@ -183,9 +182,7 @@ class UpConv(Block):
         self.norm = nn.LayerNorm(out_dim)
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
-        return self.norm(
-            sparse_conv_transpose2d(tokens, self.weight, book, self.bias, self.groups)
-        )
+        return self.norm(sparse_conv_transpose2d(tokens, self.weight, book, self.bias, self.groups))
 
     def of_globals(self, globals_: Tensor) -> Tensor:
         mean = self.weight.mean((2, 3))  # (C, C' / groups)
