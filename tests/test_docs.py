@@ -235,6 +235,7 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
     [
         ("hooks", hookspecs.Component),
         ("hooks", hookspecs.OpBackend),
+        ("hooks", hookspecs.WeightFormat),
         ("registry", spec.ModelSpec),
         ("registry", spec.EncoderUse),
         ("registry", spec.WeightsSpec),

@@ -13,6 +13,8 @@ from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry, default
 
+WEIGHTS = "weight-format"  # offered beside the parts that models are composed of
+
 
 @click.command("list")
 @click.argument("pattern", default="*")
@@ -23,7 +25,9 @@ from wsizoo.registry import Registry, default
     "--commercial", is_flag=True, help="Only where model and encoder allow commercial use."
 )
 @click.option("--encoders", is_flag=True, help="The catalogue of encoders instead of models.")
-@click.option("--parts", type=click.Choice(KINDS), help="Installed parts of one kind instead.")
+@click.option(
+    "--parts", type=click.Choice([*KINDS, WEIGHTS]), help="Installed parts of one kind instead."
+)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def list_command(
     pattern: str,
@@ -32,7 +36,7 @@ def list_command(
     weights: bool,
     commercial: bool,
     encoders: bool,
-    parts: Kind | None,
+    parts: str | None,
     as_json: bool,
 ) -> None:
     """List models whose name matches PATTERN (default all).
@@ -114,11 +118,15 @@ def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     ]
 
 
-def _part_rows(registry: Registry, kind: Kind) -> list[dict[str, Any]]:
-    plugins = registry.plugins
+def _part_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
     return [
-        {kind: c.name, "from": plugins.owner(c).distribution, "summary": c.summary}
-        for c in plugins.components(kind)
+        {kind: offer.name, "from": plugin.distribution, "summary": offer.summary}
+        for plugin in registry.plugins.working()
+        for offer in (
+            plugin.formats
+            if kind == WEIGHTS
+            else [component for component in plugin.components if component.kind == kind]
+        )
     ]
 
 
@@ -198,11 +206,12 @@ def plugins_command(as_json: bool) -> None:
 
 
 def _plugin_row(plugin: Plugin) -> dict[str, Any]:
+    names = [c.name for c in plugin.components] + [weights.name for weights in plugin.formats]
     return {
         "plugin": plugin.distribution,
         "version": plugin.version,
         "state": "works" if plugin.works else "quarantine",
-        "offers": ", ".join(c.name for c in plugin.components) or "-",
+        "offers": ", ".join(names) or "-",
         "reason": plugin.reason,
     }
 
