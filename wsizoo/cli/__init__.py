@@ -35,6 +35,12 @@ COMMANDS = {
 }
 
 
+def joined(words: list[str]) -> list[str]:
+    """What was typed, with the two words of a command such as `convert weights` as one."""
+    two = " ".join(words[:2])
+    return [two, *words[2:]] if two in COMMANDS else words
+
+
 class _Commands(click.Group):
     """Imports a command's module on use; suggests the near name for an unknown one."""
 
@@ -52,8 +58,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if " ".join(args[:2]) in COMMANDS:
-            args = [" ".join(args[:2]), *args[2:]]
+        args = joined(args)
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""

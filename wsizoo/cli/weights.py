@@ -48,10 +48,9 @@ def convert_weights_command(
 
     \b
     Examples:
-      wsizoo convert weights FILE.pt --format FORMAT -m NAME -o my-model
-      wsizoo convert weights FILE.pt --format FORMAT -m NAME \\
-          "head.classes=[normal,tumour]" -o my-model
-      wsizoo convert weights my-model --format FORMAT -o FILE.safetensors
+      wsizoo convert weights a.pt --format span-official -m span-mil-uni -o a
+      wsizoo convert weights a.pt --format F -m NAME "head.classes=[x,y]" -o a
+      wsizoo convert weights a --format span-official -o a.safetensors
     """
     if model:
         from wsizoo.conversion import convert_weights

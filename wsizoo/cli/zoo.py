@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final, Literal
 
 import click
 
@@ -13,7 +13,7 @@ from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry, default
 
-WEIGHTS = "weight-format"  # offered beside the parts that models are composed of
+WEIGHTS: Final = "weight-format"  # what plugins offer beside parts of models
 
 
 @click.command("list")
@@ -36,7 +36,7 @@ def list_command(
     weights: bool,
     commercial: bool,
     encoders: bool,
-    parts: str | None,
+    parts: Kind | Literal["weight-format"] | None,
     as_json: bool,
 ) -> None:
     """List models whose name matches PATTERN (default all).
@@ -48,7 +48,9 @@ def list_command(
       wsizoo list --encoders
     """
     registry = default()
-    if parts:
+    if parts == WEIGHTS:
+        rows = _format_rows(registry)
+    elif parts:
         rows = _part_rows(registry, parts)
     elif encoders:
         rows = _encoder_rows(registry, pattern)
@@ -118,15 +120,24 @@ def _encoder_rows(registry: Registry, pattern: str) -> list[dict[str, Any]]:
     ]
 
 
-def _part_rows(registry: Registry, kind: str) -> list[dict[str, Any]]:
+def _part_rows(registry: Registry, kind: Kind) -> list[dict[str, Any]]:
+    plugins = registry.plugins
     return [
-        {kind: offer.name, "from": plugin.distribution, "summary": offer.summary}
+        {kind: c.name, "from": plugins.owner(c).distribution, "summary": c.summary}
+        for c in plugins.components(kind)
+    ]
+
+
+def _format_rows(registry: Registry) -> list[dict[str, Any]]:
+    return [
+        {
+            WEIGHTS: offer.name,
+            "of": ", ".join(offer.components),
+            "from": plugin.distribution,
+            "summary": offer.summary,
+        }
         for plugin in registry.plugins.working()
-        for offer in (
-            plugin.formats
-            if kind == WEIGHTS
-            else [component for component in plugin.components if component.kind == kind]
-        )
+        for offer in plugin.formats
     ]
 
 
