@@ -121,6 +121,20 @@ def test_values_that_the_model_cannot_hold_are_refused(registry: Registry) -> No
         fill(build(registry), published, Toy(), "'x'")
 
 
+def test_what_the_published_code_never_reads_may_be_anything_that_fits_or_be_missing(
+    registry: Registry,
+) -> None:
+    model = build(registry, seed=1)
+    published = Toy().write(model)
+    for held in (torch.ones(3), None):
+        other = build(registry, seed=2)
+        given = {**published, "loss.weight": held}
+        fill(other, {name: t for name, t in given.items() if t is not None}, Toy(), "'x'")
+        assert_same(model, other)
+    with pytest.raises(StrictnessError, match=r"misshapen: loss\.weight \(4,\), expected \(3,\)"):
+        fill(model, {**published, "loss.weight": torch.ones(4)}, Toy(), "'x'")
+
+
 def test_half_precision_and_nan_are_read_as_they_are(registry: Registry) -> None:
     model, other = build(registry, seed=1), build(registry, seed=2)
     published = {name: tensor.half() for name, tensor in Toy().write(model).items()}
@@ -165,7 +179,7 @@ def test_a_layout_that_is_not_there_names_its_format() -> None:
 
 def test_a_base_layout_tells_nothing_and_does_nothing(registry: Registry, tmp_path: Path) -> None:
     model = build(registry)
-    assert list(WeightLayout().overrides({})) == []
+    assert (list(WeightLayout().overrides({})), list(WeightLayout().unused(model))) == ([], [])
     with pytest.raises(NotImplementedError):
         WeightLayout().write(model)
     with pytest.raises(NotImplementedError):

@@ -30,7 +30,7 @@ NAMES = {
 
 
 class Toy(WeightLayout):
-    """Other names, one matrix transposed, one vector twice, and a constant that we do not hold."""
+    """Other names, one matrix transposed, one vector twice, a constant, and a leftover."""
 
     def write(self, model: SlideModel) -> dict[str, Tensor]:
         state = model.inference_state()
@@ -38,6 +38,7 @@ class Toy(WeightLayout):
         found["fc.kernel"] = state["aggregator.embed.0.weight"].T
         found["fc.bias"] = found["fc.shift"] = state["aggregator.embed.0.bias"]
         found["temperature"] = torch.tensor(2.0)
+        found["loss.weight"] = torch.zeros(3)
         return found
 
     def read(self, tensors: Mapping[str, Tensor], model: SlideModel) -> dict[str, Tensor]:
@@ -46,6 +47,9 @@ class Toy(WeightLayout):
         found["aggregator.embed.0.weight"] = tensors["fc.kernel"].T
         found["aggregator.embed.0.bias"] = tensors["fc.bias"]
         return found
+
+    def unused(self, model: SlideModel) -> list[str]:
+        return ["loss.weight"]
 
     def overrides(self, tensors: Mapping[str, Tensor]) -> list[str]:
         told = [f"aggregator.gated={str('attention_U.bias' in tensors).lower()}"]

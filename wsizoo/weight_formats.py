@@ -7,7 +7,7 @@ the publisher's own names, serves every format, and a file that passed can be wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from torch import Tensor
 
@@ -39,6 +39,13 @@ class WeightLayout:
             tensors: have the names and shapes of `write(model)`; that was checked.
         """
         raise NotImplementedError
+
+    def unused(self, model: SlideModel) -> Collection[str]:
+        """Names that `write` gives to tensors which the published code holds and never reads.
+
+        A file may lack them; their values are not kept, and `write` makes some up.
+        """
+        return ()
 
     def overrides(self, tensors: Mapping[str, Tensor]) -> Sequence[str]:
         """What published tensors, of any model or none, tell of the configuration.
@@ -85,7 +92,9 @@ def fill(
             than the model has.
     """
     expected = layout.write(model)
+    unused = set(expected).intersection(layout.unused(model))
     found = _unwrapped(tensors, expected)
+    found = {**{name: expected[name] for name in unused}, **found}
     hint = functools.partial(_hint, layout, expected, found, model)
     try:
         check_strict(expected, found, whose)
@@ -96,7 +105,7 @@ def fill(
     except StrictnessError as error:
         raise PluginError(f"{type(layout).__name__}.read gives other tensors: {error}") from error
     again = layout.write(model)
-    lost = [name for name, tensor in found.items() if not _equal(again[name], tensor)]
+    lost = [name for name in set(found) - unused if not _equal(again[name], found[name])]
     if lost:
         raise StrictnessError(
             f"The weights of {whose} do not fit the model; it cannot hold the values of "
@@ -122,7 +131,7 @@ def _hint(
     model: SlideModel,
 ) -> str:
     """What to try where a file does not fit the model it was read for."""
-    if not set(expected) & set(found):
+    if not set(expected) & set(found) - set(layout.unused(model)):
         return "None of its names is one of this format: is it in another one?"
     known = layout.overrides(expected)
     told = " ".join(f"'{o}'" for o in layout.overrides(found) if o not in known)
