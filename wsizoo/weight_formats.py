@@ -100,8 +100,9 @@ def fill(
         check_strict(expected, found, whose)
     except StrictnessError as error:
         raise StrictnessError(f"{error}. {hint()}") from error
+    ours = layout.read(found, model)
     try:
-        load_strict(model.inference_state(), layout.read(found, model), f"'{model.name}'")
+        load_strict(model.inference_state(), ours, f"'{model.name}'")
     except StrictnessError as error:
         raise PluginError(f"{type(layout).__name__}.read gives other tensors: {error}") from error
     again = layout.write(model)
