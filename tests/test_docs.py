@@ -20,7 +20,7 @@ import torch
 import wsizoo
 import wsizoo.testing
 from wsizoo import encoder_spec, errors, hookspecs, spec
-from wsizoo.cli import COMMANDS, cli
+from wsizoo.cli import COMMANDS, cli, joined
 from wsizoo.encoders.loading import build_encoder
 from wsizoo.encoders.networks import NetworkEncoder
 from wsizoo.fingerprint import Fingerprint
@@ -205,6 +205,7 @@ def test_commands_and_options_on_a_page_exist(page: Path) -> None:
 def assert_command_exists(words: list[str], line: str) -> None:
     command: click.Command = cli
     context = click.Context(cli)
+    words = joined(words)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         name = words.pop(0)
         found = command.get_command(context, name)
@@ -235,6 +236,7 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
     [
         ("hooks", hookspecs.Component),
         ("hooks", hookspecs.OpBackend),
+        ("hooks", hookspecs.WeightFormat),
         ("registry", spec.ModelSpec),
         ("registry", spec.EncoderUse),
         ("registry", spec.WeightsSpec),

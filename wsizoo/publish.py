@@ -67,7 +67,7 @@ def save(
             NaN on the golden bag.
     """
     folder = Path(folder)
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite)
     facts = _as_json(model.facts if training is None else training)
     golden = golden if golden is not None else golden_bag(model)
     record = model_record(model.spec)
@@ -202,7 +202,7 @@ def push(
     return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def check_free(folder: Path, overwrite: bool) -> None:
     """Raise DataError unless nothing but a saved model would be replaced, and that on purpose."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
