@@ -49,8 +49,8 @@ class SpanV1(Aggregator):
     Cost: per cell of a stage (4 + 2 ff_ratio) E^2 multiply-adds a layer, and 2 E a pair of cells in
     a window; N D E for the first convolution, E^2 a cell for each other one.
     Source: Wu et al., "Memory-Efficient Sparse Pyramid Attention Networks for Whole Slide Image
-    Analysis" (2024), https://arxiv.org/abs/2406.09333v1. It has no published code. Where the paper is
-    silent or at odds with itself:
+    Analysis" (2024), https://arxiv.org/abs/2406.09333v1. Its code is not published. Where the paper
+    is silent or at odds with itself:
         - w = 6 is half of a window's side, as in its Algorithm 1 and Fig. 2.
         - The bias table is (2w+1)^2, as stated, though offsets reach 2w-1: see `RelativeBias`.
         - Regular and shifted windows are one set of keys, no key twice; windows begin at the first
@@ -61,8 +61,8 @@ class SpanV1(Aggregator):
           they are neither biased nor rotated.
         - One layer a stage, ff_ratio 2, a linear pooling score: with E = D / 4 and two classes
           2.37 M parameters, the paper's number.
-        - Heads are 64 wide, layers are pre-norm with ReLU, convolutions have neither norm nor
-          activation, dropout is 0.05: as in the authors' code of 2026.
+        - Heads are 64 wide, layers are pre-norm with ReLU, dropout is 0.05: as in the authors' code
+          of 2026. Convolutions have neither norm nor activation.
         - ALiBi is -slope (|da| + |db|); RoPE gives each axis half of a head's channels.
         - A 2x2 cell exists where any of its four does; an odd last row or column is not dropped.
     """
@@ -85,14 +85,13 @@ class SpanV1(Aggregator):
     ) -> None:
         super().__init__(in_dim, dim)
         check_arguments(dim, heads, layers, window, position, global_tokens, pool)
-        self.half, self.pattern = window, "union" if shifted else "regular"
+        self.window, self.pattern = window, "union" if shifted else "regular"
         self.rotary = dim // heads if position == "rope" else 0
         self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.Dropout(dropout))
         self.tokens = nn.Parameter(torch.empty(global_tokens, dim)) if global_tokens else None
         if self.tokens is not None:
             nn.init.trunc_normal_(self.tokens, std=STD)
         self.halvings = nn.ModuleList(nn.Conv2d(dim, dim, 2, stride=2) for _ in layers[1:])
-
         hidden = int(dim * ff_ratio)
         self.stages = nn.ModuleList(
             nn.ModuleList(
@@ -115,7 +114,7 @@ class SpanV1(Aggregator):
         self, features: Tensor, bags: Sequence[Bag], offsets: Tensor
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         """Slides (B, E), and what gives the scores (N_total,) when asked."""
-        grids = pyramid(bags, offsets, len(self.stages), self.half, self.pattern)
+        grids = pyramid(bags, offsets, len(self.stages), self.window, self.pattern)
         tokens, relays, heard = self.refined(self.embed(features), grids)
         top = grids[-1].offsets
         if self.score is None:
@@ -136,6 +135,7 @@ class SpanV1(Aggregator):
                 conv = self.halvings[i - 1]
                 tokens = sparse_conv2d(tokens, conv.weight, grid.rulebook, conv.bias)
             turns = axial_turns(grid.windows.cells, self.rotary) if self.rotary else None
+            assert isinstance(layers, nn.ModuleList)
             for layer in layers:
                 tokens, relays, heard = layer(tokens, relays, grid, turns)
         return tokens, relays, heard

@@ -24,11 +24,11 @@ class RelativeBias(nn.Module):
         super().__init__()
         table = torch.empty(heads, 2 * half + 1, 2 * half + 1)
         self.table = nn.Parameter(nn.init.trunc_normal_(table, std=STD))
-        self.half = half
+        self.window = half
 
     def forward(self, reach: int) -> Tensor:
         """(H, 2 reach + 1, 2 reach + 1), for offsets up to `reach`."""
-        w = self.half
+        w = self.window
         at = torch.arange(-reach, reach + 1, device=self.table.device).clamp(-w, w) + w
         return self.table[:, at][:, :, at]
 
@@ -98,49 +98,45 @@ class Layer(nn.Module):
         Returns:
             Both anew, and (T, M, H) how much each global token attended to each token.
         """
-        n = len(tokens)
+        n, drop = len(tokens), self.dropout if self.training else 0.0
         x = torch.cat([tokens, relays.flatten(0, 1)])  # (T + B M, E)
-        q, k, v = self.qkv(self.norm1(x)).unflatten(1, (3, self.heads, -1)).unbind(1)
-        windows, drop = grid.windows, self.dropout if self.training else 0.0
-        near_q, near_k = (s if turns is None else rotated(s, turns) for s in (q[:n], k[:n]))
-        near = grid_attention(near_q, near_k, v[:n], windows, self.bias(windows.reach), drop)
-        per_slide = (len(relays), relays.shape[1])
-        parts = [s for both in (q, k, v) for s in (both[:n], both[n:].unflatten(0, per_slide))]
-        far, heard, weights = relayed(*parts, grid.offsets, grid.segments, drop)
+        qkv = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1)  # (T + B M, 3, H, D)
+        near = self.in_windows(qkv[:n], grid, turns, drop)
+        relay_qkv = qkv[n:].view(*relays.shape[:2], *qkv.shape[1:])  # (B, M, 3, H, D)
+        far, heard, weights = relayed(qkv[:n], relay_qkv, grid, drop)
         x = x + self.out(torch.cat([near + far, heard.flatten(0, 1)]).flatten(1))
         x = x + self.ffn(self.norm2(x))
         return x[:n], x[n:].view_as(relays), weights
 
+    def in_windows(self, qkv: Tensor, grid: Grid, turns: Tensor | None, drop: float) -> Tensor:
+        """The tokens' attention among each other, (T, 3, H, D) -> (T, H, D)."""
+        q, k, v = qkv.unbind(1)
+        if turns is not None:
+            q, k = rotated(q, turns), rotated(k, turns)
+        bias = self.bias(grid.windows.reach)
+        attended: Tensor = grid_attention(q, k, v, grid.windows, bias, drop)
+        return attended
+
 
 def relayed(
-    q: Tensor,
-    relay_q: Tensor,
-    k: Tensor,
-    relay_k: Tensor,
-    v: Tensor,
-    relay_v: Tensor,
-    offsets: Tensor,
-    segments: Tensor,
-    dropout: float,
+    qkv: Tensor, relay_qkv: Tensor, grid: Grid, dropout: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Tokens attend to the global tokens of their slide, and these to all its tokens.
 
     Args:
-        q, k, v: (T, H, D) of the tokens. relay_q, relay_k, relay_v: (B, M, H, D).
-        offsets, segments: whose tokens are whose.
+        qkv: (T, 3, H, D) of the tokens. relay_qkv: (B, M, 3, H, D) of the global tokens.
 
     Returns:
         (T, H, D) for the tokens, (B, M, H, D) for the global tokens, and the weights (T, M, H) of
-        the latter.
+        the latter, before dropout.
     """
+    q, k, v = qkv.unbind(1)
+    their_q, their_k, their_v = relay_qkv[grid.segments].unbind(2)  # (T, M, H, D)
     scale = q.shape[-1] ** -0.5
-    down = torch.einsum("thd,tmhd->tmh", q, relay_k[segments]) * scale
-    up = torch.einsum("thd,tmhd->tmh", k, relay_q[segments]) * scale
-    weights = segment_softmax(up, offsets)
-    told = torch.einsum(
-        "tmh,tmhd->thd", F.dropout(torch.softmax(down, 1), dropout), relay_v[segments]
-    )
-    heard = segment_sum(F.dropout(weights, dropout)[..., None] * v[:, None], offsets)
+    asked = torch.softmax(torch.einsum("thd,tmhd->tmh", q, their_k) * scale, 1)
+    told = torch.einsum("tmh,tmhd->thd", F.dropout(asked, dropout), their_v)
+    weights = segment_softmax(torch.einsum("thd,tmhd->tmh", k, their_q) * scale, grid.offsets)
+    heard = segment_sum(F.dropout(weights, dropout)[..., None] * v[:, None], grid.offsets)
     return told, heard, weights
 
 
@@ -173,6 +169,6 @@ def axial_turns(cells: Tensor, dim: int) -> Tensor:
 def rotated(x: Tensor, turns: Tensor) -> Tensor:
     """x (T, H, D) with neighbouring channels (2j, 2j+1) as complex numbers times `turns`."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)).contiguous())  # (T, H, D / 2)
+    pairs = torch.view_as_complex(wide.reshape(*x.shape[:2], -1, 2))  # (T, H, D / 2)
     turned = pairs * turns[:, None].to(pairs.dtype)
     return torch.view_as_real(turned).flatten(-2).to(x.dtype)
