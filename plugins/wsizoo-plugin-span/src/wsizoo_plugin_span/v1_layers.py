@@ -130,13 +130,14 @@ def relayed(
         (T, H, D) for the tokens, (B, M, H, D) for the global tokens, and the weights (T, M, H) of
         the latter, before dropout.
     """
-    q, k, v = qkv.unbind(1)
-    their_q, their_k, their_v = relay_qkv[grid.segments].unbind(2)  # (T, M, H, D)
+    q, k, v = qkv[:, None].unbind(2)  # (T, 1, H, D)
+    theirs = relay_qkv if len(relay_qkv) == 1 else relay_qkv[grid.segments]
+    their_q, their_k, their_v = theirs.unbind(2)  # (T or 1, M, H, D)
     scale = q.shape[-1] ** -0.5
-    asked = torch.softmax(torch.einsum("thd,tmhd->tmh", q, their_k) * scale, 1)
-    told = torch.einsum("tmh,tmhd->thd", F.dropout(asked, dropout), their_v)
-    weights = segment_softmax(torch.einsum("thd,tmhd->tmh", k, their_q) * scale, grid.offsets)
-    heard = segment_sum(F.dropout(weights, dropout)[..., None] * v[:, None], grid.offsets)
+    asked = torch.softmax((q * their_k).sum(-1) * scale, 1)  # (T, M, H)
+    told = (F.dropout(asked, dropout)[..., None] * their_v).sum(1)
+    weights = segment_softmax((k * their_q).sum(-1) * scale, grid.offsets)
+    heard = segment_sum(F.dropout(weights, dropout)[..., None] * v, grid.offsets)
     return told, heard, weights
 
 
