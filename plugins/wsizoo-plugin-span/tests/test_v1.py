@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from wsizoo_plugin_span import hooks
+from wsizoo_plugin_span.pyramid import build
 from wsizoo_plugin_span.v1 import SpanV1
-from wsizoo_plugin_span.v1_grids import pyramid
-from wsizoo_plugin_span.v1_layers import alibi_slopes
 
 import wsizoo
 from wsizoo import Bag, BagBatch
@@ -28,19 +27,19 @@ from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_v1.safetensors"
 WEIGHTS = "weights."
-SMALL = {"dim": 16, "heads": 2, "window": 2}
+SMALL = {"dim": 16, "head_dim": 8, "half_window": 2}
 VARIANTS = {
     "default": {},
-    "alibi": {"position": "alibi"},
-    "rope": {"position": "rope"},
-    "none": {"position": "none"},
+    "alibi": {"positions": "alibi"},
+    "rope": {"positions": "rope"},
+    "none": {"positions": "none"},
     "not-shifted": {"shifted": False},
-    "no-pyramid": {"layers": [3]},
-    "two-stages": {"layers": [2, 1]},
+    "no-pyramid": {"layers": "3"},
+    "two-stages": {"layers": "21"},
     "no-global-token": {"global_tokens": 0},
-    "three-global-tokens": {"global_tokens": 3, "heads": 4, "position": "alibi"},
-    "pooled-by-global-tokens": {"pool": "global", "global_tokens": 2, "position": "alibi"},
-    "wide-window": {"window": 3, "ff_ratio": 1.5},
+    "three-global-tokens": {"global_tokens": 3, "head_dim": 4, "positions": "alibi"},
+    "pooled-by-global-tokens": {"pooling": "global", "global_tokens": 2, "positions": "alibi"},
+    "wide-window": {"half_window": 3, "ff_ratio": 1.5},
 }
 
 
@@ -49,12 +48,12 @@ def test_it_is_an_aggregator(check):
     check()
 
 
-@conformance(SpanV1, **SMALL, position="alibi", pool="global", global_tokens=2)
+@conformance(SpanV1, **SMALL, positions="alibi", pooling="global", global_tokens=2)
 def test_pooled_by_its_global_tokens_it_is_one_too(check):
     check()
 
 
-@conformance(SpanV1, **SMALL, position="rope", global_tokens=0, layers=[1, 2])
+@conformance(SpanV1, **SMALL, positions="rope", global_tokens=0, layers="12")
 def test_with_rotary_positions_and_no_global_token_it_is_one_too(check):
     check()
 
@@ -96,8 +95,8 @@ def turned(vector, cell):
 
 
 def local_attention(q, k, v, cells, layer, head, method):
-    w, heads = method["window"], method["heads"]
-    if method["position"] == "rope":
+    w, heads = method["half_window"], method["heads"]
+    if method["positions"] == "rope":
         q = torch.stack([turned(x, c) for x, c in zip(q, cells, strict=True)])
         k = torch.stack([turned(x, c) for x, c in zip(k, cells, strict=True)])
     allowed = may_attend(cells, w, method["shifted"])
@@ -106,7 +105,7 @@ def local_attention(q, k, v, cells, layer, head, method):
         keys = [u for u in range(len(cells)) if allowed[t, u]]
         scores = [
             q[t] @ k[u] / math.sqrt(len(q[t]))
-            + bias(method["position"], layer, head, heads, w, here, cells[u])
+            + bias(method["positions"], layer, head, heads, w, here, cells[u])
             for u in keys
         ]
         rows.append(torch.softmax(torch.stack(scores), 0) @ v[keys])
@@ -165,10 +164,10 @@ def slowly(weights, method, features, cells):
             conv = under(weights, f"halvings.{stage - 1}.")
             x, cells, parents = halved(x, cells, conv["weight"], conv["bias"])
             over = [parents[cell] for cell in over]
-        for i in range(layers):
+        for i in range(int(layers)):
             layer = under(weights, f"stages.{stage}.{i}.")
             x, tokens, heard = one_layer(x, tokens, cells, layer, method)
-    if method["pool"] == "global":
+    if method["pooling"] == "global":
         slide, pooled = tokens.mean(0), torch.stack(heard).mean((0, 1))
     else:
         pooled = torch.softmax(x @ weights["score.weight"][0], 0)
@@ -196,8 +195,9 @@ def made(**changes):
 
 
 def facts(changes):
-    rest = {"layers": (1, 1, 1), "shifted": True, "position": "rpb", "pool": "attention"}
-    return {**SMALL, **rest, **changes}
+    rest = {"layers": "111", "shifted": True, "positions": "rpb", "pooling": "attention"}
+    method = {**SMALL, **rest, **changes}
+    return {**method, "heads": method["dim"] // method["head_dim"]}
 
 
 def gradients(value, weights, features):
@@ -249,29 +249,29 @@ def separate(batch, features):
     return zip(batch.bags, features.split(batch.lengths.tolist()), strict=True)
 
 
-@pytest.mark.parametrize("position", ["rpb", "alibi", "rope", "none"])
+@pytest.mark.parametrize("positions", ["rpb", "alibi", "rope", "none"])
 @pytest.mark.parametrize("cells", [(1, 0), (0, 1), (5, 3), (70_000, -8)])
-def test_where_the_slide_lies_on_its_grid_changes_nothing(position, cells):
-    method, bag = made(position=position), slide(40)
+def test_where_the_slide_lies_on_its_grid_changes_nothing(positions, cells):
+    method, bag = made(positions=positions), slide(40)
     moved = bag.replace(coords=bag.coords + 224 * torch.tensor(cells))
     torch.testing.assert_close(method(moved).slide, method(bag).slide)
 
 
-@pytest.mark.parametrize("position", ["rpb", "alibi", "rope"])
-def test_position_terms_see_the_arrangement_inside_a_window(position):
+@pytest.mark.parametrize("positions", ["rpb", "alibi", "rope"])
+def test_position_terms_see_the_arrangement_inside_a_window(positions):
     """Two patches of one window and one top cell each way: only their offset can tell."""
-    method = made(position=position, layers=[1])
+    method = made(positions=positions, layers="1")
     features = slide(2).features
     beside, below = (
         Bag(features, torch.tensor([[0, 0], cell]) * 224, spacing=224.0)
         for cell in ((0, 1), (1, 0))
     )
     far = Bag(features, torch.tensor([[0, 0], [3, 3]]) * 224, spacing=224.0)
-    blind = made(position="none", layers=[1])
+    blind = made(positions="none", layers="1")
     torch.testing.assert_close(blind(beside).slide, blind(far).slide)
     assert (method(beside).slide - method(far).slide).abs().max() > 1e-4
     same = torch.allclose(method(beside).slide, method(below).slide)
-    assert same == (position == "alibi")  # which knows no direction
+    assert same == (positions == "alibi")  # which knows no direction
 
 
 def reached(method, n):
@@ -279,21 +279,19 @@ def reached(method, n):
     cells = torch.stack([torch.arange(n), torch.zeros(n, dtype=torch.int64)], 1)
     features = slide(n).features.requires_grad_()
     bag = Bag(features, cells * 224, spacing=224.0)
-    stages, windows = len(method.stages), (method.window, method.pattern)
-    grids = pyramid([bag], torch.tensor([0, n]), stages, *windows)
-    tokens, _, _ = method.refined(method.embed(features), grids)
+    tokens, _, _ = method.refined(method.embed(features), build([bag.grid()], method.plan))
     (gradient,) = torch.autograd.grad(tokens[3].sum(), features)
     return torch.nonzero(gradient.abs().sum(1) > 1e-12)[:, 0].tolist()
 
 
 def test_shifted_windows_join_neighbouring_windows():
-    alone = {"layers": [1], "global_tokens": 0}
+    alone = {"layers": "1", "global_tokens": 0}
     assert reached(made(**alone, shifted=False), 11) == [0, 1, 2, 3]
     assert reached(made(**alone), 11) == [0, 1, 2, 3, 4, 5]
 
 
 def test_a_global_token_joins_all_patches():
-    assert reached(made(layers=[2], shifted=False), 11) == list(range(11))
+    assert reached(made(layers="2", shifted=False), 11) == list(range(11))
 
 
 def test_the_odd_last_row_is_not_dropped():
@@ -314,21 +312,10 @@ def test_scores_are_the_weights_of_the_cells_above_shared_by_their_patches():
 
 
 def test_dropout_acts_in_training_only():
-    method, bag = made(dropout=0.5), slide(40)
+    method, bag = made(attention_dropout=0.5), slide(40)
     torch.testing.assert_close(method(bag).slide, method(bag).slide, rtol=0, atol=0)
     method.train()
     assert not torch.allclose(method(bag).slide, method(bag).slide)
-
-
-@pytest.mark.parametrize("heads", [1, 2, 4, 8])
-def test_slopes_fall_geometrically(heads):
-    expected = [2.0 ** (-8 * (i + 1) / heads) for i in range(heads)]
-    torch.testing.assert_close(alibi_slopes(heads), torch.tensor(expected))
-
-
-def test_slopes_of_six_heads_are_four_and_every_second_of_eight():
-    expected = [2.0**-e for e in (2, 4, 6, 8, 1, 3)]
-    torch.testing.assert_close(alibi_slopes(6), torch.tensor(expected))
 
 
 @functools.cache
@@ -354,14 +341,14 @@ def test_its_model_has_as_many_parameters_as_the_paper_states():
 
 
 def test_parameters_come_from_the_entry_and_overrides():
-    changes = "aggregator.layers=[1,2]", "aggregator.position=rope", "aggregator.window=3"
-    model = built(*changes)
+    changes = "layers=12", "positions=rope", "half_window=3", "dim=128"
+    model = built(*(f"aggregator.{change}" for change in changes))
     method = model.aggregator
     assert [len(stage) for stage in method.stages] == [1, 2]
-    assert (method.window, method.rotary) == (3, 64)
+    assert (method.plan.half_window, method.out_dim) == (3, 128)
+    assert method.stages[0][0].rotary
     output = model(wide(slide(40, dim=1024)))
-    assert output.logits.shape == (2,)
-    assert output.scores.shape == (40,)
+    assert (output.logits.shape, output.scores.shape) == ((2,), (40,))
 
 
 def wide(bag):
@@ -398,15 +385,17 @@ def test_bad_slides_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"position": "ape"}, r"aggregator.position is 'ape', expected one of .*'rpb'"),
-        ({"pool": "max"}, r"aggregator.pool is 'max', expected one of .*'attention'"),
-        ({"layers": []}, r"aggregator.layers is \[\], expected layers of each stage"),
-        ({"layers": [1, 0]}, r"aggregator.layers is \[1, 0\]"),
-        ({"heads": 3}, r"aggregator.dim is 16 for 3 heads, expected a multiple of the heads$"),
-        ({"heads": 8, "position": "rope"}, r"aggregator.dim is 16 for 8 heads.*four times.*RoPE"),
-        ({"window": 0}, r"aggregator.window is 0, expected at least 1 cell"),
-        ({"global_tokens": -1}, r"aggregator.global_tokens is -1, expected 0 or more"),
-        ({"global_tokens": 0, "pool": "global"}, r"is 0, expected at least 1, which pool=global"),
+        ({"positions": "ape"}, "span-v1's positions is 'ape', expected one of rpb, alibi, rope"),
+        ({"pooling": "max"}, "span-v1's pooling is 'max', expected one of attention, global"),
+        ({"layers": ""}, "span-v1's layers is '', expected a digit from 1 a stage"),
+        ({"layers": "10"}, "span-v1's layers is '10'"),
+        ({"layers": "11-1"}, "span-v1's layers is '11-1'"),
+        ({"head_dim": 3}, r"span-v1's dim is 16, expected a multiple of head_dim \(3\)"),
+        ({"dim": 0}, r"span-v1's dim is 0, expected a multiple of head_dim \(8\)"),
+        ({"head_dim": 2, "positions": "rope"}, "head_dim is 2, expected a multiple of 4 for pos"),
+        ({"half_window": 0}, "span-v1's half_window is 0, expected at least 1 cell"),
+        ({"global_tokens": -1}, "span-v1's global_tokens is -1, expected 0 or more"),
+        ({"global_tokens": 0, "pooling": "global"}, "is 0, expected at least 1 for pooling=global"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(changes, message):

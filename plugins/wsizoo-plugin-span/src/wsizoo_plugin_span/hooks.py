@@ -1,4 +1,4 @@
-from wsizoo import Component, OpBackend, hookimpl
+from wsizoo import Component, hookimpl
 
 wsizoo_api = 1
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +13,18 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import SpecError
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.ops import segment_softmax, segment_sum, sparse_conv2d
-from wsizoo_plugin_span.v1_grids import Grid, ancestors, pyramid
-from wsizoo_plugin_span.v1_layers import POSITIONS, STD, Layer, axial_turns, position_bias
+from wsizoo_plugin_span.pyramid import Plan, Pyramid, Step, build
+from wsizoo_plugin_span.v1_layers import POSITIONS, STD, Layer, position_bias
 
-POOLS = ("attention", "global")
+POOLINGS = ("attention", "global")
+HALVING = Step(kernel=2, stride=2, dilation=1)
+
+
+class CornerPlan(Plan):
+    """Grids that begin at a slide's first row and column, and end where the last halving ends."""
+
+    def pads(self, length: int) -> tuple[int, int]:
+        return 0, -length % self.step.stride ** len(self.downs)
 
 
 class SpanV1(Aggregator):
@@ -25,22 +35,23 @@ class SpanV1(Aggregator):
 
     Args:
         in_dim: width D of the features.
-        dim: width E of all stages; the paper's is D / 4.
-        heads: attention heads.
-        layers: how many in each stage; each further stage halves the grid. [3]: no pyramid.
-        window: w, half of a window's side in cells.
+        dim: width E of all stages; default D / 4.
+        head_dim: width of an attention head.
+        layers: one digit a stage; each further stage halves the grid. "3": no pyramid.
+        half_window: w, half of a window's side in cells.
         shifted: with the shifted windows.
-        position: "rpb" (learnable relative position biases), or of the paper's ablations "alibi"
+        positions: "rpb" (learnable relative position biases), or of the paper's ablations "alibi"
             (axial), "rope" (axial), "none".
         global_tokens: M, how many; 0: none.
-        pool: "attention", or "global": the mean of the global tokens instead (an ablation; the last
-            layer's windows then reach nothing).
+        pooling: "attention", or "global": the mean of the global tokens instead (an ablation; the
+            last layer's windows then reach nothing).
         ff_ratio: width of the feed-forward networks, in E.
-        dropout: of the embedded patches and of attention weights, training only.
+        attention_dropout, input_dropout: of attention weights, and of the embedded patches;
+            training only.
 
     Returns (forward): `slide` (E,), `scores` (N,) the pooling weight of the top's cell over each
-    patch, shared equally among the patches under it (they sum to 1; pool "global": the weights with
-    which the last layer's global tokens attend to the cells, mean over heads and tokens).
+    patch, shared equally among the patches under it (they sum to 1; pooling "global": the weights
+    with which the last layer's global tokens attend to the cells, mean over heads and tokens).
 
     Raises:
         SpecError: arguments that do not fit together.
@@ -56,7 +67,7 @@ class SpanV1(Aggregator):
         - Regular and shifted windows are one set of keys, no key twice; windows begin at the first
           row and column of patches.
         - Local and global attention are two softmaxes with one set of projections, summed (Eq. 8
-          of SPAN 2026 sums). One token is the default, and has the width E from the start.
+          of SPAN 2026 sums). One global token is the default, and has the width E from the start.
         - Global tokens attend to patches only, pass a convolution unchanged, and have no place:
           they are neither biased nor rotated.
         - One layer a stage, ff_ratio 2, a linear pooling score: with E = D / 4 and two classes
@@ -72,107 +83,109 @@ class SpanV1(Aggregator):
     def __init__(
         self,
         in_dim: int,
-        dim: int = 256,
-        heads: int = 4,
-        layers: Sequence[int] = (1, 1, 1),
-        window: int = 6,
+        dim: int | None = None,
+        head_dim: int = 64,
+        layers: str = "111",
+        half_window: int = 6,
         shifted: bool = True,
-        position: str = "rpb",
+        positions: str = "rpb",
         global_tokens: int = 1,
-        pool: str = "attention",
+        pooling: str = "attention",
         ff_ratio: float = 2.0,
-        dropout: float = 0.05,
+        attention_dropout: float = 0.05,
+        input_dropout: float = 0.05,
     ) -> None:
+        dim = in_dim // 4 if dim is None else dim
         super().__init__(in_dim, dim)
-        check_arguments(dim, heads, layers, window, position, global_tokens, pool)
-        self.window, self.pattern = window, "union" if shifted else "regular"
-        self.rotary = dim // heads if position == "rope" else 0
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.Dropout(dropout))
+        check_values(positions, pooling, str(layers), half_window)
+        check_widths(dim, head_dim, positions)
+        check_tokens(global_tokens, pooling)
+        counts, heads = [int(digit) for digit in str(layers)], dim // head_dim
+        self.plan = CornerPlan(HALVING, (HALVING,) * (len(counts) - 1), half_window)
+
+        def layer() -> Layer:
+            bias = position_bias(positions, heads, half_window)
+            pattern, rotary = "union" if shifted else "regular", positions == "rope"
+            return Layer(dim, heads, int(dim * ff_ratio), pattern, bias, rotary, attention_dropout)
+
+        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.Dropout(input_dropout))
+        self.stages = nn.ModuleList(nn.ModuleList(layer() for _ in range(n)) for n in counts)
+        self.halvings = nn.ModuleList(nn.Conv2d(dim, dim, 2, stride=2) for _ in counts[1:])
         self.tokens = nn.Parameter(torch.empty(global_tokens, dim)) if global_tokens else None
         if self.tokens is not None:
             nn.init.trunc_normal_(self.tokens, std=STD)
-        self.halvings = nn.ModuleList(nn.Conv2d(dim, dim, 2, stride=2) for _ in layers[1:])
-        hidden = int(dim * ff_ratio)
-        self.stages = nn.ModuleList(
-            nn.ModuleList(
-                Layer(dim, heads, hidden, position_bias(position, heads, window), dropout)
-                for _ in range(n)
-            )
-            for n in layers
-        )
-        self.score = nn.Linear(dim, 1, bias=False) if pool == "attention" else None
+        self.score = nn.Linear(dim, 1, bias=False) if pooling == "attention" else None
 
     def forward(self, bag: Bag) -> Aggregated:
-        offsets = torch.tensor([0, len(bag)], device=bag.device)
-        slides, scores = self.pooled(bag.features, [bag], offsets)
+        slides, scores = self.pooled(bag.features, [bag])
         return Aggregated(slides[0], scores)
 
     def forward_packed(self, batch: BagBatch) -> Aggregated:
-        return Aggregated(*self.pooled(batch.features, batch.bags, batch.offsets))
+        return Aggregated(*self.pooled(batch.features, batch.bags))
 
-    def pooled(
-        self, features: Tensor, bags: Sequence[Bag], offsets: Tensor
-    ) -> tuple[Tensor, Callable[[], Tensor]]:
+    def pooled(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Callable[[], Tensor]]:
         """Slides (B, E), and what gives the scores (N_total,) when asked."""
-        grids = pyramid(bags, offsets, len(self.stages), self.window, self.pattern)
-        tokens, relays, heard = self.refined(self.embed(features), grids)
-        top = grids[-1].offsets
+        pyramid = build([cells_from_the_corner(bag) for bag in bags], self.plan)
+        tokens, relays, heard = self.refined(self.embed(features), pyramid)
+        top = pyramid.levels[-1]
         if self.score is None:
             slides, weights = relays.mean(1), heard.mean((1, 2))  # (B, E), (T,)
         else:
-            weights = segment_softmax(self.score(tokens)[:, 0], top)  # (T,)
-            slides = segment_sum(weights[:, None] * tokens, top)  # (B, E)
-        return slides, lambda: shared(weights, ancestors(grids))
+            weights = segment_softmax(self.score(tokens)[:, 0], top.offsets)  # (T,)
+            slides = segment_sum(weights[:, None] * tokens, top.offsets)  # (B, E)
+        return slides, lambda: pyramid.to_patches({len(pyramid.levels) - 1: weights})
 
-    def refined(self, tokens: Tensor, grids: Sequence[Grid]) -> tuple[Tensor, Tensor, Tensor]:
-        """The top's cells (T, E), the global tokens (B, M, E), and how these attended (T, M, H)."""
-        slides = len(grids[0].offsets) - 1
+    def refined(self, tokens: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor, Tensor]:
+        """The top's cells (T, E), the global tokens (B, M, E), and how these attended (T, M, H).
+
+        Args:
+            tokens: (N_total, E), the embedded patches.
+        """
         own = tokens.new_empty(0, self.out_dim) if self.tokens is None else self.tokens
-        relays = own.expand(slides, -1, -1)  # (B, M, E)
-        heard = tokens.new_empty(0)
-        for i, (grid, layers) in enumerate(zip(grids, self.stages, strict=True)):
-            if grid.rulebook is not None:
-                conv = self.halvings[i - 1]
-                tokens = sparse_conv2d(tokens, conv.weight, grid.rulebook, conv.bias)
-            turns = axial_turns(grid.windows.cells, self.rotary) if self.rotary else None
+        relays, heard = own.expand(pyramid.levels[0].n_slides, -1, -1), own  # (B, M, E)
+        for i, (level, layers) in enumerate(zip(pyramid.levels, self.stages, strict=True)):
+            if i:
+                conv, book = self.halvings[i - 1], pyramid.rulebooks[i - 1]
+                tokens = sparse_conv2d(tokens, conv.weight, book, conv.bias)
             assert isinstance(layers, nn.ModuleList)
             for layer in layers:
-                tokens, relays, heard = layer(tokens, relays, grid, turns)
+                tokens, relays, heard = layer(tokens, relays, level)
         return tokens, relays, heard
 
 
-def shared(weights: Tensor, over: Tensor) -> Tensor:
-    """(N,) the weight (T,) of the cell over each patch, divided by the patches under it."""
-    return (weights / torch.bincount(over, minlength=len(weights)))[over]
+def cells_from_the_corner(bag: Bag) -> Tensor:
+    """(N, 2) int64 cells, counted from the slide's first row and column of patches."""
+    cells = bag.require_unique_cells()
+    return cells - cells.min(0).values
 
 
-def check_arguments(
-    dim: int,
-    heads: int,
-    layers: Sequence[int],
-    window: int,
-    position: str,
-    global_tokens: int,
-    pool: str,
-) -> None:
-    """Raise SpecError unless the arguments of `SpanV1` make a network."""
-    if position not in POSITIONS:
-        raise SpecError(f"aggregator.position is {position!r}, expected one of {POSITIONS}")
-    if pool not in POOLS:
-        raise SpecError(f"aggregator.pool is {pool!r}, expected one of {POOLS}")
-    if not layers or min(layers) < 1:
-        raise SpecError(
-            f"aggregator.layers is {list(layers)}, expected layers of each stage: [1,1,1]"
-        )
-    if heads < 1 or dim % heads or (position == "rope" and dim // heads % 4):
-        four = ", four times as many for RoPE" if position == "rope" else ""
-        raise SpecError(
-            f"aggregator.dim is {dim} for {heads} heads, expected a multiple of the heads{four}"
-        )
-    if window < 1:
-        raise SpecError(f"aggregator.window is {window}, expected at least 1 cell")
-    if global_tokens < (pool == "global"):
-        raise SpecError(
-            f"aggregator.global_tokens is {global_tokens}, expected "
-            f"{'at least 1, which pool=global reads' if pool == 'global' else '0 or more'}"
-        )
+def check_values(positions: str, pooling: str, layers: str, half_window: int) -> None:
+    """Raise SpecError for what names no option, or counts nothing."""
+    if positions not in POSITIONS:
+        refuse("positions", positions, f"one of {', '.join(POSITIONS)}")
+    if pooling not in POOLINGS:
+        refuse("pooling", pooling, f"one of {', '.join(POOLINGS)}")
+    if not re.fullmatch("[1-9]+", layers):
+        refuse("layers", layers, 'a digit from 1 a stage, such as "111"')
+    if half_window < 1:
+        refuse("half_window", half_window, "at least 1 cell")
+
+
+def check_widths(dim: int, head_dim: int, positions: str) -> None:
+    """Raise SpecError unless heads share the width evenly, and RoPE a head's."""
+    if head_dim < 1 or dim < 1 or dim % head_dim:
+        refuse("dim", dim, f"a multiple of head_dim ({head_dim})")
+    if positions == "rope" and head_dim % 4:
+        refuse("head_dim", head_dim, "a multiple of 4 for positions=rope")
+
+
+def check_tokens(global_tokens: int, pooling: str) -> None:
+    """Raise SpecError for a number of global tokens that is none, or that pooling cannot use."""
+    if pooling == "global" and global_tokens < 1:
+        refuse("global_tokens", global_tokens, "at least 1 for pooling=global, which reads them")
+    if global_tokens < 0:
+        refuse("global_tokens", global_tokens, "0 or more")
+
+
+def refuse(name: str, value: Any, expected: str) -> None:
+    raise SpecError(f"span-v1's {name} is {value!r}, expected {expected}")
