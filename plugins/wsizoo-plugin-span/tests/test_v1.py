@@ -380,6 +380,8 @@ def test_bad_slides_are_refused():
         BagError, match=r"1 patches share a grid cell.*patches 0 and 4.*--collisions"
     ):
         model(good.replace(coords=twice))
+    with pytest.raises(BagError, match="lie off the grid of spacing"):
+        model(good.replace(coords=good.coords + torch.tensor([[100], [0], [0], [0], [0]])))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import SpecError
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.ops import segment_softmax, segment_sum, sparse_conv2d
+from wsizoo_plugin_span.cells import cells_of
 from wsizoo_plugin_span.pyramid import Plan, Pyramid, Step, build
 from wsizoo_plugin_span.v1_layers import POSITIONS, STD, Layer, position_bias
 
@@ -55,7 +56,7 @@ class SpanV1(Aggregator):
 
     Raises:
         SpecError: arguments that do not fit together.
-        BagError: patches that share a cell.
+        BagError: no patches, patches that share a cell or lie on no grid.
 
     Cost: per cell of a stage (4 + 2 ff_ratio) E^2 multiply-adds a layer, and 2 E a pair of cells in
     a window; N D E for the first convolution, E^2 a cell for each other one.
@@ -125,7 +126,7 @@ class SpanV1(Aggregator):
 
     def pooled(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Callable[[], Tensor]]:
         """Slides (B, E), and what gives the scores (N_total,) when asked."""
-        pyramid = build([cells_from_the_corner(bag) for bag in bags], self.plan)
+        pyramid = build([cells_of(bag) for bag in bags], self.plan)
         tokens, relays, heard = self.refined(self.embed(features), pyramid)
         top = pyramid.levels[-1]
         if self.score is None:
@@ -151,12 +152,6 @@ class SpanV1(Aggregator):
             for layer in layers:
                 tokens, relays, heard = layer(tokens, relays, level)
         return tokens, relays, heard
-
-
-def cells_from_the_corner(bag: Bag) -> Tensor:
-    """(N, 2) int64 cells, counted from the slide's first row and column of patches."""
-    cells = bag.require_unique_cells()
-    return cells - cells.min(0).values
 
 
 def check_values(positions: str, pooling: str, layers: str, half_window: int) -> None:
