@@ -106,6 +106,16 @@ BACKENDS = (
         why_not="wsizoo.ops.blocked:why_not",
         priority=10,
     ),
+    *(
+        OpBackend(
+            op,
+            "gather",
+            target=f"wsizoo.ops.gather:{op}_gather",
+            why_not="wsizoo.ops.gather:why_not",
+            priority=10,
+        )
+        for op in ("sparse_conv2d", "sparse_conv_transpose2d", "pixel_shuffle_linear")
+    ),
 )
 
 

@@ -3,17 +3,35 @@
 from wsizoo.ops._dispatch import Op, ops, use_backend
 from wsizoo.ops.grid_attention import grid_attention
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
+from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
+from wsizoo.ops.sparse_conv import (
+    patch_merge,
+    pixel_shuffle,
+    pixel_shuffle_linear,
+    sparse_conv2d,
+    sparse_conv_transpose2d,
+)
 
 __all__ = [
+    "Grids",
     "Neighbourhood",
     "Op",
+    "Rulebook",
     "Windows",
+    "children",
     "grid_attention",
     "ops",
+    "patch_merge",
+    "pixel_shuffle",
+    "pixel_shuffle_linear",
+    "rulebook",
     "segment_max",
     "segment_mean",
     "segment_softmax",
     "segment_sum",
+    "sparse_conv2d",
+    "sparse_conv_transpose2d",
+    "transpose_rulebook",
     "use_backend",
 ]

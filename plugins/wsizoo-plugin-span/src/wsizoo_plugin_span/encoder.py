@@ -1,0 +1,171 @@
+"""Global tokens, and the encoder's stages over the levels of a pyramid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo.ops import segment_max, segment_mean, segment_sum
+from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
+from wsizoo_plugin_span.pyramid import Level, Pyramid
+from wsizoo_plugin_span.settings import Settings, token_kind
+from wsizoo_plugin_span.slots import Slot, down_slot, input_slot
+
+Layer = SpanLayer | TwoStepLayer
+
+
+@dataclass
+class Staged:
+    """What a stage gives.
+
+    Args:
+        level: its grid. tokens: (T, C). globals_: (B, M, C).
+        inputs: each of its layers with what it was given, without gradients.
+    """
+
+    level: Level
+    tokens: Tensor
+    globals_: Tensor
+    inputs: list[tuple[Layer, Tensor, Tensor]] = field(default_factory=list)
+
+    def attention(self) -> Tensor | None:
+        """(T,) attention that global tokens pay to tokens, mean over heads, them and the layers.
+
+        Computed anew, without dropout. None: no layer lets them hear tokens.
+        """
+        paid = [
+            weights
+            for layer, tokens, globals_ in self.inputs
+            if (weights := layer.global_weights(tokens, globals_, self.level)) is not None
+        ]
+        return torch.stack(paid).mean(0) if paid else None
+
+
+class GlobalTokens(nn.Module):
+    """The first global tokens of each slide, in the features' width.
+
+    In their order: "max", "mean" and "std" of each column over the slide's tokens; "random" and
+    "fixed" vectors drawn at construction; "learnable" ones.
+    """
+
+    random: Tensor | None
+    fixed: Tensor | None
+    learnable: nn.Parameter | None
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        kinds = [token_kind(token, settings.published) for token in settings.tokens]
+        self.kinds = tuple(kind for kind in kinds if kind is not None)
+        self.dim = settings.in_dim
+        self.register_buffer("random", self._draw("random"))
+        self.register_buffer("fixed", self._draw("fixed"))
+        drawn = self._draw("learnable")
+        self.learnable = None if drawn is None else nn.Parameter(drawn)
+
+    def _draw(self, wanted: str) -> Tensor | None:
+        """(n, C) truncated normal rows, or None."""
+        rows = [
+            nn.init.trunc_normal_(torch.empty(self.dim), std=spread)
+            for kind, spread in self.kinds
+            if kind == wanted
+        ]
+        return torch.stack(rows) if rows else None
+
+    def forward(self, tokens: Tensor, level: Level) -> Tensor:
+        """(T, C) of stage 0 -> (B, M, C)."""
+        n, found = level.n_slides, []
+        stored = {kind: getattr(self, kind) for kind in ("random", "fixed", "learnable")}
+        rows = {kind: iter(() if x is None else x.unbind()) for kind, x in stored.items()}
+        for kind, _ in self.kinds:
+            if kind in rows:
+                found.append(next(rows[kind]).expand(n, -1))
+            elif kind == "max":
+                found.append(segment_max(tokens, level.offsets))
+            else:
+                mean = segment_mean(tokens, level.offsets)  # (B, C)
+                found.append(mean if kind == "mean" else _deviation(tokens, mean, level))
+        return torch.stack(found, 1) if found else tokens.new_empty(n, 0, self.dim)
+
+
+def _deviation(tokens: Tensor, mean: Tensor, level: Level) -> Tensor:
+    """(B, C) unbiased standard deviation of each slide's tokens; 0 for one token."""
+    squares = (tokens - mean[level.segments]) ** 2
+    counts = (level.offsets.diff() - 1).clamp(min=1)[:, None]
+    variance = segment_sum(squares, level.offsets) / counts
+    spread = variance > 0  # a square root has no slope at 0
+    return torch.where(spread, torch.where(spread, variance, 1).sqrt(), 0)
+
+
+class Stage(nn.Module):
+    """A slot, then transformer layers on the new grid."""
+
+    def __init__(self, slot: Slot, layers: list[Layer]) -> None:
+        super().__init__()
+        self.slot = slot
+        self.layers = nn.ModuleList(layers)
+
+
+class Encoder(nn.Module):
+    """From features to the tokens of every stage."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.tokens = GlobalTokens(settings)
+        self.stages = nn.ModuleList()
+        for i, count in enumerate(settings.encoder):
+            slot = input_slot(settings) if i == 0 else down_slot(settings, i)
+            layers = make_layers(settings, settings.width(i), count, settings.attention)
+            self.stages.append(Stage(slot, layers))
+
+    def forward(self, features: Tensor, pyramid: Pyramid, need_tokens: bool = True) -> list[Staged]:
+        """(N, C) of the patches.
+
+        Args:
+            need_tokens: whether the tokens of the last stage count, or only its global tokens.
+        """
+        tokens = pyramid.tokens(features)
+        globals_ = self.tokens(tokens, pyramid.levels[0])
+        found: list[Staged] = []
+        for i, stage in enumerate(self.stages):
+            book = pyramid.rulebooks[i - 1] if i else None
+            tokens, globals_ = stage.slot(tokens, globals_, book)
+            last = i == len(self.stages) - 1
+            found.append(
+                run_layers(stage, tokens, globals_, pyramid.levels[i], need_tokens or not last)
+            )
+            tokens, globals_ = found[-1].tokens, found[-1].globals_
+        return found
+
+
+def run_layers(
+    stage: nn.Module, tokens: Tensor, globals_: Tensor, level: Level, need_tokens: bool = True
+) -> Staged:
+    """A stage's layers on tokens (T, C) and global tokens (B, M, C)."""
+    inputs = []
+    for i, layer in enumerate(stage.layers):
+        inputs.append((layer, tokens.detach(), globals_.detach()))
+        needed = need_tokens or i < len(stage.layers) - 1
+        tokens, globals_ = layer(tokens, globals_, level, needed)
+    return Staged(level, tokens, globals_, inputs)
+
+
+def make_layers(settings: Settings, width: int, count: int, attention: str) -> list[Layer]:
+    """So many layers of this width."""
+    options = {
+        "dim": width,
+        "heads": settings.heads(width),
+        "half_window": settings.half_window,
+        "positions": settings.positions,
+        "table_std": settings.table_std,
+        "share_qkv": settings.share_qkv,
+        "ff_ratio": settings.ff_ratio,
+        "activation": settings.activation,
+        "attention_dropout": settings.attention_dropout,
+        "dropout": settings.dropout,
+        "drop_path": settings.drop_path,
+    }
+    if attention == "tradswin":
+        return [TwoStepLayer(**options) for _ in range(count)]
+    return [SpanLayer(**options, attention=attention) for _ in range(count)]

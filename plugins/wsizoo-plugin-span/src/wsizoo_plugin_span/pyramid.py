@@ -1,0 +1,304 @@
+"""The grids of a pyramid: which cells each stage has, built once a slide for all of its layers.
+
+A slide's grid is enlarged so that every patch survives all downsamplings; slides of a batch lie on
+one grid along axis 0, so far apart that no window and no kernel sees two of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wsizoo.bag import segment_ids
+from wsizoo.ops import Windows
+from wsizoo_plugin_span._standin import Rulebook, rulebook
+from wsizoo_plugin_span.positions import angles
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Kernel, stride and dilation of a downsampling, the same along both axes."""
+
+    kernel: int
+    stride: int
+    dilation: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the grids of a network's stages follow from a slide's.
+
+    Args:
+        step: what the grid is enlarged for.
+        downs: from each stage to the next; None: the cells stay.
+        half_window: half a window's side, in cells.
+        published: pads are tokens: one at cell (0, 0) before the patches, one at the last cell
+            after them; windows do not shift on grids that they tile; the first and the last token
+            of each stage neither attend to themselves nor meet global tokens.
+    """
+
+    step: Step
+    downs: tuple[Step | None, ...]
+    half_window: int
+    published: bool = False
+
+    @property
+    def packs(self) -> bool:
+        """Whether several slides fit on one grid: downsampling tiles it."""
+        tiled = self.step.kernel == self.step.stride and self.step.dilation == 1
+        return tiled and all(down in (None, self.step) for down in self.downs)
+
+    def pads(self, length: int) -> Size:
+        """Empty rows before and after an axis of so many cells.
+
+        Source: SPAN's code (2026): room for the receptive field of all downsamplings.
+        """
+        n, stride = len(self.downs), self.step.stride
+        reach = (self.step.kernel - 1) * self.step.dilation
+        total = stride**n
+        field = 1 + (n * reach if stride == 1 else reach * (total - 1) // (stride - 1))
+        steps = max(0, -((field - length) // total))
+        extra = 2 * field + total * steps - length
+        return extra // 2, extra - extra // 2
+
+
+@dataclass(frozen=True, eq=False)
+class Level:
+    """The cells of one stage, of one slide or several.
+
+    Args:
+        cells: (T, 2) int64, all distinct; slide b owns rows offsets[b]:offsets[b+1].
+        offsets: (B+1,) int64. bounds: the same as numbers.
+        sizes: of each slide's grid. origins: (B, 2) int64, where its cell (0, 0) lies.
+        half_window: half a window's side. published: see `Plan`.
+        seen: of each slide's grid, as its windows are told.
+    """
+
+    cells: Tensor
+    offsets: Tensor
+    bounds: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    origins: Tensor
+    half_window: int
+    published: bool
+    seen: tuple[Size, ...]
+    _angles: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _windows: dict[str, Windows] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def n_slides(self) -> int:
+        return len(self.sizes)
+
+    @functools.cached_property
+    def segments(self) -> Tensor:
+        """(T,) int64, the slide that each token belongs to."""
+        return segment_ids(self.offsets, len(self))
+
+    @functools.cached_property
+    def own_cells(self) -> Tensor:
+        """(T, 2) int64, cells in each slide's own frame."""
+        if self.n_slides == 1:
+            return self.cells
+        return self.cells - self.origins[self.segments]
+
+    @functools.cached_property
+    def outsiders(self) -> Tensor:
+        """(F,) int64 tokens without a self pair, that do not meet global tokens."""
+        rows: list[int] = []
+        if self.published:
+            for start, end in itertools.pairwise(self.bounds):
+                rows += sorted({start, end - 1})
+        return torch.tensor(rows, dtype=torch.int64, device=self.cells.device)
+
+    def inner(self, slide: int) -> slice:
+        """Tokens of a slide that meet global tokens."""
+        start, end = self.bounds[slide], self.bounds[slide + 1]
+        edge = int(self.published)
+        return slice(start + edge, max(end - edge, start + edge))
+
+    def neighbourhood(self, pattern: str) -> Windows:
+        """Windows of pattern "union", "regular" or "shifted"; built on first use.
+
+        Where both axes of a slide's grid are shorter than a window, all its tokens share one.
+        """
+        if pattern not in self._windows:
+            self._windows[pattern] = Windows(
+                self.cells, self.half_window, pattern, self._shifts, self.outsiders
+            )
+        return self._windows[pattern]
+
+    @functools.cached_property
+    def _shifts(self) -> Tensor | None:
+        """(T,) bool, tokens whose shifted window is another than the regular one; None: all."""
+        side, flags = 2 * self.half_window, []
+        for size in self.seen:
+            small = max(size) < side
+            tiled = self.published and all(length % side == 0 for length in size)
+            flags.append(not small and not tiled)
+        if all(flags):
+            return None
+        return torch.tensor(flags, device=self.cells.device)[self.segments]
+
+    def angles(self, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Cosines and sines (T, width / 2) of the rotary angles of this level."""
+        if (width, dtype) not in self._angles:
+            self._angles[width, dtype] = angles(self.own_cells, width, dtype)
+        return self._angles[width, dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class Pyramid:
+    """The levels of a network's stages for one slide or several.
+
+    Args:
+        levels: of each stage. rulebooks: from each stage to the next; None: the same cells.
+        rows: (N,) int64, the token of stage 0 that each patch is; None: patches are the tokens.
+        offsets: (B+1,) int64, whose patches are whose.
+    """
+
+    levels: tuple[Level, ...]
+    rulebooks: tuple[Rulebook | None, ...]
+    rows: Tensor | None
+    offsets: Tensor
+
+    def tokens(self, features: Tensor) -> Tensor:
+        """(N, C) of the patches -> (T, C) of stage 0; pads are zeros."""
+        if self.rows is None:
+            return features
+        padded = features.new_zeros(len(self.levels[0]), features.shape[1])
+        return padded.index_copy(0, self.rows, features)
+
+    def patches(self, tokens: Tensor) -> Tensor:
+        """(T, ...) of stage 0 -> (N, ...) of the patches."""
+        return tokens if self.rows is None else tokens[self.rows]
+
+    def to_patches(self, weights: dict[int, Tensor]) -> Tensor:
+        """(N,) weights of patches, from those of cells.
+
+        A cell's weight goes in equal parts to the patches under it (where kernels overlap, to each
+        path to a patch).
+
+        Args:
+            weights: by stage, (T,) of its cells. Without gradients.
+        """
+        like = next(iter(weights.values()))
+        counts = [self.tokens(like.new_ones(len(self.offsets) and int(self.offsets[-1]), 1))[:, 0]]
+        for book in self.rulebooks:
+            counts.append(counts[-1] if book is None else _up(counts[-1], book))
+        share = torch.zeros_like(counts[-1])  # (T,) a path
+        for stage in reversed(range(len(self.levels))):
+            if stage in weights:
+                share = share + weights[stage] / counts[stage].clamp(min=1)
+            if stage and (book := self.rulebooks[stage - 1]) is not None:
+                share = _down(share, book)
+        return self.patches(share)
+
+
+def _up(values: Tensor, book: Rulebook) -> Tensor:
+    """(T,) -> (T_out,), summed under each kernel."""
+    out = values.new_zeros(len(book.out_cells))
+    for inputs, outputs in book.pairs:
+        out.index_add_(0, outputs, values[inputs])
+    return out
+
+
+def _down(values: Tensor, book: Rulebook) -> Tensor:
+    """(T_out,) -> (T,), summed over the kernels that hold a cell."""
+    out = values.new_zeros(len(book.cells))
+    for inputs, outputs in book.pairs:
+        out.index_add_(0, inputs, values[outputs])
+    return out
+
+
+def build(cells: Sequence[Tensor], plan: Plan) -> Pyramid:
+    """The pyramid of slides, each (n, 2) int64 distinct cells from (0, 0), one patch or more.
+
+    Cost: linear in the number of patches, unless cells lie very far apart.
+    """
+    lengths = [len(own) for own in cells]
+    level, rows = _ground(cells, plan)
+    levels, books = [level], []
+    for down in plan.downs:
+        book = None if down is None else _book(level, down)
+        level = level if book is None else _above(level, book, plan)
+        levels.append(level)
+        books.append(book)
+    offsets = level.offsets.new_tensor([0, *itertools.accumulate(lengths)])
+    return Pyramid(tuple(levels), tuple(books), rows, offsets)
+
+
+def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, Tensor | None]:
+    """Stage 0, and the rows of its tokens that are patches; None: all."""
+    device = cells[0].device
+    sizes, parts, origins, counts, rows = [], [], [], [], []
+    start, total = 0, 0
+    period = 2 * plan.half_window * plan.step.stride ** len(plan.downs)
+    for own in cells:
+        lengths = (own.max(0).values + 1).tolist()
+        (above, below), (left, right) = map(plan.pads, lengths)
+        size = (lengths[0] + above + below, lengths[1] + left + right)
+        moved = own + own.new_tensor([above + start, left])
+        if plan.published:
+            pads = own.new_tensor([[start, 0], [start + size[0] - 1, size[1] - 1]])
+            lead = int(above > 0 or left > 0)
+            moved = torch.cat([pads[:lead], moved, pads[1:]])
+            rows.append(torch.arange(total + lead, total + lead + len(own), device=device))
+        parts.append(moved)
+        sizes.append(size)
+        origins.append((start, 0))
+        counts.append(len(moved))
+        total += len(moved)
+        start = (-(-(start + size[0]) // period) + 1) * period
+    bounds = (0, *itertools.accumulate(counts))
+    level = Level(
+        parts[0] if len(parts) == 1 else torch.cat(parts),
+        torch.tensor(bounds, device=device),
+        bounds,
+        tuple(sizes),
+        torch.tensor(origins, device=device),
+        plan.half_window,
+        plan.published,
+        tuple(sizes),
+    )
+    return level, torch.cat(rows) if rows else None
+
+
+def _book(level: Level, step: Step) -> Rulebook:
+    sizes = torch.tensor(level.sizes, device=level.cells.device)  # (B, 2)
+    many = level.n_slides > 1
+    return rulebook(
+        level.cells,
+        sizes,
+        step.kernel,
+        step.stride,
+        step.dilation,
+        level.offsets if many else None,
+        level.origins if many else None,
+    )
+
+
+def _above(level: Level, book: Rulebook, plan: Plan) -> Level:
+    """The level of a rulebook's output cells."""
+    many = level.n_slides > 1
+    cells = book.out_cells
+    offsets = book.out_offsets if many else level.offsets.new_tensor([0, len(cells)])
+    origins = book.out_origins if many else level.origins
+    sizes = tuple((h, v) for h, v in torch.as_tensor(book.out_shape).view(-1, 2).tolist())
+    bounds = tuple(offsets.tolist())
+    spans = itertools.pairwise(bounds) if plan.published else ()  # the published code looks there
+    own = cells if origins is level.origins else cells - origins[segment_ids(offsets, len(cells))]
+    seen = [tuple((own[a:b].max(0).values + 1).tolist()) for a, b in spans]
+    return Level(
+        cells, offsets, bounds, sizes, origins, level.half_window, level.published,
+        tuple(seen) if plan.published else sizes,
+    )

@@ -1,0 +1,375 @@
+"""What a SPAN network is made of: every option under one name, checked before anything is built."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from wsizoo.errors import SpecError
+from wsizoo.names import suggest
+from wsizoo_plugin_span.pyramid import Plan, Step
+
+CHOICES: Mapping[str, tuple[Any, ...]] = {
+    "attention": ("long", "long_noshift", "swin", "tradswin"),
+    "decoder_attention": ("long", "long_noshift", "swin", "tradswin"),
+    "positions": ("rpb", "alibi", "rope", "none"),
+    "activation": ("relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
+    "input_activation": (None, "relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
+    "pool_activation": ("relu", "gelu", "silu", "elu", "leakyrelu", "tanh", "sigmoid"),
+    "global_path": ("identity", "proj", "kernel"),
+    "down": ("dwpatchconv", "patchconv", "patchmerge", "linear", "identity"),
+    "up": ("pixelshuffle", "patchinvs", "dwpatchinvs"),
+    "edge": ("none", "count", "partial"),
+    "conv_norm": ("pre", "post"),
+    "skip": ("concat", "add", "none"),
+    "pooling": ("multi_addition", "concat", "mean", "last", "addition", "multiattn"),
+    "compat": (None, "published"),
+}
+POSITIVE = (
+    *("dim", "head_dim", "widening", "half_window", "kernel", "stride", "dilation"),
+    *("conv_groups", "pool_divisor"),
+)
+SHARES = ("attention_dropout", "dropout", "drop_path", "input_dropout", "pool_dropout")
+SAME_GRID = ("linear", "identity")  # blocks that leave the cells as they are
+READ_GLOBALS = ("multi_addition", "concat", "mean", "last")  # poolings of global tokens alone
+NORMED = ("multi_addition", "concat", "addition", "multiattn")  # poolings with a norm, by default
+STATISTICS = ("max", "mean", "std")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What encoder and decoder have in common; names in brackets are those of the published code.
+
+    Args:
+        in_dim: width of the features.
+        layers: transformer layers a stage, one digit each: "111"; with a decoder "111-11".
+            [slide_configs]
+        dim: width E of the first stage; default half of the features'. [embed_dim_div]
+        head_dim: width of an attention head; E // head_dim heads in the first stage.
+        widening: factor of width and heads from stage to stage. [channel_factor]
+        attention: "long": one softmax over regular and shifted window, and one over the global
+            tokens; "long_noshift": the same without the shifted window; "swin": shifted and regular
+            window apart, global tokens hear nothing; "tradswin": swin as two layers. [trans_type]
+        half_window: half a window's side, in cells. [window_size]
+        positions: "rpb" a table of biases by offset, "alibi", "rope", "none". [pos_emb]
+        table_std: of the tables' initialisation. [pos_std]
+        share_qkv: one set of q, k, v for both attentions.
+        ff_ratio, activation: of the feed-forward part. [ff_ratio, enc_act]
+        attention_dropout, dropout, drop_path: training only. [attn_drop, proj_drop, drop_path]
+        tokens: global tokens: "max", "mean", "std" of the features; a number v: drawn once with
+            standard deviation v; "fix<v>": the same; "lrn<v>": trained. [token_init_types]
+        global_path: how global tokens pass between stages: "proj" a linear map everywhere,
+            "identity" one where widths differ, "kernel" the block's own weights. [global_strategy]
+        down: block between stages. [econvs_type]
+        kernel, stride, dilation, conv_groups, conv_bias: of those blocks, and of the decoder's.
+        edge: what a convolution divides by where cells are missing: "none", "count" of present
+            cells, "partial" their share of the weights. [edge_mode]
+        edge_eps: least divisor of "partial".
+        conv_norm: LayerNorm before ("pre") or after ("post") the block. [conv_norm_position]
+        input_activation: None: the input projection is one linear map; else two, with it between.
+        input_ratio: width of the hidden layer between, as a share of in_dim. [mlp_ratio]
+        input_dropout, input_bias: of the input projection. [dropout, bias]
+        input_norm: LayerNorm before it. [prenorm]
+        input_dropout_first: dropout before the linear map instead of after. [drop_first]
+        compat: None, or "published": every quirk of the published code.
+
+    Raises:
+        SpecError: an option that does not exist, or two that cannot work together.
+    """
+
+    in_dim: int
+    layers: str = "111"
+    dim: int | None = None
+    head_dim: int = 64
+    widening: int = 1
+    attention: str = "long"
+    half_window: int = 3
+    positions: str = "rpb"
+    table_std: float = 0.02
+    share_qkv: bool = False
+    ff_ratio: float = 2.0
+    activation: str = "relu"
+    attention_dropout: float = 0.05
+    dropout: float = 0.0
+    drop_path: float = 0.0
+    tokens: tuple[str | float, ...] = ("lrn1e-4",)
+    global_path: str = "identity"
+    down: str = "dwpatchconv"
+    kernel: int = 2
+    stride: int = 2
+    dilation: int = 1
+    conv_groups: int = 1
+    conv_bias: bool = False
+    edge: str = "count"
+    edge_eps: float = 1e-6
+    conv_norm: str = "pre"
+    input_activation: str | None = None
+    input_ratio: float = 0.5
+    input_dropout: float = 0.05
+    input_bias: bool = False
+    input_norm: bool = False
+    input_dropout_first: bool = False
+    compat: str | None = None
+
+    @classmethod
+    def of(cls, in_dim: int, options: Mapping[str, Any]) -> Self:
+        """From a component's arguments. Raises SpecError for one that does not exist."""
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "in_dim"]
+        for name in options:
+            if name not in known:
+                hint = suggest(name, known, "It takes: ")
+                raise SpecError(f"span has no argument '{name}'. {hint}")
+        given = dict(options)
+        if "tokens" in given:
+            given["tokens"] = _listed(given["tokens"])
+        if "layers" in given:
+            given["layers"] = str(given["layers"])
+        return cls(in_dim=in_dim, **given)
+
+    def __post_init__(self) -> None:
+        if self.dim is None:
+            object.__setattr__(self, "dim", self.in_dim // 2)
+        self._check_values()
+        self._check_layers()
+        self._check_widths()
+        self._check_blocks()
+        for token in self.tokens:
+            token_kind(token, self.published)
+
+    def _check_values(self) -> None:
+        for name in (f.name for f in dataclasses.fields(self)):
+            value = getattr(self, name)
+            if name in CHOICES and not any(value == each for each in CHOICES[name]):
+                refuse(name, value, f"one of {', '.join(map(str, CHOICES[name]))}")
+            if name in POSITIVE and not (type(value) is int and value >= 1):
+                refuse(name, value, "a whole number from 1")
+            if name in SHARES and not 0 <= float(value) < 1:
+                refuse(name, value, "a share from 0 to below 1")
+        if self.ff_ratio * self.width(0) < 1 or self.input_ratio * self.in_dim < 1:
+            refuse("ff_ratio or input_ratio", (self.ff_ratio, self.input_ratio), "wider layers")
+        if self.attention == "tradswin" and self.published:
+            refuse("attention", "tradswin", "compat=null: the published code cannot build it")
+
+    def _check_layers(self) -> None:
+        if not re.fullmatch(r"[0-9]+(-[0-9]+)?", self.layers):
+            refuse("layers", self.layers, 'a digit a stage, such as "111" or "111-11"')
+
+    def _check_widths(self) -> None:
+        width, heads = self.width(0), self.heads(self.width(0))
+        if heads < 1:
+            refuse("dim", width, f"at least head_dim ({self.head_dim}): this makes no head at all")
+        if width % heads:
+            refuse("dim", width, f"a multiple of its {heads} heads (dim // head_dim)")
+        if self.positions == "rope" and width // heads < 4:
+            refuse("head_dim", self.head_dim, "at least 4 for positions=rope")
+
+    def _check_blocks(self) -> None:
+        if self.down == "identity" and self.widening != 1:
+            refuse("widening", self.widening, "1 where down=identity, which keeps the width")
+        groups, steps = self.conv_groups, range(self.stages - 1)
+        if self.down == "patchconv" and any(self.width(i) % groups for i in steps):
+            refuse("conv_groups", groups, f"a divisor of dim ({self.dim})")
+        if self.stride > self.kernel and self.down not in SAME_GRID and not self.published:
+            refuse("stride", self.stride, f"at most kernel ({self.kernel}): cells would be left out")
+
+    @property
+    def published(self) -> bool:
+        return self.compat == "published"
+
+    @property
+    def encoder(self) -> tuple[int, ...]:
+        """Transformer layers of each encoder stage."""
+        return tuple(map(int, self.layers.partition("-")[0]))
+
+    @property
+    def decoder(self) -> tuple[int, ...]:
+        """Transformer layers of each decoder stage, deepest first."""
+        return tuple(map(int, self.layers.partition("-")[2]))
+
+    @property
+    def stages(self) -> int:
+        return len(self.encoder)
+
+    def width(self, stage: int) -> int:
+        """Channels of an encoder stage."""
+        assert self.dim is not None
+        return self.dim * self.widening**stage
+
+    def heads(self, width: int) -> int:
+        """Attention heads of a stage that is so wide."""
+        first = self.width(0)
+        return first // self.head_dim * (width // first) if first else 0
+
+    @property
+    def plan(self) -> Plan:
+        """How the grids of the stages follow from the slide's."""
+        step = Step(self.kernel, self.stride, self.dilation)
+        down = None if self.down in SAME_GRID else Step(2, 2, 1) if self.merges else step
+        return Plan(step, (down,) * (self.stages - 1), self.half_window, self.published)
+
+    @property
+    def merges(self) -> bool:
+        return self.down == "patchmerge"
+
+    @property
+    def token_kinds(self) -> list[str]:
+        """Of each global token, see `token_kind`."""
+        found = [token_kind(token, self.published) for token in self.tokens]
+        return [kind for kind, _ in filter(None, found)]
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.token_kinds)
+
+
+@dataclass(frozen=True)
+class SlideSettings(Settings):
+    """A network whose tokens are pooled to one slide vector.
+
+    Args:
+        pooling: of each stage's first global token g_i and tokens F_i: "multi_addition" sum of all
+            g_i; "concat" all g_i side by side; "mean" of all g_i; "last" g_L; "addition" maximum
+            plus mean of F_L; "multiattn" attention pooling of each F_i, joined with g_i, weighted
+            by learned stage weights. [aggr_method]
+        pool_norm: LayerNorm on the pooled vector; default as in the published classification:
+            all but mean and last. [head_norm]
+        pool_dropout: on the slide vector. [cls_drop]
+        pool_activation, pool_divisor: of multiattn's attention, hidden width E // pool_divisor.
+            [head_act, head_div]
+    """
+
+    pooling: str = "multi_addition"
+    pool_norm: bool | None = None
+    pool_dropout: float = 0.05
+    pool_activation: str = "relu"
+    pool_divisor: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pool_norm is None:
+            object.__setattr__(self, "pool_norm", self.pooling in NORMED)
+        if self.decoder:
+            refuse("layers", self.layers, 'no decoder for a slide vector: "111" (or span-unet)')
+        if self.pooling in READ_GLOBALS and self.n_tokens == 0:
+            refuse("pooling", self.pooling, "addition or multiattn where there are no global tokens")
+        uneven = self.pooling in ("multi_addition", "mean", "multiattn") and self.stages > 1
+        if self.widening != 1 and (uneven or self.published):
+            refuse("widening", self.widening, f"1 for pooling={self.pooling}")
+        constant = not set(STATISTICS) & set(self.token_kinds)
+        deaf = self.attention in ("swin", "tradswin") and constant
+        if deaf and self.pooling in READ_GLOBALS and not self.published:
+            refuse(
+                "tokens",
+                list(self.tokens),
+                f"max, mean or std among them: with attention={self.attention} global tokens hear "
+                "nothing, so the slide vector would be the same for every slide",
+            )
+
+    @property
+    def pooled_width(self) -> int:
+        if self.pooling == "concat":
+            return sum(self.width(stage) for stage in range(self.stages))
+        return self.width(self.stages - 1)
+
+    @property
+    def reads_tokens(self) -> bool:
+        """Whether the pooling reads the tokens of the last stage."""
+        return self.pooling not in READ_GLOBALS
+
+
+@dataclass(frozen=True)
+class UNetSettings(Settings):
+    """A network with a decoder back to one vector a patch.
+
+    Args:
+        up: block between the stages of the decoder. [dconvs_type]
+        decoder_attention: as `attention`; default the same. [dtrans_type]
+        skip: how the encoder's tokens of the same grid join: "concat", "add", "none". [connection]
+        skip_after_layers: the skip follows a decoder stage's layers; else it comes before them, with
+            a linear map back to the stage's width. [skip_first]
+        head_dropout: on `instances`.
+    """
+
+    layers: str = "111-11"
+    widening: int = 2
+    tokens: tuple[str | float, ...] = ("max", "mean", "fix1e-4")
+    global_path: str = "proj"
+    down: str = "patchconv"
+    edge: str = "none"
+    conv_norm: str = "post"
+    up: str = "pixelshuffle"
+    decoder_attention: str | None = None
+    skip: str = "concat"
+    skip_after_layers: bool = True
+    head_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.decoder_attention is None:
+            object.__setattr__(self, "decoder_attention", self.attention)
+        super().__post_init__()
+        if len(self.decoder) != self.stages - 1 or not self.decoder:
+            need = 'a decoder with one digit fewer than the encoder, such as "111-11"'
+            refuse("layers", self.layers, need)
+        if self.down in SAME_GRID:
+            refuse("down", self.down, "a block that coarsens the grid, for the decoder to undo")
+        if self.merges and (self.kernel, self.stride, self.dilation) != (2, 2, 1):
+            refuse("kernel", self.kernel, "kernel 2, stride 2, dilation 1 with down=patchmerge")
+        if self.up == "pixelshuffle" and (self.kernel != self.stride or self.dilation != 1):
+            refuse("kernel", self.kernel, f"stride ({self.stride}), dilation 1 for up=pixelshuffle")
+        for before, after in self.decoder_widths:
+            if self.up == "dwpatchinvs" and after % before:
+                refuse("up", self.up, f"another: {before} channels do not divide {after}")
+            if self.up == "patchinvs" and (before % self.conv_groups or after % self.conv_groups):
+                refuse("conv_groups", self.conv_groups, f"a divisor of {before} and {after}")
+
+    @property
+    def joins(self) -> int:
+        """Factor of a stage's width after its skip, where nothing reduces it."""
+        return 2 if self.skip == "concat" and self.skip_after_layers else 1
+
+    @property
+    def decoder_widths(self) -> list[tuple[int, int]]:
+        """Channels that each decoder stage is given, and those of its layers."""
+        widths = [self.width(stage) for stage in reversed(range(self.stages))]
+        given = [widths[0], *(width * self.joins for width in widths[1:-1])]
+        return list(zip(given, widths[1:], strict=True))
+
+    @property
+    def instance_width(self) -> int:
+        return self.width(0) * self.joins
+
+
+def token_kind(token: str | float, lenient: bool = False) -> tuple[str, float] | None:
+    """A global token's kind (max, mean, std, random, fixed, learnable) and standard deviation.
+
+    Args:
+        lenient: None for what is no token, as the published code leaves it out; else SpecError.
+    """
+    text = str(token).strip().lower()
+    if text in STATISTICS:
+        return text, 0.0
+    found = re.fullmatch(r"(fix|lrn)?[:_]?(.*)", text)
+    assert found is not None
+    kind = {"fix": "fixed", "lrn": "learnable", None: "random"}[found[1]]
+    try:
+        spread = 1e-4 if found[1] and not found[2] else float(found[2])
+        if math.isfinite(spread) and spread >= 0:
+            return kind, spread
+    except ValueError:
+        pass
+    if lenient:
+        return None
+    return refuse("tokens", token, "max, mean, std, a number, fix<number> or lrn<number>")
+
+
+def refuse(name: str, value: Any, expected: str) -> None:
+    """Raise SpecError: this option's value, and what was expected."""
+    raise SpecError(f"span's {name} is {value!r}, expected {expected}")
+
+
+def _listed(tokens: Any) -> tuple[str | float, ...]:
+    return (tokens,) if isinstance(tokens, str | float | int) else tuple(tokens)
