@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
-from wsizoo.ops import Windows
-from wsizoo_plugin_span._standin import Rulebook, rulebook
+from wsizoo.ops import Grids, Rulebook, Windows, rulebook
 from wsizoo_plugin_span.positions import angles
 
 Size = tuple[int, int]
@@ -74,21 +73,18 @@ class Level:
     """The cells of one stage, of one slide or several.
 
     Args:
-        cells: (T, 2) int64, all distinct; slide b owns rows offsets[b]:offsets[b+1].
-        offsets: (B+1,) int64. bounds: the same as numbers.
-        sizes: of each slide's grid. origins: (B, 2) int64, where its cell (0, 0) lies.
+        cells: (T, 2) int64, all distinct. grids: where each slide's lie.
+        bounds: B + 1 numbers; slide b owns rows bounds[b]:bounds[b+1].
+        seen: size of each slide's grid, as its windows are told.
         half_window: half a window's side. published: see `Plan`.
-        seen: of each slide's grid, as its windows are told.
     """
 
     cells: Tensor
-    offsets: Tensor
+    grids: Grids
     bounds: tuple[int, ...]
-    sizes: tuple[Size, ...]
-    origins: Tensor
+    seen: tuple[Size, ...]
     half_window: int
     published: bool
-    seen: tuple[Size, ...]
     _angles: dict[tuple[int, torch.dtype], tuple[Tensor, Tensor]] = field(default_factory=dict)
     _windows: dict[str, Windows] = field(default_factory=dict)
 
@@ -97,7 +93,12 @@ class Level:
 
     @property
     def n_slides(self) -> int:
-        return len(self.sizes)
+        return len(self.seen)
+
+    @property
+    def offsets(self) -> Tensor:
+        """(B+1,) int64, the bounds."""
+        return self.grids.offsets
 
     @functools.cached_property
     def segments(self) -> Tensor:
@@ -109,7 +110,7 @@ class Level:
         """(T, 2) int64, cells in each slide's own frame."""
         if self.n_slides == 1:
             return self.cells
-        return self.cells - self.origins[self.segments]
+        return self.cells - self.grids.origins[self.segments]
 
     @functools.cached_property
     def outsiders(self) -> Tensor:
@@ -229,8 +230,10 @@ def build(cells: Sequence[Tensor], plan: Plan) -> Pyramid:
     level, rows = _ground(cells, plan)
     levels, books = [level], []
     for down in plan.downs:
-        book = None if down is None else _book(level, down)
-        level = level if book is None else _above(level, book, plan)
+        book = None
+        if down is not None:
+            book = rulebook(level.cells, level.grids, down.kernel, down.stride, down.dilation)
+            level = _above(level, book)
         levels.append(level)
         books.append(book)
     offsets = level.offsets.new_tensor([0, *itertools.accumulate(lengths)])
@@ -260,45 +263,20 @@ def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, Tensor | None]:
         total += len(moved)
         start = (-(-(start + size[0]) // period) + 1) * period
     bounds = (0, *itertools.accumulate(counts))
-    level = Level(
-        parts[0] if len(parts) == 1 else torch.cat(parts),
-        torch.tensor(bounds, device=device),
-        bounds,
-        tuple(sizes),
-        torch.tensor(origins, device=device),
-        plan.half_window,
-        plan.published,
-        tuple(sizes),
-    )
+    grids = Grids(*(torch.tensor(each, device=device) for each in (sizes, origins, bounds)))
+    packed = parts[0] if len(parts) == 1 else torch.cat(parts)
+    level = Level(packed, grids, bounds, tuple(sizes), plan.half_window, plan.published)
     return level, torch.cat(rows) if rows else None
 
 
-def _book(level: Level, step: Step) -> Rulebook:
-    sizes = torch.tensor(level.sizes, device=level.cells.device)  # (B, 2)
-    many = level.n_slides > 1
-    return rulebook(
-        level.cells,
-        sizes,
-        step.kernel,
-        step.stride,
-        step.dilation,
-        level.offsets if many else None,
-        level.origins if many else None,
-    )
-
-
-def _above(level: Level, book: Rulebook, plan: Plan) -> Level:
+def _above(level: Level, book: Rulebook) -> Level:
     """The level of a rulebook's output cells."""
-    many = level.n_slides > 1
-    cells = book.out_cells
-    offsets = book.out_offsets if many else level.offsets.new_tensor([0, len(cells)])
-    origins = book.out_origins if many else level.origins
-    sizes = tuple((h, v) for h, v in torch.as_tensor(book.out_shape).view(-1, 2).tolist())
-    bounds = tuple(offsets.tolist())
-    spans = itertools.pairwise(bounds) if plan.published else ()  # the published code looks there
-    own = cells if origins is level.origins else cells - origins[segment_ids(offsets, len(cells))]
-    seen = [tuple((own[a:b].max(0).values + 1).tolist()) for a, b in spans]
-    return Level(
-        cells, offsets, bounds, sizes, origins, level.half_window, level.published,
-        tuple(seen) if plan.published else sizes,
-    )
+    grids, cells = book.out_shape, book.out_cells
+    assert isinstance(grids, Grids)
+    bounds = tuple(grids.offsets.tolist())
+    seen = [(height, width) for height, width in grids.shape.tolist()]
+    if level.published:  # that code looks where the last cells are
+        own = cells - grids.origins[segment_ids(grids.offsets, len(cells))]
+        ends = [own[a:b].max(0).values + 1 for a, b in itertools.pairwise(bounds)]
+        seen = [(height, width) for height, width in torch.stack(ends).tolist()]
+    return Level(cells, grids, bounds, tuple(seen), level.half_window, level.published)

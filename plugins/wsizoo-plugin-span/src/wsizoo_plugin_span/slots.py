@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo_plugin_span._standin import (
+from wsizoo.ops import (
     Rulebook,
     patch_merge,
-    pixel_shuffle,
+    pixel_shuffle_linear,
     sparse_conv2d,
     sparse_conv_transpose2d,
 )
@@ -203,7 +203,8 @@ class PixelShuffle(Normed):
                 self.map.bias.zero_()
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
-        return self.after(pixel_shuffle(self.map(self.before(tokens)), book))
+        x = self.before(tokens)
+        return self.after(pixel_shuffle_linear(x, self.map.weight, book, self.map.bias))
 
     def of_globals(self, globals_: Tensor) -> Tensor:
         x = self.map(self.before(globals_))
