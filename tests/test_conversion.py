@@ -87,6 +87,24 @@ def test_a_pickle_holds_no_more_than_its_tensors(
         assert not tensor.requires_grad
 
 
+def test_what_nothing_reads_is_carried_along_and_written_again(
+    registry: Registry, model: SlideModel, tmp_path: Path
+) -> None:
+    theirs = {**Toy().write(model), "loss.weight": torch.tensor([3.0, 1.0, 4.0])}
+    write_tensors(tmp_path / "x.safetensors", theirs, {})
+    convert_weights(
+        tmp_path / "x.safetensors", FORMAT, "toy", out=tmp_path / "m", registry=registry
+    )
+    loaded = wsizoo.load(tmp_path / "m", registry=registry)
+    assert_same(loaded, model)
+    wsizoo.save(loaded, tmp_path / "again")
+    loaded = wsizoo.load(tmp_path / "again", registry=registry)
+    back = wsizoo.write_weights(loaded, tmp_path / "y.safetensors", FORMAT, registry=registry)
+    assert back.read_bytes() == (tmp_path / "x.safetensors").read_bytes()
+    adapted = wsizoo.adapt(tmp_path / "m", "head.classes=[a,b,c]", registry=registry)
+    assert adapted.unused == {}
+
+
 @pytest.mark.parametrize("inside", ["state_dict", "model_state_dict", "model"])
 def test_a_training_checkpoint_is_read(
     registry: Registry, model: SlideModel, tmp_path: Path, inside: str

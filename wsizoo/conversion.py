@@ -12,7 +12,7 @@ from wsizoo.files import replacing, replacing_folder, sha256_of
 from wsizoo.model import SlideModel
 from wsizoo.publish import Verified, check_free, save, verify
 from wsizoo.registry import Registry, default
-from wsizoo.weight_formats import fill, find_layout
+from wsizoo.weight_formats import fill, find_layout, published
 from wsizoo.weights import write_tensors
 from wsizoo.zoo import build
 
@@ -65,7 +65,7 @@ def write_weights(
         NotFoundError: no such format. SpecError: it is of other models.
     """
     path = Path(path)
-    tensors = find_layout(format, model, (registry or default()).plugins).write(model)
+    tensors = published(model, find_layout(format, model, (registry or default()).plugins))
     if path.suffix != ".safetensors" and path.suffix not in PICKLED:
         raise DataError(f"'{path}' must end in .safetensors, {', '.join(sorted(PICKLED))}")
     if path.exists() and not overwrite:

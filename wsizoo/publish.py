@@ -25,6 +25,7 @@ from wsizoo.stored import (
     CONFIG,
     FORMAT,
     GOLDEN,
+    UNUSED,
     WEIGHTS,
     find_stored,
     read_config,
@@ -77,7 +78,9 @@ def save(
     golden_tensors = _golden_tensors(model, golden)
     with replacing_folder(folder) as temporary:
         told = json.dumps({"name": model.name, "spec": record, "fingerprint": fingerprint})
-        write_tensors(temporary / WEIGHTS, model.inference_state(), {"wsizoo": told})
+        carried = {UNUSED + name: tensor for name, tensor in model.unused.items()}
+        tensors = {**model.inference_state(), **carried}
+        write_tensors(temporary / WEIGHTS, tensors, {"wsizoo": told})
         write_tensors(temporary / GOLDEN, golden_tensors, _golden_metadata(golden))
         config = {
             "library_name": "wsizoo",

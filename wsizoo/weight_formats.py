@@ -43,7 +43,8 @@ class WeightLayout:
     def unused(self, model: SlideModel) -> Collection[str]:
         """Names that `write` gives to tensors which the published code holds and never reads.
 
-        A file may lack them; their values are not kept, and `write` makes some up.
+        A file may lack them. Those it has are carried along in `model.unused`, also when the model
+        is saved, and written again; else what `write` makes up is.
         """
         return ()
 
@@ -94,6 +95,7 @@ def fill(
     expected = layout.write(model)
     unused = set(expected).intersection(layout.unused(model))
     found = _unwrapped(tensors, expected)
+    carried = {name: found[name] for name in unused & set(found)}
     found = {**{name: expected[name] for name in unused}, **found}
     hint = functools.partial(_hint, layout, expected, found, model)
     try:
@@ -112,6 +114,13 @@ def fill(
             f"The weights of {whose} do not fit the model; it cannot hold the values of "
             f"{', '.join(sorted(lost))} (tied to others, or constant). {hint()}"
         )
+    model.unused = carried
+
+
+def published(model: SlideModel, layout: WeightLayout) -> dict[str, Tensor]:
+    """The model's tensors as `layout.write` gives them, unused ones as they were read."""
+    names = [name for name in layout.unused(model) if name in model.unused]
+    return {**layout.write(model), **{name: model.unused[name] for name in names}}
 
 
 def _unwrapped(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
