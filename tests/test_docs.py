@@ -194,7 +194,8 @@ def test_the_index_lists_every_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_and_options_on_a_page_exist(page: Path) -> None:
-    shell = [line for b in blocks(page) if b.language == "bash" for line in b.text.splitlines()]
+    bash = [b.text.replace("\\\n", " ") for b in blocks(page) if b.language == "bash"]
+    shell = [line for text in bash for line in text.splitlines()]
     inline = re.findall(r"`(wsizoo [^`]+)`", page.read_text(encoding="utf-8"))
     for line in [*shell, *inline]:
         words = shlex.split(line, comments=True)
