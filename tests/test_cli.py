@@ -16,7 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from wsizoo import cli as cli_package
-from wsizoo.cli import COMMANDS, cli, main
+from wsizoo.cli import COMMANDS, cli, joined, main
 from wsizoo.cli.progress import bar, slide_bars
 from wsizoo.cli.text import print_field, print_table
 from wsizoo.errors import DataError
@@ -122,7 +122,7 @@ def test_every_example_is_a_command_that_parses() -> None:
     for words in LEAVES:
         text = invoke(*words, "--help").output
         for line in re.findall(r"^ +wsizoo (.*)$", text, re.MULTILINE):
-            typed = line.partition(" && ")[0].split()
+            typed = joined(line.partition(" && ")[0].split())
             command: Any = cli
             while isinstance(command, click.Group):
                 command = command.get_command(click.Context(command), typed.pop(0))

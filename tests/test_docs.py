@@ -20,7 +20,7 @@ import torch
 import wsizoo
 import wsizoo.testing
 from wsizoo import encoder_spec, errors, hookspecs, spec
-from wsizoo.cli import COMMANDS, cli
+from wsizoo.cli import COMMANDS, cli, joined
 from wsizoo.encoders.loading import build_encoder
 from wsizoo.encoders.networks import NetworkEncoder
 from wsizoo.fingerprint import Fingerprint
@@ -194,7 +194,8 @@ def test_the_index_lists_every_page() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_and_options_on_a_page_exist(page: Path) -> None:
-    shell = [line for b in blocks(page) if b.language == "bash" for line in b.text.splitlines()]
+    bash = [b.text.replace("\\\n", " ") for b in blocks(page) if b.language == "bash"]
+    shell = [line for text in bash for line in text.splitlines()]
     inline = re.findall(r"`(wsizoo [^`]+)`", page.read_text(encoding="utf-8"))
     for line in [*shell, *inline]:
         words = shlex.split(line, comments=True)
@@ -205,6 +206,7 @@ def test_commands_and_options_on_a_page_exist(page: Path) -> None:
 def assert_command_exists(words: list[str], line: str) -> None:
     command: click.Command = cli
     context = click.Context(cli)
+    words = joined(words)
     while isinstance(command, click.Group) and words and not words[0].startswith("-"):
         name = words.pop(0)
         found = command.get_command(context, name)
@@ -235,6 +237,7 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
     [
         ("hooks", hookspecs.Component),
         ("hooks", hookspecs.OpBackend),
+        ("hooks", hookspecs.WeightFormat),
         ("registry", spec.ModelSpec),
         ("registry", spec.EncoderUse),
         ("registry", spec.WeightsSpec),

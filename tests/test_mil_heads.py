@@ -9,6 +9,7 @@ from wsizoo.errors import DataError, PluginError, SpecError
 from wsizoo.interfaces import Aggregated, Head
 from wsizoo.losses import bce_dice, ce_dice, discrete_time_nll
 from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
+from wsizoo.testing import check_component
 
 LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
 
@@ -180,6 +181,20 @@ def test_two_classes_may_share_one_logit() -> None:
     found = head(Aggregated(torch.randn(6), instances=torch.randn(5, 6)))
     assert found["instance_logits"].shape == (5, 1)
     assert (head.n_outputs, head.classes, head.threshold) == (1, ("normal", "tumour"), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("head", "options"),
+    [
+        (SegmentationHead, {"classes": ("a", "b"), "one_logit": True, "threshold": 0.2}),
+        (SurvivalHead, {"alpha": 0.3, "floor": 1e-7}),
+    ],
+)
+def test_heads_conform_with_their_options(head: Any, options: dict[str, Any]) -> None:
+    failed = [
+        f"{r.check}: {r.reason}" for r in check_component(head, "head", **options) if not r.passed
+    ]
+    assert failed == []
 
 
 def test_shares_of_a_patch_become_labels_at_the_threshold() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from wsizoo.errors import NotFoundError, PluginError
-from wsizoo.hookspecs import Component, OpBackend, hookimpl
+from wsizoo.hookspecs import Component, OpBackend, WeightFormat, hookimpl
 from wsizoo.plugins import Plugin, Plugins, discover
 from wsizoo.registry import Registry
 
@@ -31,6 +31,10 @@ class Point:
 
 def part(name: str, kind: Any = "aggregator", target: str = TARGET) -> Component:
     return Component(kind, name, target, SUMMARY, SOURCE)
+
+
+def weights(name: str, components: Any = ("abmil",), target: str = TARGET) -> WeightFormat:
+    return WeightFormat(name, components, target, SUMMARY, SOURCE)
 
 
 def module(*components: Any, **attributes: Any) -> types.ModuleType:
@@ -160,6 +164,22 @@ QUARANTINED = {
         ),
         "a backend of segment_sum is named 'reference', which every op has",
     ),
+    "weight formats of the wrong type": (
+        point("bad", **hook("wsizoo_weight_formats", [part("x")])),
+        "wsizoo_weight_formats() returned Component(",
+    ),
+    "a weight format of a text": (
+        point("bad", **hook("wsizoo_weight_formats", [weights("x", "span")])),
+        "'x' has components 'span', expected names",
+    ),
+    "a weight format whose target is none": (
+        point("bad", **hook("wsizoo_weight_formats", [weights("x", target="official")])),
+        "'x' has target 'official', expected 'package.module:Name'",
+    ),
+    "a weight format twice": (
+        point("bad", **hook("wsizoo_weight_formats", [weights("x"), weights("x")])),
+        "weight format 'x' of wsizoo-plugin-bad exists already in wsizoo-plugin-bad",
+    ),
     "a name of the core": (
         point("bad", part("abmil")),
         "aggregator 'abmil' of wsizoo-plugin-bad exists already in wsizoo: uninstall one",
@@ -186,7 +206,7 @@ def test_a_broken_plugin_goes_into_quarantine_alone(case: str) -> None:
     core, bad, good = plugins.all
     assert expected in reason(bad)
     assert not bad.works
-    assert (bad.components, bad.backends, bad.registry) == ((), (), None)
+    assert (bad.components, bad.backends, bad.formats, bad.registry) == ((), (), (), None)
     assert core.works and good.works
     assert plugins.component("aggregator", "good-pooling").target == TARGET
     assert plugins.component("aggregator", "mean")
@@ -225,7 +245,16 @@ def test_two_plugins_with_one_backend_of_one_op_collide() -> None:
     assert "backend 'triton' of op segment_sum of wsizoo-plugin-b exists already" in reason(
         plugins.all[-1]
     )
-    assert len(plugins.backends()) == 1
+    assert [backend.name for backend in plugins.backends()].count("triton") == 1
+
+
+def test_the_weight_formats_of_all_plugins_are_known() -> None:
+    points = [
+        point(name, **hook("wsizoo_weight_formats", (weights(f"{name}-official", ["abmil"]),)))
+        for name in ("b", "a")
+    ]
+    assert [found.name for found in discover(points).formats()] == ["a-official", "b-official"]
+    assert discover([GOOD]).formats() == []
 
 
 def test_a_module_that_imports_its_own_package_offers_no_misspelt_hook() -> None:

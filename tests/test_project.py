@@ -27,9 +27,9 @@ FILES = [*CORE_FILES, *PLUGIN_FILES, *sorted(ROOT.glob("examples/*.py"))]
 LAYERS = """
 errors hookspecs files names targets yaml_data
 fingerprint spec encoder_spec overrides plugins registry bag patient catalogue builtin
-outputs interfaces losses objectives augment ops hub weights seeding
-pins stored mil model encoders slides formats viz
-zoo card publish extraction segmentation sources inference train doctor scaffold
+outputs interfaces losses objectives augment ops hub weights checkpoints seeding
+pins stored mil model weight_formats encoders slides formats viz
+zoo card publish conversion extraction segmentation sources inference train doctor scaffold
 cli testing demo __main__
 """.strip().splitlines()
 LAYER_OF = {module: layer for layer, line in enumerate(LAYERS) for module in line.split()}
@@ -237,7 +237,7 @@ def test_every_hook_is_documented_with_its_exact_signature() -> None:
 
 def test_the_fields_of_hook_data_are_documented() -> None:
     manual = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-    for kind in (hookspecs.Component, hookspecs.OpBackend):
+    for kind in (hookspecs.Component, hookspecs.OpBackend, hookspecs.WeightFormat):
         for field in kind.__dataclass_fields__:
             assert f"| `{field}` |" in manual, (kind, field)
 

@@ -29,6 +29,13 @@ BACKENDS = """
 def wsizoo_op_backends():
     return [OpBackend("segment_sum", "mine", "{name}_model:run", "{name}_model:why_not")]
 """
+FORMATS = """
+from wsizoo import WeightFormat
+
+@hookimpl
+def wsizoo_weight_formats():
+    return [WeightFormat("Theirs", ("{name}",), "{name}_model:Layout", "", "a paper")]
+"""
 LIGHT_MODEL = "class Mine: pass\n"
 MODEL = """
 from wsizoo.testing._museum_aggregators import Sound
@@ -166,6 +173,14 @@ def test_backends_must_name_an_op_and_take_its_arguments(plugin: Maker) -> None:
     expected = "takes ['values', 'cuts'], the reference takes ['values', 'offsets']"
     assert set(failures(report)) == {"backends_fit"}
     assert expected in failures(report)["backends_fit"]
+
+
+def test_a_weight_format_is_checked_as_a_component_is(plugin: Maker) -> None:
+    failed = failures(check_plugin(plugin(HOOKS + FORMATS), components=False))
+    assert set(failed) == {"names_lower_case", "summary_and_source", "components_importable"}
+    assert "'Theirs' is not a plain lower-case name" in failed["names_lower_case"]
+    assert "weight format 'Theirs' has an empty summary" in failed["summary_and_source"]
+    assert "has no attribute 'Layout'" in failed["components_importable"]
 
 
 def test_an_unknown_plugin_is_an_error() -> None:

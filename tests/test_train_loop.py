@@ -47,6 +47,25 @@ def test_the_loss_goes_down() -> None:
     assert history.losses[-1] < 0.5 * history.losses[0]
 
 
+def test_every_slide_is_augmented_anew_with_the_progress_of_the_training() -> None:
+    calls: list[tuple[str, float, float]] = []
+
+    def augment(bag: Bag, generator: None, progress: float) -> Bag:
+        drawn = float(torch.rand(()))
+        calls.append((bag.slide_id, progress, drawn))
+        return bag.replace(features=bag.features + drawn)
+
+    given = bags(2)
+    first = fit(model(), given, epochs=3, augment=augment).losses
+    assert [(name, progress) for name, progress, _ in sorted(calls)] == [
+        (name, epoch / 3) for name in ("s0", "s1") for epoch in range(3)
+    ]
+    assert len({drawn for _, _, drawn in calls}) == 6
+    assert torch.equal(given[0].features, bags(2)[0].features)
+    assert fit(model(), given, epochs=3, augment=augment).losses == first
+    assert fit(model(), given, epochs=3).losses != first
+
+
 def test_one_seed_gives_one_result_and_another_another() -> None:
     results = []
     for seed in (0, 0, 1):

@@ -27,6 +27,8 @@ _PUBLIC = {
     "Selector": "wsizoo.interfaces",
     "SlideModel": "wsizoo.model",
     "SlideOutput": "wsizoo.interfaces",
+    "WeightFormat": "wsizoo.hookspecs",
+    "WeightLayout": "wsizoo.weight_formats",
     "WholeModel": "wsizoo.interfaces",
     "WsizooError": "wsizoo.errors",
     "adapt": "wsizoo.zoo",
@@ -41,11 +43,13 @@ _PUBLIC = {
     "predict": "wsizoo.inference",
     "push": "wsizoo.publish",
     "read_bag": "wsizoo.formats.read",
+    "read_weights": "wsizoo.conversion",
     "save": "wsizoo.publish",
     "show": "wsizoo.catalogue",
     "use_backend": "wsizoo.ops",
     "verify": "wsizoo.publish",
     "write_bag": "wsizoo.slides.store",
+    "write_weights": "wsizoo.conversion",
 }
 
 if TYPE_CHECKING:
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
     from wsizoo.bag import BagBatch as BagBatch
     from wsizoo.catalogue import list_models as list_models
     from wsizoo.catalogue import show as show
+    from wsizoo.conversion import read_weights as read_weights
+    from wsizoo.conversion import write_weights as write_weights
     from wsizoo.encoders.loading import load_encoder as load_encoder
     from wsizoo.errors import WsizooError as WsizooError
     from wsizoo.extraction.cohort import extract as extract
@@ -60,6 +66,7 @@ if TYPE_CHECKING:
     from wsizoo.formats.read import read_bag as read_bag
     from wsizoo.hookspecs import Component as Component
     from wsizoo.hookspecs import OpBackend as OpBackend
+    from wsizoo.hookspecs import WeightFormat as WeightFormat
     from wsizoo.hookspecs import hookimpl as hookimpl
     from wsizoo.inference import predict as predict
     from wsizoo.interfaces import Aggregated as Aggregated
@@ -80,6 +87,7 @@ if TYPE_CHECKING:
     from wsizoo.publish import verify as verify
     from wsizoo.slides.reader import open_slide as open_slide
     from wsizoo.slides.store import write_bag as write_bag
+    from wsizoo.weight_formats import WeightLayout as WeightLayout
     from wsizoo.zoo import adapt as adapt
     from wsizoo.zoo import build as build
     from wsizoo.zoo import load as load

@@ -229,8 +229,10 @@ class _Taken:
         self.full: dict[tuple[int, ...], int] = {}  # half-width around a cell in which none is free
 
     def first_free(self, keys: Iterable[int], turn: int) -> int | None:
-        since = self.since
-        return next((key for key in keys if since.get(key, NEVER) > turn), None)
+        for key in keys:
+            if self.since.get(key, NEVER) > turn:
+                return key
+        return None
 
     def nearest_free(self, at: Floats, cell: Ints, turn: int) -> int:
         """Key of the free cell nearest to a point; of windows known to be full only what is new."""

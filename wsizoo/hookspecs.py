@@ -64,6 +64,24 @@ class OpBackend:
     priority: int = 0
 
 
+@dataclass(frozen=True)
+class WeightFormat:
+    """How other people's code publishes the weights of models: read, and written back.
+
+    Args:
+        name: e.g. `"span-official"`.
+        components: aggregators (or whole models) whose weights come in it.
+        target: `"package.module:Class"`, a `wsizoo.WeightLayout`, imported on first use.
+        summary, source: one line for `wsizoo list --parts weight-format`; whose code it is.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    target: str
+    summary: str
+    source: str
+
+
 @hookspec
 def wsizoo_components() -> Sequence[Component]:  # type: ignore[empty-body]
     """Encoders, selectors, aggregators, heads and whole models of this plugin."""
@@ -77,3 +95,8 @@ def wsizoo_registry() -> Path:  # type: ignore[empty-body]
 @hookspec
 def wsizoo_op_backends() -> Sequence[OpBackend]:  # type: ignore[empty-body]
     """Backends for ops of the core."""
+
+
+@hookspec
+def wsizoo_weight_formats() -> Sequence[WeightFormat]:  # type: ignore[empty-body]
+    """Published layouts of weights that this plugin reads and writes."""

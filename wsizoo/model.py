@@ -63,6 +63,7 @@ class SlideModel(nn.Module):
         self.requires = requires or Fingerprint()
         self.trained = False
         self.facts: dict[str, Any] = {}  # stated by its publisher: data, results, limits
+        self.unused: dict[str, Tensor] = {}  # of a file in another format, see weight_formats
         self._reported: set[str] = set()
 
     @property

@@ -21,7 +21,7 @@ import pluggy
 
 from wsizoo import __version__, hookspecs
 from wsizoo.errors import NotFoundError, PluginError
-from wsizoo.hookspecs import API_VERSION, KINDS, Component, Kind, OpBackend
+from wsizoo.hookspecs import API_VERSION, KINDS, Component, Kind, OpBackend, WeightFormat
 from wsizoo.names import describe, refuse_taken, suggest
 from wsizoo.targets import load_target
 
@@ -29,7 +29,7 @@ GROUP = "wsizoo"
 ALLOW_LIST = "WSIZOO_PLUGINS"
 CORE = "wsizoo"
 HOOKS = [name for name in vars(hookspecs) if name.startswith("wsizoo_")]
-Data = TypeVar("Data", Component, OpBackend)
+Data = TypeVar("Data", Component, OpBackend, WeightFormat)
 
 
 @dataclass
@@ -41,6 +41,7 @@ class Plugin:
     version: str
     components: tuple[Component, ...] = ()
     backends: tuple[OpBackend, ...] = ()
+    formats: tuple[WeightFormat, ...] = ()
     registry: Path | None = None
     reason: str | None = None
     imports_torch: bool = False
@@ -65,13 +66,16 @@ class Plugins:
         if plugin.core:
             raise PluginError(f"wsizoo itself {reason}. pip install --force-reinstall wsizoo")
         plugin.reason = reason
-        plugin.components, plugin.backends, plugin.registry = (), (), None
+        plugin.components, plugin.backends, plugin.formats, plugin.registry = (), (), (), None
 
     def components(self, kind: Kind | None = None) -> list[Component]:
         return [c for p in self.working() for c in p.components if kind in (None, c.kind)]
 
     def backends(self) -> list[OpBackend]:
         return [backend for plugin in self.working() for backend in plugin.backends]
+
+    def formats(self) -> list[WeightFormat]:
+        return [weights for plugin in self.working() for weights in plugin.formats]
 
     def owner(self, component: Component) -> Plugin:
         return next(plugin for plugin in self.working() if component in plugin.components)
@@ -198,6 +202,7 @@ def _read_hooks(plugin: Plugin, module: Any) -> None:
     manager.check_pending()
     plugin.components = _called(manager, "wsizoo_components", Component)
     plugin.backends = _called(manager, "wsizoo_op_backends", OpBackend)
+    plugin.formats = _called(manager, "wsizoo_weight_formats", WeightFormat)
     for folder in manager.hook.wsizoo_registry():
         if not isinstance(folder, str | Path) or not (Path(folder) / "registry.yaml").is_file():
             raise PluginError(
@@ -220,6 +225,8 @@ def _called(manager: pluggy.PluginManager, hook: str, kind: type[Data]) -> tuple
             raise PluginError(f"component '{item.name}' has kind '{item.kind}'. {hint}")
         if isinstance(item, OpBackend) and item.name in ("reference", "auto"):
             raise PluginError(f"a backend of {item.op} is named '{item.name}', which every op has")
+        if isinstance(item, WeightFormat) and not isinstance(item.components, list | tuple):
+            raise PluginError(f"'{item.name}' has components {item.components!r}, expected names")
         for name, target in vars(item).items():
             if name in ("target", "why_not") and not re.fullmatch(r"[\w.]+:\w+", str(target)):
                 expected = "expected 'package.module:Name'"
@@ -230,7 +237,8 @@ def _called(manager: pluggy.PluginManager, hook: str, kind: type[Data]) -> tuple
 def _labels(plugin: Plugin) -> list[str]:
     """What must be unique among all plugins."""
     backends = [f"backend '{backend.name}' of op {backend.op}" for backend in plugin.backends]
-    return [f"{c.kind} '{c.name}'" for c in plugin.components] + backends
+    formats = [f"weight format '{weights.name}'" for weights in plugin.formats]
+    return [f"{c.kind} '{c.name}'" for c in plugin.components] + backends + formats
 
 
 def _distribution(point: Any) -> str:

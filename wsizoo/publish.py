@@ -25,6 +25,7 @@ from wsizoo.stored import (
     CONFIG,
     FORMAT,
     GOLDEN,
+    UNUSED,
     WEIGHTS,
     find_stored,
     read_config,
@@ -67,7 +68,7 @@ def save(
             NaN on the golden bag.
     """
     folder = Path(folder)
-    _check_free(folder, overwrite)
+    check_free(folder, overwrite)
     facts = _as_json(model.facts if training is None else training)
     golden = golden if golden is not None else golden_bag(model)
     record = model_record(model.spec)
@@ -77,7 +78,9 @@ def save(
     golden_tensors = _golden_tensors(model, golden)
     with replacing_folder(folder) as temporary:
         told = json.dumps({"name": model.name, "spec": record, "fingerprint": fingerprint})
-        write_tensors(temporary / WEIGHTS, model.inference_state(), {"wsizoo": told})
+        carried = {UNUSED + name: tensor for name, tensor in model.unused.items()}
+        tensors = {**model.inference_state(), **carried}
+        write_tensors(temporary / WEIGHTS, tensors, {"wsizoo": told})
         write_tensors(temporary / GOLDEN, golden_tensors, _golden_metadata(golden))
         config = {
             "library_name": "wsizoo",
@@ -202,7 +205,7 @@ def push(
     return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
 
 
-def _check_free(folder: Path, overwrite: bool) -> None:
+def check_free(folder: Path, overwrite: bool) -> None:
     """Raise DataError unless nothing but a saved model would be replaced, and that on purpose."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return

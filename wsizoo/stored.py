@@ -37,6 +37,7 @@ WEIGHTS = "model.safetensors"
 GOLDEN = "golden.safetensors"
 CARD = "README.md"
 FORMAT = 1
+UNUSED = "unused."  # prefix of tensors that a model carries along and never reads
 HUB_PREFIX = "hf:"
 PUBLISHER = "its publisher"  # owner of an entry that no registry holds
 
@@ -52,6 +53,7 @@ class StoredModel:
         fingerprint: what the model's features must be. golden: path of the golden bag, or None.
         training: what the publisher states about training and results.
         trained: False: saved with random weights. owner: who vouches for the record.
+        unused: what the weights held besides when they were read from another format.
     """
 
     name: str
@@ -62,6 +64,7 @@ class StoredModel:
     training: dict[str, Any] = field(default_factory=dict)
     trained: bool = True
     owner: str = PUBLISHER
+    unused: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def entry(self) -> Entry:
@@ -110,10 +113,13 @@ class StoredModel:
             )
         if not config["trained"]:
             log.warning("'%s' was saved untrained: its weights are random", config["name"])
+        tensors = read_tensors(fetch(weights["file"], weights["sha256"]))[0]
+        unused = {name: t for name, t in tensors.items() if name.startswith(UNUSED)}
         return cls(
             name=config["name"],
             record=config["spec"],
-            tensors=read_tensors(fetch(weights["file"], weights["sha256"]))[0],
+            tensors={name: tensor for name, tensor in tensors.items() if name not in unused},
+            unused={name.removeprefix(UNUSED): tensor for name, tensor in unused.items()},
             fingerprint=read_fingerprint(config.get("fingerprint", {}), str(path)),
             golden=fetch(golden["file"], golden["sha256"]) if golden else None,
             training=config.get("training", {}),

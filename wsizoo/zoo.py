@@ -82,7 +82,7 @@ def load_stored(
     _check_meaning(stored, spec, "head", "model")
     model = assemble(stored.entry, spec, registry, seed=0, overwritten=True)
     _fill(model, stored, f"'{stored.name}'")
-    model.trained, model.facts = stored.trained, stored.training
+    model.trained, model.facts, model.unused = stored.trained, stored.training, stored.unused
     return model
 
 

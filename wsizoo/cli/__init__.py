@@ -26,12 +26,19 @@ COMMANDS = {
     "embed": ("wsizoo.cli.slides", "Slide embeddings of slides or feature files."),
     "inspect": ("wsizoo.cli.features", "What a feature file of any tool, or a slide, is."),
     "convert": ("wsizoo.cli.features", "Feature files of one tool into those of another."),
+    "convert weights": ("wsizoo.cli.weights", "Weights that other code published, and back."),
     "verify": ("wsizoo.cli.weights", "Check digests and replay golden outputs."),
     "pin": ("wsizoo.cli.weights", "Record commit and digest of published weights."),
     "push": ("wsizoo.cli.weights", "Publish a saved model on the Hugging Face Hub."),
     "check": ("wsizoo.cli.authors", "Hold a plugin to the conformance suite."),
     "new": ("wsizoo.cli.authors", "Start a plugin from the tutorial one."),
 }
+
+
+def joined(words: list[str]) -> list[str]:
+    """What was typed, with the two words of a command such as `convert weights` as one."""
+    two = " ".join(words[:2])
+    return [two, *words[2:]] if two in COMMANDS else words
 
 
 class _Commands(click.Group):
@@ -43,13 +50,15 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
+        attribute = f"{name.replace(' ', '_')}_command"
+        command = getattr(importlib.import_module(COMMANDS[name][0]), attribute)
         assert isinstance(command, click.Command)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
+        args = joined(args)
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             near = difflib.get_close_matches(args[0], COMMANDS, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""

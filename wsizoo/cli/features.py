@@ -117,6 +117,9 @@ def convert_command(
     how far; patches that share a cell are an error unless a rule is chosen. A file that fails is
     reported and the others go on (exit code 1).
 
+    Weights of models: wsizoo convert weights --help. A folder of features that is called so:
+    ./weights.
+
     \b
     Examples:
       wsizoo convert h5_files/ features --encoder uni --collisions nearest

@@ -1,14 +1,76 @@
-"""verify, pin, push: weights that can be trusted."""
+"""convert weights, verify, pin, push: weights that can be trusted."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from wsizoo.cli.options import out_option
 from wsizoo.errors import WsizooError
+
+if TYPE_CHECKING:
+    from wsizoo.publish import Verified
+
+
+@click.command("convert weights")
+@click.argument("source")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--format", "format_name", required=True, help="See: wsizoo list --parts weight-format"
+)
+@click.option(
+    "-m", "--model", help="Model of the zoo whose weights a file holds; overrides fit it."
+)
+@out_option("Folder for a model; or file (.safetensors, .pt), without --model.")
+@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def convert_weights_command(
+    source: str,
+    overrides: tuple[str, ...],
+    format_name: str,
+    model: str | None,
+    out: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> None:
+    """Read SOURCE, weights that other people's code published, into a model; or write them.
+
+    With --model, SOURCE is a file: .safetensors, or .pt, .pth, .bin of tensors alone (a pickle that
+    could run code is refused). Every tensor must fit. The model is saved as wsizoo.save does, with
+    a golden bag that was replayed.
+
+    Without, SOURCE is a model (a folder, hf:owner/name@COMMIT or a name), written as that code
+    would publish it.
+
+    \b
+    Examples:
+      wsizoo convert weights a.pt --format span-official -m span-mil-uni -o a
+      wsizoo convert weights a.pt --format F -m NAME "head.classes=[x,y]" -o a
+      wsizoo convert weights a --format span-official -o a.safetensors
+    """
+    if model:
+        from wsizoo.conversion import convert_weights
+
+        found = convert_weights(
+            source, format_name, model, *overrides, out=out, overwrite=overwrite
+        )
+        told = {"model": found.name, **_replayed(found)}
+    elif Path(source).is_file():
+        raise click.UsageError("which model are these weights of? --model NAME, see: wsizoo list")
+    else:
+        from wsizoo.conversion import write_weights
+        from wsizoo.zoo import load
+
+        loaded = load(source, *overrides)
+        write_weights(loaded, out, format_name, overwrite=overwrite)
+        told = {"model": loaded.name}
+    told = {"written": str(out), "format": format_name, **told}
+    line = ", ".join(f"{key} {value}" for key, value in told.items())
+    click.echo(json.dumps(told) if as_json else line)
 
 
 @click.command("verify")
@@ -64,7 +126,11 @@ def _verify_one(name: str) -> dict[str, object]:
         return {"format": found.format, "patches": found.n, "dim": found.dim}
     from wsizoo.publish import verify
 
-    outputs = verify(name).outputs
+    return _replayed(verify(name))
+
+
+def _replayed(found: Verified) -> dict[str, object]:
+    outputs = found.outputs
     return {"replayed": " ".join(sorted(outputs)), "largest deviation": max(outputs.values())}
 
 

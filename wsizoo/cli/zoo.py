@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final, Literal
 
 import click
 
@@ -12,6 +12,8 @@ from wsizoo.cli.text import print_field, print_table
 from wsizoo.hookspecs import KINDS, Kind
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry, default
+
+WEIGHTS: Final = "weight-format"  # what plugins offer beside parts of models
 
 
 @click.command("list")
@@ -23,7 +25,9 @@ from wsizoo.registry import Registry, default
     "--commercial", is_flag=True, help="Only where model and encoder allow commercial use."
 )
 @click.option("--encoders", is_flag=True, help="The catalogue of encoders instead of models.")
-@click.option("--parts", type=click.Choice(KINDS), help="Installed parts of one kind instead.")
+@click.option(
+    "--parts", type=click.Choice([*KINDS, WEIGHTS]), help="Installed parts of one kind instead."
+)
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def list_command(
     pattern: str,
@@ -32,7 +36,7 @@ def list_command(
     weights: bool,
     commercial: bool,
     encoders: bool,
-    parts: Kind | None,
+    parts: Kind | Literal["weight-format"] | None,
     as_json: bool,
 ) -> None:
     """List models whose name matches PATTERN (default all).
@@ -44,7 +48,9 @@ def list_command(
       wsizoo list --encoders
     """
     registry = default()
-    if parts:
+    if parts == WEIGHTS:
+        rows = _format_rows(registry)
+    elif parts:
         rows = _part_rows(registry, parts)
     elif encoders:
         rows = _encoder_rows(registry, pattern)
@@ -119,6 +125,19 @@ def _part_rows(registry: Registry, kind: Kind) -> list[dict[str, Any]]:
     return [
         {kind: c.name, "from": plugins.owner(c).distribution, "summary": c.summary}
         for c in plugins.components(kind)
+    ]
+
+
+def _format_rows(registry: Registry) -> list[dict[str, Any]]:
+    return [
+        {
+            WEIGHTS: offer.name,
+            "of": ", ".join(offer.components),
+            "from": plugin.distribution,
+            "summary": offer.summary,
+        }
+        for plugin in registry.plugins.working()
+        for offer in plugin.formats
     ]
 
 
@@ -198,11 +217,12 @@ def plugins_command(as_json: bool) -> None:
 
 
 def _plugin_row(plugin: Plugin) -> dict[str, Any]:
+    names = [c.name for c in plugin.components] + [weights.name for weights in plugin.formats]
     return {
         "plugin": plugin.distribution,
         "version": plugin.version,
         "state": "works" if plugin.works else "quarantine",
-        "offers": ", ".join(c.name for c in plugin.components) or "-",
+        "offers": ", ".join(names) or "-",
         "reason": plugin.reason,
     }
 

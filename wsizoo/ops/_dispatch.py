@@ -46,9 +46,8 @@ class Op:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():
             return self.reference(*args, **kwargs)
-        wish = _chosen.get()
-        if wish is None:
-            wish = os.environ.get(VARIABLE) or AUTO
+        wish = wished_backend()
+        if _chosen.get() is None:
             _check_known(wish, f"{VARIABLE}={wish}: ", self)
         return self._run(wish, False, args, kwargs)
 
@@ -90,6 +89,14 @@ class Op:
                     f"({VARIABLE}=auto), or see: wsizoo doctor"
                 )
         return self.reference(*args, **kwargs)
+
+
+def wished_backend() -> str:
+    """What `use_backend`, else WSIZOO_BACKEND, asks of ops here; "auto" where neither does.
+
+    For layers that fuse several ops: on "reference" they run the ops one by one.
+    """
+    return _chosen.get() or os.environ.get(VARIABLE) or AUTO
 
 
 def op(reference: Callable[..., Any]) -> Op:

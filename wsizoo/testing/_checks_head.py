@@ -108,7 +108,10 @@ def check_loss_points_to_target(subject: Subject) -> None:
         require(off < 0.1, f"values stay {off:.3g} from their targets")
     if subject.cls.task in ("classification", "segmentation"):
         name = "logits" if subject.cls.task == "classification" else "instance_logits"
-        found = outputs[name].argmax(-1)
+        rows = outputs[name]
+        if rows.shape[-1] == 1:  # one logit for two classes: that of the first is 0
+            rows = torch.nn.functional.pad(rows, (1, 0))
+        found = rows.argmax(-1)
         told = f"the largest of {name} are {found.tolist()}, the labels {given['label'].tolist()}"
         require(torch.equal(found, given["label"]), told)
 

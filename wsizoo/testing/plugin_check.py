@@ -59,7 +59,8 @@ class PluginSubject:
     @functools.cached_property
     def targets(self) -> list[str]:
         backends = [t for b in self.plugin.backends for t in (b.target, b.why_not)]
-        return [component.target for component in self.plugin.components] + backends
+        formats = [weights.target for weights in self.plugin.formats]
+        return [component.target for component in self.plugin.components] + backends + formats
 
     @functools.cached_property
     def probed(self) -> dict[str, Any]:
@@ -132,13 +133,14 @@ def check_components_importable(subject: PluginSubject) -> None:
 def check_offers_something(subject: PluginSubject) -> None:
     """A plugin that offers nothing has forgotten its `@hookimpl`."""
     p = subject.plugin
-    offers = bool(p.components or p.backends or p.registry)
+    offers = bool(p.components or p.backends or p.formats or p.registry)
     require(offers or not p.works, "it offers nothing: no @hookimpl function?")
 
 
 def check_names_lower_case(subject: PluginSubject) -> None:
     """Users type names: lower case, no blanks."""
     names = [component.name for component in subject.plugin.components]
+    names += [weights.name for weights in subject.plugin.formats]
     for name in [*names, *subject.entries]:
         plain = name == name.lower() and not any(c.isspace() for c in name) and name != ""
         require(plain, f"'{name}' is not a plain lower-case name")
@@ -146,10 +148,12 @@ def check_names_lower_case(subject: PluginSubject) -> None:
 
 def check_summary_and_source(subject: PluginSubject) -> None:
     """Whoever lists a component sees what it is and where it comes from."""
-    for component in subject.plugin.components:
+    parts = {f"{part.kind} '{part.name}'": vars(part) for part in subject.plugin.components}
+    formats = {f"weight format '{w.name}'": vars(w) for w in subject.plugin.formats}
+    for whose, announced in {**parts, **formats}.items():
         for field in ("summary", "source"):
-            told = str(getattr(component, field)).strip()
-            require(bool(told), f"{component.kind} '{component.name}' has an empty {field}")
+            told = str(announced[field]).strip()
+            require(bool(told), f"{whose} has an empty {field}")
 
 
 def check_entries_parse(subject: PluginSubject) -> None:

@@ -30,6 +30,7 @@ def fit(
     lr: float = 1e-3,
     weight_decay: float = 1e-3,
     seed: int = 0,
+    augment: Callable[[Bag, None, float], Bag] | None = None,
     after_epoch: Callable[[int, float], None] | None = None,
 ) -> History:
     """Train in place with AdamW, one slide a step; the model is left in eval mode.
@@ -40,7 +41,11 @@ def fit(
 
     Args:
         bags: with `target`, e.g. `{"label": 1}`.
-        seed: of the order of slides and of dropout; the global random state is left as it was.
+        seed: of the order of slides, of dropout and of the augmentation; the global random state is
+            left as it was.
+        augment: what a slide is changed by each time it is shown: called with it, None (draw from
+            the global generator) and the share of epochs that are done, as
+            `wsizoo.augment.CoordinateAugmentation` is.
 
     Raises:
         DataError: no bags, bags of different encoders, a target that does not fit, a NaN loss
@@ -58,7 +63,9 @@ def fit(
             for epoch in range(epochs):
                 losses = []
                 for index in torch.randperm(len(bags)).tolist():
-                    losses.append(_step(model, bags[index], optimiser))
+                    bag = bags[index]
+                    shown = augment(bag, None, epoch / epochs) if augment else bag
+                    losses.append(_step(model, shown, optimiser))
                     step += 1
                     model.after_step(step, total)
                 history.losses.append(sum(losses) / len(losses))

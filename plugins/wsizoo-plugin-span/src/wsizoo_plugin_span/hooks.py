@@ -1,8 +1,9 @@
-from wsizoo import Component, hookimpl
+from wsizoo import Component, WeightFormat, hookimpl
 
 wsizoo_api = 1
 
 SOURCE = "https://github.com/wwyi1828/SPAN"
+V1_PAPER = "https://arxiv.org/abs/2406.09333v1"
 
 
 @hookimpl
@@ -22,9 +23,24 @@ def wsizoo_components():
             summary="sparse pyramid attention with a decoder, one vector a patch",
             source=SOURCE,
         ),
+        Component(
+            "aggregator",
+            "span-v1",
+            target="wsizoo_plugin_span.v1:SpanV1",
+            summary="SPAN of 2024: window attention on a pyramid of grids, attention pooling",
+            source=V1_PAPER,
+        ),
     )
 
 
 @hookimpl
-def wsizoo_op_backends():
-    return ()
+def wsizoo_weight_formats():
+    return (
+        WeightFormat(
+            "span-official",
+            ("span", "span-unet"),
+            target="wsizoo_plugin_span.official_format:SpanOfficial",
+            summary="what the published SPAN saves, for all three tasks",
+            source=SOURCE,
+        ),
+    )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import grid_attention
+from wsizoo_plugin_span import fused
 from wsizoo_plugin_span.positions import alibi_slopes, alibi_table, rotary_width, rotate
 from wsizoo_plugin_span.pyramid import Level
 
@@ -173,6 +174,8 @@ class SpanLayer(GridAttention):
         Args:
             need_tokens: False: only the global tokens count; the tokens may come back anyhow.
         """
+        if fused.runs(self, tokens):
+            return fused.run(self, tokens, globals_, level, need_tokens)
         x = torch.cat([tokens, globals_.flatten(0, 1)])  # (T + B M, E)
         y = x + self.drop_path(self.proj_drop(self.out(self._attend(self.norm1(x), level))))
         hidden = self.ffn_drop(self.act(self.ffn_in(self.norm2(y))))

@@ -19,6 +19,8 @@ from wsizoo.ops import (
     sparse_conv2d,
     sparse_conv_transpose2d,
 )
+from wsizoo_plugin_span import fused
+from wsizoo_plugin_span.fused_rows import pool, project
 from wsizoo_plugin_span.layers import ACTIVATIONS
 from wsizoo_plugin_span.settings import Settings, UNetSettings
 
@@ -72,6 +74,9 @@ class Project(Block):
         self.second = None if hidden is None else nn.Linear(hidden, out_dim, bias=bias)
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
+        plain = self.norm is None and self.second is None and not self.dropout_first
+        if plain and fused.fits(tokens):
+            return project(tokens, self.first.weight, self.first.bias, active(self.dropout))
         x = tokens if self.norm is None else self.norm(tokens)
         if self.act is not None and self.second is not None:
             return self.second(self.dropout(self.act(self.first(x))))
@@ -107,11 +112,17 @@ class DownConv(Normed):
         super().__init__(dim, out_dim, settings.conv_norm)
         kernel = settings.kernel
         self.groups, self.edge, self.edge_eps = groups, edge, settings.edge_eps
+        self.widens = out_dim // groups
         self.published = settings.published
         self.weight = nn.Parameter(torch.empty(out_dim, dim // groups, kernel, kernel))
         self.bias = init_conv(self.weight, settings.conv_bias, out_dim)
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
+        norm, mean = self.input_norm, self.edge == "count" and self.bias is None
+        if norm is not None and mean and self.weight.shape[1] == 1 == self.widens:
+            if fused.fits(tokens):
+                kernel = self.weight.flatten(1)  # (C, k^2)
+                return pool(tokens, norm.weight, norm.bias, kernel, book, norm.eps)
         x = sparse_conv2d(
             self.before(tokens),
             self.weight,
@@ -285,6 +296,11 @@ def up_slot(settings: UNetSettings, dim: int, out_dim: int) -> Slot:
 def reducing_slot(settings: UNetSettings, dim: int, out_dim: int) -> Slot:
     """From what a skip made of a decoder stage back to the stage's width."""
     return Slot(Project(dim, out_dim), dim, out_dim, settings.global_path, norm=False)
+
+
+def active(dropout: nn.Dropout) -> float:
+    """The share it drops now."""
+    return dropout.p if dropout.training else 0.0
 
 
 def grouped_linear(x: Tensor, weight: Tensor, groups: int) -> Tensor:

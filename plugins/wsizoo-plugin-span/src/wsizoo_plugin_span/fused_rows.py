@@ -1,0 +1,176 @@
+"""What a SPAN network does row by row, fused for CPUs: input projection, the rest of a layer after
+attention, and depthwise pooling.
+
+As in `fused_attention.py`: rows in chunks that a cache holds, nothing kept that is cheap to compute
+again, large tensors in memory that the step before has used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wsizoo.ops import Rulebook, scratch
+from wsizoo.ops.blocked import keep_mask
+from wsizoo_plugin_span.fused_attention import NORM, NORM_BACKWARD, ROWS
+
+
+def _chunks(n: int) -> Iterator[slice]:
+    for start in range(0, n, ROWS):
+        yield slice(start, min(start + ROWS, n))
+
+
+def project(features: Tensor, weight: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """Linear, then dropout: (N, D) of any float dtype -> (N, E) in that of `weight` (E, D)."""
+    apply: Any = _Project.apply
+    projected: Tensor = apply(features, weight, bias, dropout)
+    return projected
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dropout: float
+    ) -> Tensor:
+        out = scratch(len(features), len(weight), like=weight)
+        keep = keep_mask(out, dropout) if dropout else None
+        for some in _chunks(len(out)):
+            torch.mm(features[some].to(weight.dtype), weight.t(), out=out[some])
+            if bias is not None:
+                out[some] += bias
+            if keep is not None:
+                out[some].mul_(keep[some]).div_(1 - dropout)
+        ctx.save_for_backward(features, weight, bias, keep)
+        ctx.dropout = dropout
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        features, weight, bias, keep = ctx.saved_tensors
+        of_weight = torch.zeros_like(weight)
+        of_bias = None if bias is None else torch.zeros_like(bias)
+        of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
+        for some in _chunks(len(slope)):
+            given = slope[some]
+            if keep is not None:
+                given = (given * keep[some]).div_(1 - ctx.dropout)
+            of_weight.addmm_(given.t(), features[some].to(weight.dtype))
+            if of_bias is not None:
+                of_bias += given.sum(0)
+            if of_features is not None:
+                of_features[some] = given @ weight
+        return of_features, of_weight, of_bias, None
+
+
+def finish(attended: Tensor, x: Tensor, eps: float, *weights: Tensor) -> Tensor:
+    """y = x + out(attended); y + ffn_out(relu(ffn_in(norm(y)))).
+
+    Args:
+        attended, x: (T, E).
+        weights: weight and bias of out, norm, ffn_in and ffn_out.
+    """
+    apply: Any = _Finish.apply
+    finished: Tensor = apply(attended, x, eps, *weights)
+    return finished
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, attended: Tensor, x: Tensor, eps: float, *weights: Tensor) -> Tensor:
+        out, out_bias, scale, shift, w1, b1, w2, b2 = weights
+        y, z = scratch(*x.shape, like=x), scratch(*x.shape, like=x)
+        hidden = scratch(len(x), len(w1), like=x)
+        for some in _chunks(len(x)):
+            torch.addmm(x[some], attended[some], out.t(), out=y[some]).add_(out_bias)
+            normed = NORM(y[some], x.shape[1:], scale, shift, eps)[0]
+            torch.mm(normed, w1.t(), out=hidden[some]).add_(b1).relu_()
+            torch.addmm(y[some], hidden[some], w2.t(), out=z[some]).add_(b2)
+        ctx.eps = eps
+        ctx.save_for_backward(attended, y, hidden, *weights)
+        return z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        attended, y, hidden, *weights = ctx.saved_tensors
+        out, _, scale, shift, w1, _, w2, _ = weights
+        grads = [torch.zeros_like(weight) for weight in weights]
+        of_out, of_out_bias, of_scale, of_shift, of_w1, of_b1, of_w2, of_b2 = grads
+        of_attended, of_x = scratch(*y.shape, like=y), scratch(*y.shape, like=y)
+        for some in _chunks(len(y)):
+            given, active = slope[some], hidden[some]
+            of_w2.addmm_(given.t(), active)
+            of_b2 += given.sum(0)
+            of_hidden = torch.ops.aten.threshold_backward(given @ w2, active, 0)
+            normed, mean, rstd = NORM(y[some], y.shape[1:], scale, shift, ctx.eps)
+            of_w1.addmm_(of_hidden.t(), normed)
+            of_b1 += of_hidden.sum(0)
+            of_y, *of_norm = NORM_BACKWARD(
+                *(of_hidden @ w1, y[some], y.shape[1:], mean, rstd, scale, shift, [True] * 3)
+            )
+            of_scale += of_norm[0]
+            of_shift += of_norm[1]
+            of_y = torch.add(of_y, given, out=of_x[some])
+            of_out.addmm_(of_y.t(), attended[some])
+            of_out_bias += of_y.sum(0)
+            torch.mm(of_y, out, out=of_attended[some])
+        return of_attended, of_x, None, *grads
+
+
+def pool(z: Tensor, scale: Tensor, shift: Tensor, kernel: Tensor, rulebook: Rulebook, eps: float) -> Tensor:
+    """Norm, depthwise convolution over occupied cells, mean over those under the kernel.
+
+    Args:
+        z: (T, E). scale, shift: (E,) of the norm. kernel: (E, k k).
+
+    Returns:
+        (T_out, E).
+    """
+    apply: Any = _Pool.apply
+    pooled: Tensor = apply(z, scale, shift, kernel, rulebook, eps)
+    return pooled
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        kernel: Tensor,
+        rulebook: Rulebook,
+        eps: float,
+    ) -> Tensor:
+        out = scratch(len(rulebook.counts), z.shape[1], like=z).zero_()
+        for position, (inputs, outputs) in enumerate(rulebook.pairs):
+            own = kernel[:, position]
+            out.index_add_(0, outputs, NORM(z[inputs], z.shape[1:], scale * own, shift * own, eps)[0])
+        ctx.save_for_backward(z, scale, shift, kernel)
+        ctx.rulebook, ctx.eps = rulebook, eps
+        return out.div_(rulebook.counts[:, None])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        z, scale, shift, kernel = ctx.saved_tensors
+        given = slope / ctx.rulebook.counts[:, None]
+        of_z = scratch(*z.shape, like=z).zero_()
+        of_scale, of_shift = torch.zeros_like(scale), torch.zeros_like(shift)
+        of_kernel = torch.empty_like(kernel)
+        for position, (inputs, outputs) in enumerate(ctx.rulebook.pairs):
+            own, rows = kernel[:, position], z[inputs]
+            _, mean, rstd = NORM(rows, z.shape[1:], scale, shift, ctx.eps)
+            of_rows, by_scale, by_shift = NORM_BACKWARD(
+                *(given[outputs], rows, z.shape[1:], mean, rstd, scale * own, shift, [True] * 3)
+            )
+            of_z.index_add_(0, inputs, of_rows)
+            of_scale += by_scale * own
+            of_shift += by_shift * own
+            of_kernel[:, position] = by_scale * scale + by_shift * shift
+        return of_z, of_scale, of_shift, of_kernel, None, None

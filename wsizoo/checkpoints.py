@@ -1,0 +1,87 @@
+"""Files of weights that other people's code wrote, read as data: no code of theirs runs."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsizoo.errors import NotFoundError, WeightsError
+from wsizoo.weights import read_tensors
+
+PICKLED = frozenset({".bin", ".pt", ".pth"})
+SAFE_TORCH = (2, 6)
+
+
+def check_kind(path: Path) -> None:
+    """Raise NotFoundError unless there is such a file, WeightsError unless its kind is read."""
+    if not path.is_file():
+        raise NotFoundError(f"No file of weights at '{path}'")
+    if path.suffix != ".safetensors" and path.suffix not in PICKLED:
+        raise WeightsError(
+            f"'{path}' is no file of weights by its name, expected one ending in .safetensors, "
+            f"{', '.join(sorted(PICKLED))}"
+        )
+
+
+def read_content(path: Path, inside: Sequence[str] = ()) -> Mapping[str, Any]:
+    """What a file holds by name: tensors, and beside them, in a pickle, plain data.
+
+    Args:
+        inside: names under which a training checkpoint may hold its tensors; the first of them
+            that is there is taken, else the whole file.
+
+    Raises:
+        WeightsError: a damaged file, or a pickle that holds anything but tensors and plain data.
+    """
+    if path.suffix not in PICKLED:
+        return read_tensors(path)[0]
+    content = _unpickled(path)
+    if isinstance(content, Mapping):
+        within = next((name for name in inside if name in content), None)
+        content = content if within is None else content[within]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+    return content
+
+
+def tensors_of(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The content, if it is tensors alone. Raises WeightsError, naming what else there is."""
+    odd = sorted(name for name, value in content.items() if not isinstance(value, Tensor))
+    if odd:
+        raise WeightsError(
+            f"{path} holds '{odd[0]}' where tensors are expected by their names; it was not saved "
+            "as a state_dict"
+        )
+    return dict(content)
+
+
+def _unpickled(path: Path) -> Any:
+    """A pickle as data, by torch's restricted reader: whatever could run code is refused.
+
+    Source: before 2.6 that reader could be made to run code, CVE-2025-32434.
+    """
+    if tuple(map(int, torch.__version__.split(".")[:2])) < SAFE_TORCH:
+        raise WeightsError(
+            f"{path} is a pickle, which torch {torch.__version__} cannot read without risk "
+            '(CVE-2025-32434). pip install --upgrade "torch>=2.6", or get model.safetensors'
+        )
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"It asks for {refused[1]}" if refused else str(error).strip().splitlines()[0]
+        raise WeightsError(
+            f"{path} holds more than tensors, and reading it could run code, so nothing of it was "
+            f"used. {what}. Where you trust its author: read it in an environment of its own with "
+            "torch.load(..., weights_only=False), write the tensors with "
+            "safetensors.torch.save_file as model.safetensors, and give that"
+        ) from error
+    except Exception as error:  # damage shows in any way
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} cannot be read as a file of torch.save: {first}") from error

@@ -1,0 +1,102 @@
+"""Weights that other people's code published, as models of ours; and models as such weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from wsizoo.checkpoints import PICKLED, check_kind, read_content, tensors_of
+from wsizoo.errors import DataError
+from wsizoo.files import replacing, replacing_folder, sha256_of
+from wsizoo.model import SlideModel
+from wsizoo.publish import Verified, check_free, save, verify
+from wsizoo.registry import Registry, default
+from wsizoo.weight_formats import fill, find_layout, published
+from wsizoo.weights import write_tensors
+from wsizoo.zoo import build
+
+INSIDE = ("state_dict", "model_state_dict", "model")  # of a training checkpoint, first match
+
+
+def read_weights(
+    path: Path | str, format: str, name: str, *overrides: str, registry: Registry | None = None
+) -> SlideModel:
+    """A model of ours, in eval mode, with weights that other people's code published.
+
+    Args:
+        path: .safetensors; or a pickle (.pt, .pth, .bin) of tensors alone, by their names, or
+            beside plain data under `state_dict`, `model_state_dict` or `model`.
+        format: of a plugin's weight formats, e.g. `"span-official"`.
+        name, overrides: as `build`; they describe the model whose weights these are.
+
+    Raises:
+        WeightsError: a damaged file, or a pickle that could run code (it does not).
+        StrictnessError: tensors that do not fit, all of them, and what they tell of the model.
+        NotFoundError: no such file, format or model. SpecError: the format is of other models.
+    """
+    registry, path = registry or default(), Path(path)
+    check_kind(path)
+    model = build(name, *overrides, registry=registry)
+    layout = find_layout(format, model, registry.plugins)
+    tensors = {str(key): value for key, value in read_content(path, INSIDE).items()}
+    fill(model, tensors_of(path, tensors), layout, f"'{path.name}'")
+    model.trained = True
+    model.facts = {"read from": path.name, "its sha256": sha256_of(path), "its format": format}
+    return model
+
+
+def write_weights(
+    model: SlideModel,
+    path: Path | str,
+    format: str,
+    *,
+    overwrite: bool = False,
+    registry: Registry | None = None,
+) -> Path:
+    """Write a model's tensors as other people's code names them: the inverse of `read_weights`.
+
+    Args:
+        path: ends in .safetensors, or in .pt, .pth, .bin for a pickle of tensors.
+        overwrite: replace a file that is there.
+
+    Raises:
+        DataError: the file exists, or has another ending.
+        NotFoundError: no such format. SpecError: it is of other models.
+    """
+    path = Path(path)
+    tensors = published(model, find_layout(format, model, (registry or default()).plugins))
+    if path.suffix != ".safetensors" and path.suffix not in PICKLED:
+        raise DataError(f"'{path}' must end in .safetensors, {', '.join(sorted(PICKLED))}")
+    if path.exists() and not overwrite:
+        raise DataError(f"'{path}' exists: overwrite=True, --overwrite replaces it")
+    with replacing(path) as temporary:
+        if path.suffix in PICKLED:
+            torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, temporary)
+        else:
+            write_tensors(temporary, tensors, {})
+    return path
+
+
+def convert_weights(
+    path: Path | str,
+    format: str,
+    name: str,
+    *overrides: str,
+    out: Path | str,
+    overwrite: bool = False,
+    registry: Registry | None = None,
+) -> Verified:
+    """`read_weights`, saved as a folder whose golden bag was replayed before it is there.
+
+    Args:
+        out: the folder, as `save` makes it. Others as of `read_weights`.
+
+    Raises: as `read_weights`, `save` and `verify`.
+    """
+    out = Path(out)
+    check_free(out, overwrite)
+    model = read_weights(path, format, name, *overrides, registry=registry)
+    with replacing_folder(out) as temporary:
+        save(model, temporary)
+        return verify(temporary, registry)

@@ -1,0 +1,156 @@
+"""Weights in the layout of other people's code: checked against it, and read into a model of ours.
+
+What a layout must hold follows from the model: `WeightLayout.write` tells it. So one check, with
+the publisher's own names, serves every format, and a file that passed can be written back.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor
+
+from wsizoo.errors import NotFoundError, PluginError, SpecError, StrictnessError
+from wsizoo.model import SlideModel
+from wsizoo.names import suggest
+from wsizoo.plugins import Plugins
+from wsizoo.targets import load_target
+from wsizoo.weights import check_strict, load_strict
+
+WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel; Lightning and others; torch.compile
+
+
+class WeightLayout:
+    """The names and shapes that other people's code gives the tensors of a model.
+
+    A subclass, made without arguments, is the target of a `WeightFormat`. `write` and `read` are
+    inverses, tensor for tensor; every reading checks that the file would be written as it is.
+    """
+
+    def write(self, model: SlideModel) -> Mapping[str, Tensor]:
+        """The model's tensors, by the names and in the shapes of the published code."""
+        raise NotImplementedError
+
+    def read(self, tensors: Mapping[str, Tensor], model: SlideModel) -> Mapping[str, Tensor]:
+        """Published tensors by the names of `model.inference_state()`.
+
+        Args:
+            tensors: have the names and shapes of `write(model)`; that was checked.
+        """
+        raise NotImplementedError
+
+    def unused(self, model: SlideModel) -> Collection[str]:
+        """Names that `write` gives to tensors which the published code holds and never reads.
+
+        A file may lack them. Those it has are carried along in `model.unused`, also when the model
+        is saved, and written again; else what `write` makes up is.
+        """
+        return ()
+
+    def overrides(self, tensors: Mapping[str, Tensor]) -> Sequence[str]:
+        """What published tensors, of any model or none, tell of the configuration.
+
+        Those that a file tells and the model does not are named when the two do not fit, e.g.
+        `"aggregator.dim=512"`.
+        """
+        return ()
+
+
+def find_layout(name: str, model: SlideModel, plugins: Plugins) -> WeightLayout:
+    """The layout of this name, if it is one of this model's.
+
+    Raises:
+        NotFoundError: no such format, with near names. SpecError: it is of other models.
+    """
+    formats = {weights.name: weights for weights in plugins.formats()}
+    if name not in formats:
+        see = plugins.see("wsizoo list --parts weight-format")
+        hint = f"{suggest(name, formats, 'Known weight formats: ')} {see}"
+        raise NotFoundError(f"No weight format named '{name}' is installed. {hint}")
+    part = (model.spec.aggregator or model.spec.model or {}).get("name")
+    if part not in formats[name].components:
+        held = " or ".join(formats[name].components)
+        raise SpecError(f"weights in format '{name}' are of {held}; '{model.name}' has {part}")
+    layout: WeightLayout = load_target(formats[name].target, f"weight format '{name}'")()
+    return layout
+
+
+def fill(
+    model: SlideModel, tensors: Mapping[str, Tensor], layout: WeightLayout, whose: str
+) -> None:
+    """Copy published tensors into a model, strictly: all of them, and into all of its own.
+
+    Names that all begin with what a wrapper adds (`module.`) are read without it.
+
+    Args:
+        whose: tensors these are, for messages.
+
+    Raises:
+        StrictnessError: every tensor that is missing, unexpected or misshapen, by its published
+            name, and what the tensors tell of their configuration; or values for which the model
+            has no place, such as two that it ties. PluginError: a layout that names other tensors
+            than the model has.
+    """
+    expected = layout.write(model)
+    unused = set(expected).intersection(layout.unused(model))
+    found = _unwrapped(tensors, expected)
+    carried = {name: found[name] for name in unused & set(found)}
+    found = {**{name: expected[name] for name in unused}, **found}
+    hint = functools.partial(_hint, layout, expected, found, model)
+    try:
+        check_strict(expected, found, whose)
+    except StrictnessError as error:
+        raise StrictnessError(f"{error}. {hint()}") from error
+    ours = layout.read(found, model)
+    try:
+        load_strict(model.inference_state(), ours, f"'{model.name}'")
+    except StrictnessError as error:
+        raise PluginError(f"{type(layout).__name__}.read gives other tensors: {error}") from error
+    again = layout.write(model)
+    lost = [name for name in set(found) - unused if not _equal(again[name], found[name])]
+    if lost:
+        raise StrictnessError(
+            f"The weights of {whose} do not fit the model; it cannot hold the values of "
+            f"{', '.join(sorted(lost))} (tied to others, or constant). {hint()}"
+        )
+    model.unused = carried
+
+
+def published(model: SlideModel, layout: WeightLayout) -> dict[str, Tensor]:
+    """The model's tensors as `layout.write` gives them, unused ones as they were read."""
+    names = [name for name in layout.unused(model) if name in model.unused]
+    return {**layout.write(model), **{name: model.unused[name] for name in names}}
+
+
+def _unwrapped(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without a wrapper's prefix that all names have, and the layout's do not."""
+    found = dict(tensors)
+    while found:
+        common = [w for w in WRAPPERS if all(name.startswith(w) for name in found)]
+        if not common or any(name.startswith(common[0]) for name in expected):
+            return found
+        found = {name.removeprefix(common[0]): tensor for name, tensor in found.items()}
+    return found
+
+
+def _hint(
+    layout: WeightLayout,
+    expected: Mapping[str, Tensor],
+    found: Mapping[str, Tensor],
+    model: SlideModel,
+) -> str:
+    """What to try where a file does not fit the model it was read for."""
+    if not set(expected) & set(found) - set(layout.unused(model)):
+        return "None of its names is one of this format: is it in another one?"
+    known = layout.overrides(expected)
+    told = " ".join(f"'{o}'" for o in layout.overrides(found) if o not in known)
+    if not told:
+        return f"It is of another configuration than '{model.name}' was built with: override that"
+    return f"The file tells: {told}; '{model.name}' was built otherwise"
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    """The same numbers, in our precision; NaN equals NaN."""
+    ours, theirs = ours.cpu(), theirs.to("cpu", ours.dtype)
+    return bool(((ours == theirs) | (ours.isnan() & theirs.isnan())).all())
