@@ -30,6 +30,11 @@ class Staged:
     globals_: Tensor
     inputs: list[tuple[Layer, Tensor, Tensor]] = field(default_factory=list)
 
+    def seen(self, tokens: bool) -> Staged:
+        """What scores are made from: no gradients, and only the layers' inputs unless `tokens`."""
+        own = self.tokens.detach() if tokens else self.tokens.detach().new_empty(0)
+        return Staged(self.level, own, self.globals_.detach(), self.inputs)
+
     def attention(self) -> Tensor | None:
         """(T,) attention that global tokens pay to tokens, mean over heads, them and the layers.
 

@@ -114,7 +114,8 @@ class Span(_OnGrid):
     def run(self, features: Tensor, pyramid: Pyramid) -> Aggregated:
         stages = self.encode(features, pyramid, self.reads_tokens)
         slide = self.pooling(stages)  # (B, out_dim)
-        return Aggregated(slide, lambda: self._scores(stages, pyramid))
+        seen = [stage.seen(self.reads_tokens) for stage in stages]
+        return Aggregated(slide, lambda: self._scores(seen, pyramid))
 
     def _scores(self, stages: list[Staged], pyramid: Pyramid) -> Tensor | None:
         weights = self.pooling.weights(stages)

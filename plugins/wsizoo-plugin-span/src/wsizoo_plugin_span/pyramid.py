@@ -192,8 +192,8 @@ class Pyramid:
         Args:
             weights: by stage, (T,) of its cells. Without gradients.
         """
-        like = next(iter(weights.values()))
-        counts = [self.tokens(like.new_ones(len(self.offsets) and int(self.offsets[-1]), 1))[:, 0]]
+        first = next(iter(weights.values()))
+        counts = [self.tokens(first.new_ones(int(self.offsets[-1]), 1))[:, 0]]
         for book in self.rulebooks:
             counts.append(counts[-1] if book is None else _up(counts[-1], book))
         share = torch.zeros_like(counts[-1])  # (T,) a path
