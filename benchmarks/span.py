@@ -22,6 +22,7 @@ from benchmarks._measure import interleaved, load_now, report
 from wsizoo.ops import use_backend
 from wsizoo_plugin_span.cells import cells_of
 from wsizoo_plugin_span.pyramid import Pyramid, build
+from wsizoo_plugin_span.settings import UNetSettings
 
 DIM, DENSITY = 1024, 0.5
 SLIDES = {1_000: 1.0, 4_000: 0.95, 10_000: 0.9, 20_000: 0.95}  # patches: goal
@@ -113,7 +114,7 @@ def published_products(model: wsizoo.SlideModel, pyramid: Pyramid) -> list[Produ
     products = [(levels[0], s.in_dim, s.width(0))]
     stages = list(enumerate(s.encoder))
     ways = [(i, s.width(i)) for i, count in stages for _ in range(count)]
-    if hasattr(s, "decoder"):
+    if isinstance(s, UNetSettings):
         up = range(s.stages - 2, -1, -1)
         ways += [(i, s.width(i)) for i, count in zip(up, s.decoder, strict=True) for _ in range(count)]
         for a, b in itertools.pairwise(range(s.stages)):

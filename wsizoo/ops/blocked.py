@@ -50,14 +50,14 @@ def attend(
     """Softmax attention of every token over its neighbourhood.
 
     Args:
-        rows: (T + 1, H, 3 D), query, key and value of a token and head side by side, the query
-            scaled by log2(e) / sqrt(D); the last row is 0.
+        rows: (T + 1, 3, H, D), queries, keys and values, the queries scaled by log2(e) / sqrt(D);
+            the last row is 0.
         bias: (H, 2 R + 1, 2 R + 1) as of `grid_attention`, or None.
         dropout: share of weights dropped.
     """
-    dim = rows.shape[-1] // 3
-    lse = _wide(rows.new_empty(rows.shape[:2]))
-    out = scratch(*rows.shape[:2], dim, like=lse)
+    t, _, heads, dim = rows.shape
+    lse = _wide(rows.new_empty(t, heads))
+    out = scratch(t, heads, dim, like=lse)
     lse[-1] = torch.inf
     kept: list[Tensor] = []
     for chunk in _chunks(neighbourhood, rows, bias):
@@ -90,7 +90,7 @@ def attend_backward(
         delta: (T, H) its inner product with `out`.
 
     Returns:
-        (T + 1, H, 3 D) of `rows`, and of `bias`.
+        (T + 1, 3, H, D) of `rows`, and of `bias`.
     """
     slopes = scratch(*rows.shape, like=delta).zero_()
     of_bias: dict[int, Tensor] = {}
@@ -120,25 +120,27 @@ class _Chunk:
     def __init__(
         self, kind: int, blocks: Blocks, some: slice, rows: Tensor, added: Tensor | None
     ) -> None:
-        self.kind, self.heads, self.dim = kind, rows.shape[1], rows.shape[2] // 3
-        self.queries = self._index(blocks.queries[some])
-        same = blocks.keys is blocks.queries
-        self.keys = self.queries if same else self._index(blocks.keys[some])
-        self.empty = blocks.keys[some] == len(rows) - 1  # (n, K)
+        self.kind, (self.heads, self.dim) = kind, rows.shape[2:]
+        queries, keys = blocks.queries[some], blocks.keys[some]
+        self.queries = self._at(queries, self.heads)
+        places = self._at(queries, 3 * self.heads)  # of queries among rows, keys and values behind
+        others = places if blocks.keys is blocks.queries else self._at(keys, 3 * self.heads)
+        self.places = places, others + self.heads, others + 2 * self.heads
+        self.empty = keys == len(rows) - 1  # (n, K)
         self.added = added
         at = blocks.forbidden
         self.forbidden = at[(at[:, 0] >= some.start) & (at[:, 0] < some.stop)]
         self.start = some.start
-        flat = rows.view(-1, rows.shape[2])
-        self.shape = len(self.empty) * self.heads, -1
-        self.q = flat[:, : self.dim].index_select(0, self.queries).view(*self.shape, self.dim)
-        pairs = flat[:, self.dim :].index_select(0, self.keys).view(*self.shape, 2 * self.dim)
-        self.k, self.v = pairs[..., : self.dim], pairs[..., self.dim :]
+        self.shape = len(keys) * self.heads, -1
+        flat = rows.view(-1, self.dim)
+        self.q, self.k, self.v = (
+            flat.index_select(0, place).view(*self.shape, self.dim) for place in self.places
+        )
 
-    def _index(self, tokens: Tensor) -> Tensor:
-        """(n, L) rows of tokens -> (n H L,) rows of tokens and heads."""
+    def _at(self, tokens: Tensor, width: int) -> Tensor:
+        """(n, L) -> (n H L,), a token's first head among rows of so many heads a token."""
         heads = torch.arange(self.heads, device=tokens.device)
-        return (tokens[:, None] * self.heads + heads[:, None]).flatten()
+        return (tokens[:, None] * width + heads[:, None]).flatten()
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """Batched product of factors in the rows' dtype, at least float32."""
@@ -175,11 +177,9 @@ class _Chunk:
 
     def add_slopes(self, slopes: Tensor, inner: Tensor, of_v: Tensor) -> None:
         """Add what these blocks give to q, k and v."""
-        flat, dim = slopes.view(-1, self.dim), self.dim  # a row for each of q, k, v: index_add_ is
-        queries, keys = self.queries * 3, self.keys * 3  # ten times slower into rows with gaps
-        flat.index_add_(0, queries, self.product(inner, self.k).view(-1, dim))
-        flat.index_add_(0, keys + 1, self.product(inner.mT, self.q).view(-1, dim))
-        flat.index_add_(0, keys + 2, of_v.view(-1, dim))
+        parts = self.product(inner, self.k), self.product(inner.mT, self.q), of_v
+        for place, part in zip(self.places, parts, strict=True):
+            slopes.view(-1, self.dim).index_add_(0, place, part.view(-1, self.dim))
 
     def add_bias_slope(self, sums: dict[int, Tensor], inner: Tensor) -> None:
         own = inner.view(-1, self.heads, *inner.shape[1:]).sum(0)  # (H, L, K)
@@ -189,7 +189,7 @@ class _Chunk:
 def _chunks(neighbourhood: Neighbourhood, rows: Tensor, bias: Tensor | None) -> Iterator[_Chunk]:
     limit = CHUNK if rows.device.type == "cpu" else GPU_CHUNK
     for kind, blocks in enumerate(neighbourhood.blocks):
-        step = max(1, limit // (rows.shape[1] * blocks.allowed.numel()))
+        step = max(1, limit // (rows.shape[2] * blocks.allowed.numel()))
         added = _added(neighbourhood, blocks, rows, bias)
         for start in range(0, len(blocks.queries), step):
             some = slice(start, min(start + step, len(blocks.queries)))
@@ -258,9 +258,9 @@ class _GridAttention(torch.autograd.Function):
         dropout: float,
     ) -> Tensor:
         t, heads, dim = q.shape
-        rows = scratch(t + 1, heads, 3 * dim, like=q)
-        torch.mul(q, LOG2_E / math.sqrt(dim), out=rows[:t, :, :dim])
-        rows[:t, :, dim : 2 * dim], rows[:t, :, 2 * dim :], rows[t] = k, v, 0
+        rows = scratch(t + 1, 3, heads, dim, like=q)
+        torch.mul(q, LOG2_E / math.sqrt(dim), out=rows[:t, 0])
+        rows[:t, 1], rows[:t, 2], rows[t] = k, v, 0
         found = attend(rows, neighbourhood, bias, dropout)
         ctx.save_for_backward(rows, bias, found.out, found.lse, *found.kept)
         ctx.neighbourhood, ctx.dropout = neighbourhood, dropout
@@ -274,7 +274,7 @@ class _GridAttention(torch.autograd.Function):
         found, nearby = Attended(out, lse, kept), ctx.neighbourhood
         delta = torch.linalg.vecdot(slope, out[:t])
         slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
-        of_q, of_k, of_v = torch.split(slopes[:t], dim, -1)
+        of_q, of_k, of_v = slopes[:t].unbind(1)
         return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
 
 

@@ -82,10 +82,10 @@ def _weights(layer: SpanLayer, normed: Tensor, asks: Tensor | None) -> Weights:
     """The layer's weights as its attention takes them."""
     h, (b, m, width) = layer.heads, normed.shape
     scale = 1 / math.sqrt(width // h)
-    local = (layer.q1, LOG2_E * scale), (layer.k1, 1.0), (layer.v1, 1.0)
-    qkv = torch.stack([_by_head(part, h) * factor for part, factor in local], 1)  # (H, 3, D, E)
-    qkv_bias = torch.stack([part.bias.view(h, -1) * factor for part, factor in local], 1)
-    own = layer.norm1.weight, layer.norm1.bias, qkv.view(-1, width), qkv_bias.view(-1)
+    q, k, v = layer.q1, layer.k1, layer.v1
+    qkv = torch.cat([q.weight * (LOG2_E * scale), k.weight, v.weight])  # (3 E, E)
+    qkv_bias = torch.cat([q.bias * (LOG2_E * scale), k.bias, v.bias])
+    own = layer.norm1.weight, layer.norm1.bias, qkv, qkv_bias
     bias = layer.bias()
     if asks is None:
         return Weights(*own, bias, None, None, None, None)

@@ -58,7 +58,7 @@ class Weights:
 
     Args:
         norm_weight, norm_bias: (E,).
-        qkv: (3 E, E), rows of a head's q, k and v beside another's; q scaled as `attend` wants.
+        qkv: (3 E, E), q, k and v, q scaled as `attend` wants it.
         qkv_bias: (3 E,).
         table: (H, 2 R + 1, 2 R + 1) or None.
         asks: (B, H M, E), a token's normed row times it is a global token's score of the token.
@@ -158,7 +158,7 @@ def _project(
     """Rows for `attend`, scores of asks and replies (T, 1 or 2 x H M), mean and rstd of x (T, 1)."""
     t, width = x.shape
     rows = scratch(t + 1, 3 * width, like=x)
-    rows[t] = 0
+    rows[t] = 0  # of nobody
     columns = [c for c in (w.asks, w.reply_keys) if c is not None]
     columns_of = torch.cat(columns, 1).mT if columns else x.new_empty(len(plan.bounds), width, 0)
     scores = x.new_empty(t, columns_of.shape[-1])
@@ -169,7 +169,7 @@ def _project(
         )
         torch.mm(normed, w.qkv.t(), out=rows[some]).add_(w.qkv_bias)
         torch.mm(normed, columns_of[slide], out=scores[some])
-    return rows.view(t + 1, plan.heads, -1), scores, (mean, rstd)
+    return rows.view(t + 1, 3, plan.heads, -1), scores, (mean, rstd)
 
 
 def _project_backward(
