@@ -113,6 +113,11 @@ def test_dense_blocks_are_the_sparse_ones_without_edges(task):
     assert (found.down, found.edge) == ("patchconv", "none")
 
 
+def test_none_may_be_written_as_null():
+    found = official_settings(1024, {"pos_emb": None, "edge_mode": None}, "classification")
+    assert (found.positions, found.edge) == ("none", "none")
+
+
 def test_configurations_that_the_published_code_does_not_read_are_refused():
     with pytest.raises(SpecError, match=r"SPAN has no task 'regression', expected one of class"):
         official_settings(1024, {}, "regression")

@@ -176,7 +176,7 @@ class Settings:
     def width(self, stage: int) -> int:
         """Channels of an encoder stage."""
         assert self.dim is not None
-        return self.dim * self.widening**stage
+        return int(self.dim * self.widening**stage)
 
     def heads(self, width: int) -> int:
         """Attention heads of a stage that is so wide."""
