@@ -204,7 +204,8 @@ def _layer_tensors(weights, meta, twice):
             for at in (0, 3):
                 names[f"ffn.{at}.{part}"] = f"ffn.{at}.{part}"
                 names[f"ffn_2.{at}.{part}"] = f"ffn2.{at}.{part}"
-    return {names[name]: tensor for name, tensor in bare.items()}
+    slopes = "pos_encoder.slopes"
+    return {names[k]: v.flatten() if k == slopes else v for k, v in bare.items()}
 
 
 READERS = {

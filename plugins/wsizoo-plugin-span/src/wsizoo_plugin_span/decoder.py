@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -54,13 +57,13 @@ class Decoder(nn.Module):
         found = []
         tokens, globals_ = encoded[-1].tokens, encoded[-1].globals_
         finer = range(len(encoded) - 2, -1, -1)
-        for i, stage in zip(finer, self.stages, strict=True):
+        for i, stage in zip(finer, cast("Iterable[UpStage]", self.stages), strict=True):
             tokens, globals_ = stage.slot(tokens, globals_, pyramid.rulebooks[i])
             other = encoded[i]
             if stage.reduce is not None:
                 joined = stage.join(tokens, other.tokens), stage.join(globals_, other.globals_)
                 tokens, globals_ = stage.reduce(*joined)
-            done = run_layers(stage, tokens, globals_, other.level)
+            done = run_layers(stage.layers, tokens, globals_, other.level)
             if stage.late:
                 done.tokens = stage.join(done.tokens, other.tokens)
                 done.globals_ = stage.join(done.globals_, other.globals_)

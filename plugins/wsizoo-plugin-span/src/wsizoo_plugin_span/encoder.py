@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from wsizoo.ops import segment_max, segment_mean, segment_sum
 from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
+from wsizoo_plugin_span.options import token_kind
 from wsizoo_plugin_span.pyramid import Level, Pyramid
-from wsizoo_plugin_span.settings import Settings, token_kind
+from wsizoo_plugin_span.settings import Settings
 from wsizoo_plugin_span.slots import Slot, down_slot, input_slot
 
 Layer = SpanLayer | TwoStepLayer
@@ -133,32 +136,34 @@ class Encoder(nn.Module):
         tokens = pyramid.tokens(features)
         globals_ = self.tokens(tokens, pyramid.levels[0])
         found: list[Staged] = []
-        for i, stage in enumerate(self.stages):
+        for i, stage in enumerate(cast("Iterable[Stage]", self.stages)):
             book = pyramid.rulebooks[i - 1] if i else None
             tokens, globals_ = stage.slot(tokens, globals_, book)
             last = i == len(self.stages) - 1
             found.append(
-                run_layers(stage, tokens, globals_, pyramid.levels[i], need_tokens or not last)
+                run_layers(
+                    stage.layers, tokens, globals_, pyramid.levels[i], need_tokens or not last
+                )
             )
             tokens, globals_ = found[-1].tokens, found[-1].globals_
         return found
 
 
 def run_layers(
-    stage: nn.Module, tokens: Tensor, globals_: Tensor, level: Level, need_tokens: bool = True
+    layers: nn.ModuleList, tokens: Tensor, globals_: Tensor, level: Level, need_tokens: bool = True
 ) -> Staged:
     """A stage's layers on tokens (T, C) and global tokens (B, M, C)."""
     inputs = []
-    for i, layer in enumerate(stage.layers):
+    for i, layer in enumerate(cast("Iterable[Layer]", layers)):
         inputs.append((layer, tokens.detach(), globals_.detach()))
-        needed = need_tokens or i < len(stage.layers) - 1
+        needed = need_tokens or i < len(layers) - 1
         tokens, globals_ = layer(tokens, globals_, level, needed)
     return Staged(level, tokens, globals_, inputs)
 
 
 def make_layers(settings: Settings, width: int, count: int, attention: str) -> list[Layer]:
     """So many layers of this width."""
-    options = {
+    options: dict[str, Any] = {
         "dim": width,
         "heads": settings.heads(width),
         "half_window": settings.half_window,

@@ -152,9 +152,7 @@ def _chunks(plan: Plan) -> Iterator[tuple[int, slice]]:
             yield slide, slice(at, min(at + ROWS, end))
 
 
-def _project(
-    x: Tensor, w: Weights, plan: Plan
-) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def _project(x: Tensor, w: Weights, plan: Plan) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
     """Rows for `attend`, scores of asks and replies (T, 1 or 2 x H M), mean and rstd of x (T, 1)."""
     t, width = x.shape
     rows = scratch(t + 1, 3 * width, like=x)

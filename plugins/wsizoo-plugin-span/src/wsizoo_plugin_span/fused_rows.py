@@ -122,7 +122,9 @@ class _Finish(torch.autograd.Function):
         return of_attended, of_x, None, *grads
 
 
-def pool(z: Tensor, scale: Tensor, shift: Tensor, kernel: Tensor, rulebook: Rulebook, eps: float) -> Tensor:
+def pool(
+    z: Tensor, scale: Tensor, shift: Tensor, kernel: Tensor, rulebook: Rulebook, eps: float
+) -> Tensor:
     """Norm, depthwise convolution over occupied cells, mean over those under the kernel.
 
     Args:
@@ -150,7 +152,9 @@ class _Pool(torch.autograd.Function):
         out = scratch(len(rulebook.counts), z.shape[1], like=z).zero_()
         for position, (inputs, outputs) in enumerate(rulebook.pairs):
             own = kernel[:, position]
-            out.index_add_(0, outputs, NORM(z[inputs], z.shape[1:], scale * own, shift * own, eps)[0])
+            out.index_add_(
+                0, outputs, NORM(z[inputs], z.shape[1:], scale * own, shift * own, eps)[0]
+            )
         ctx.save_for_backward(z, scale, shift, kernel)
         ctx.rulebook, ctx.eps = rulebook, eps
         return out.div_(rulebook.counts[:, None])

@@ -287,8 +287,8 @@ def _multiattn(settings: SlideSettings) -> Iterator[Entry]:
         **{f"context_router.{p}": f"context_router.{p}" for p in BOTH},
     }
     shapes = {"context_alpha": (settings.stages,), "context_router.bias": (1,)}
-    for published, own in names.items():
-        used = f"aggregator.pooling.{own}" if settings.n_tokens else None
+    for published, name in names.items():
+        used = f"aggregator.pooling.{name}" if settings.n_tokens else None
         shape = shapes.get(published, (1, 2 * settings.width(0)))
         yield Entry(f"aggregator.{published}", used, shape=shape)
 

@@ -63,6 +63,9 @@ def official_settings(
         raise SpecError(f"the published SPAN reads no model.{unknown[0]}; it reads {sorted(known)}")
     names = {**RENAMED, **{name: name for name in SAME}, **(OF_DECODER if decodes else {})}
     given = {names[key]: value for key, value in model.items() if key in names}
+    for name in ("positions", "edge", "skip"):
+        if name in given:  # "none", which some files write as null
+            given[name] = str(given[name]).lower()
     given.setdefault("tokens", [1e-4])
     given.update(_blocks(model, decodes), **_input(model.get("input_projection") or {}))
     given["layers"] = str(given.get("layers", "111"))

@@ -150,8 +150,10 @@ class Settings:
         groups, steps = self.conv_groups, range(self.stages - 1)
         if self.down == "patchconv" and any(self.width(i) % groups for i in steps):
             refuse("conv_groups", groups, f"a divisor of dim ({self.dim})")
-        if self.stride > self.kernel and self.down not in SAME_GRID and not self.published:
-            refuse("stride", self.stride, f"at most kernel ({self.kernel}), or cells are left out")
+        seen = {i * self.dilation % self.stride for i in range(self.kernel)}
+        if len(seen) < self.stride and self.down not in SAME_GRID and not self.published:
+            shape = f"kernel ({self.kernel}) and dilation ({self.dilation})"
+            refuse("stride", self.stride, f"less for this {shape}: cells would be left out")
 
     @property
     def published(self) -> bool:
@@ -174,7 +176,7 @@ class Settings:
     def width(self, stage: int) -> int:
         """Channels of an encoder stage."""
         assert self.dim is not None
-        return self.dim * self.widening**stage
+        return int(self.dim * self.widening**stage)
 
     def heads(self, width: int) -> int:
         """Attention heads of a stage that is so wide."""
