@@ -45,21 +45,24 @@ def run(
     normed = layer.norm1(globals_)  # (B, M, E)
     if globals_.shape[1]:
         asks = _asks(layer, normed)
+    attended, x = tokens[:0], tokens[:0]
     if need_tokens:
         weights = _weights(layer, normed, asks)
         pattern = "union" if layer.attention == "long" else "regular"
         nearby = level.neighbourhood(pattern)
         plan = Plan(nearby, level.bounds, level.outsiders, layer.heads, drop, layer.norm1.eps)
-        attended, tokens, heard = attention(tokens, weights, plan)
-        tokens = finish(attended, tokens, layer.norm2.eps, *_rest(layer))
+        attended, x, heard = attention(tokens, weights, plan)
     elif asks is not None:
         asks = _touch(asks, *_unread(layer))
         heard = _hear(layer, tokens, asks, level, drop)
+    told = globals_
     if asks is not None and heard is not None:
         told = _answer(layer, normed, asks, heard, drop)
-        globals_ = globals_ + layer.out(told)
-        globals_ = globals_ + layer.ffn_out(F.relu(layer.ffn_in(layer.norm2(globals_))))
-    return tokens, globals_
+    parts = layer.out, layer.norm2, layer.ffn_in, layer.ffn_out
+    weights_after = [tensor for part in parts for tensor in (part.weight, part.bias)]
+    flat = told.flatten(0, 1), globals_.flatten(0, 1)  # (B M, E)
+    x, others = finish(attended, x, *flat, layer.norm2.eps, *weights_after)
+    return x if need_tokens else tokens, others.view_as(globals_)
 
 
 def _by_head(linear: nn.Linear, heads: int) -> Tensor:
@@ -122,12 +125,6 @@ def _hear(layer: SpanLayer, tokens: Tensor, asks: Tensor, level: Level, drop: fl
         weights = F.dropout((scores - lse[:, None]).exp(), drop)
         fields.append((weights @ normed, weights.sum(-1), lse))
     return Heard(*map(torch.stack, zip(*fields, strict=True)))
-
-
-def _rest(layer: SpanLayer) -> list[Tensor]:
-    """Weights and biases that `finish` takes."""
-    parts = layer.out, layer.norm2, layer.ffn_in, layer.ffn_out
-    return [tensor for part in parts for tensor in (part.weight, part.bias)]
 
 
 def _unread(layer: SpanLayer) -> list[Tensor]:

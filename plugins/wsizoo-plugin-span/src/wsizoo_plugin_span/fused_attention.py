@@ -29,6 +29,7 @@ from wsizoo.ops.blocked import NEVER, Attended, attend, attend_backward, keep_ma
 ROWS = 1024  # of a chunk
 NORM = torch.ops.aten.native_layer_norm
 NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward
+NORMED = ("norm_weight", "norm_bias", "qkv", "qkv_bias")  # what a normed row meets
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,29 @@ class Weights:
     reply_keys: Tensor | None
     reply_bias: Tensor | None
     replies: Tensor | None
+
+
+class Total:
+    """A gradient summed over chunks; memory of a large one is the last step's, and not zeroed."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._value = scratch(*like.shape, like=like)
+        self._begun = False
+
+    def add(self, part: Tensor) -> None:
+        self._value = self._value.add_(part) if self._begun else self._value.copy_(part)
+        self._begun = True
+
+    def add_product(self, left: Tensor, right: Tensor) -> None:
+        if self._begun:
+            self._value.addmm_(left, right)
+        else:
+            torch.mm(left, right, out=self._value)
+        self._begun = True
+
+    @property
+    def value(self) -> Tensor:
+        return self._value if self._begun else self._value.zero_()
 
 
 @dataclass
@@ -141,7 +165,7 @@ class _Attention(torch.autograd.Function):
         found = Attended(out, lse, kept)
         nearby = plan.neighbourhood, w.table, found, slope, delta, plan.dropout
         slopes, grads["table"] = attend_backward(rows, *nearby)
-        _project_backward(x, of_x, slopes, asks, replies, w, plan, grads)
+        _project_backward(x, of_x, slopes.flatten(1), asks, replies, w, plan, grads)
         return of_x, None, *grads.values()
 
 
@@ -153,7 +177,7 @@ def _chunks(plan: Plan) -> Iterator[tuple[int, slice]]:
 
 
 def _project(x: Tensor, w: Weights, plan: Plan) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """Rows for `attend`, scores of asks and replies (T, 1 or 2 x H M), mean and rstd of x (T, 1)."""
+    """Rows for `attend`, scores of asks and replies (T, 1 or 2 x H M), mean and rstd of x."""
     t, width = x.shape
     rows = scratch(t + 1, 3 * width, like=x)
     rows[t] = 0  # of nobody
@@ -181,16 +205,15 @@ def _project_backward(
     grads: dict[str, Tensor | None],
 ) -> None:
     """Add to `of_x`, and fill `grads`."""
-    slopes = slopes.flatten(1)
-    names = ("norm_weight", "norm_bias", "qkv", "qkv_bias")
-    scale, shift, qkv, qkv_bias = (torch.zeros_like(getattr(w, name)) for name in names)
+    totals = {name: Total(getattr(w, name)) for name in NORMED}
     of_asks = None if asks is None else torch.zeros_like(w.asks)
     of_keys = None if w.reply_keys is None else torch.zeros_like(w.reply_keys)
     for slide, some in _chunks(plan):
+        slope = slopes[some]
         normed, mean, rstd = NORM(x[some], x.shape[1:], w.norm_weight, w.norm_bias, plan.eps)
-        of_normed = slopes[some] @ w.qkv
-        qkv.addmm_(slopes[some].t(), normed)
-        qkv_bias += slopes[some].sum(0)
+        of_normed = slope @ w.qkv
+        totals["qkv"].add_product(slope.t(), normed)
+        totals["qkv_bias"].add(slope.sum(0))
         if asks is not None:
             of_score = asks.of_score(slide, some, normed)
             parts = [(of_score, w.asks[slide]), (asks.weights[some], asks.of_mean[slide])]
@@ -205,13 +228,12 @@ def _project_backward(
             *(w.norm_weight, w.norm_bias, [True] * 3),
         )
         of_x[some] += of_chunk
-        scale += of_scale
-        shift += of_shift
-    grads.update(zip(names, (scale, shift, qkv, qkv_bias), strict=True))
+        totals["norm_weight"].add(of_scale)
+        totals["norm_bias"].add(of_shift)
+    grads.update({name: total.value for name, total in totals.items()})
     grads.update(asks=of_asks, reply_keys=of_keys)
-    if of_keys is not None:
-        ends = itertools.pairwise(plan.bounds)
-        grads["reply_bias"] = torch.stack([replies.of_scores[a:b].sum(0) for a, b in ends])
+    if replies is not None:
+        grads["reply_bias"] = replies.of_bias()
 
 
 class _Asks:
@@ -295,6 +317,13 @@ class _Replies:
                 of_weights *= self.keep
             self.of_scores = (self.full * (of_weights - own_delta[..., None])).flatten(1)
         return of_replies
+
+    def of_bias(self) -> Tensor | None:
+        """(B, H M) gradient of `reply_bias`, after `backward`."""
+        if not self.of_scores.shape[1]:
+            return None
+        ends = itertools.pairwise(self.plan.bounds)
+        return torch.stack([self.of_scores[a:b].sum(0) for a, b in ends])
 
 
 def _lengths(plan: Plan, like: Tensor) -> Tensor:

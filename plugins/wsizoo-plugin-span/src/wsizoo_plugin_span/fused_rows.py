@@ -7,7 +7,8 @@ again, large tensors in memory that the step before has used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,12 +17,22 @@ from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import Rulebook, scratch
 from wsizoo.ops.blocked import keep_mask
-from wsizoo_plugin_span.fused_attention import NORM, NORM_BACKWARD, ROWS
+from wsizoo_plugin_span.fused_attention import NORM, NORM_BACKWARD, ROWS, Total
 
 
 def _chunks(n: int) -> Iterator[slice]:
     for start in range(0, n, ROWS):
         yield slice(start, min(start + ROWS, n))
+
+
+def _pieces(parts: Sequence[Tensor]) -> Iterator[tuple[int, slice]]:
+    return ((i, some) for i, part in enumerate(parts) for some in _chunks(len(part)))
+
+
+def _split(tensors: Sequence[Tensor], *lengths: int) -> list[Sequence[Tensor]]:
+    """Groups of these lengths, and the rest."""
+    ends = [0, *itertools.accumulate(lengths), len(tensors)]
+    return [tensors[a:b] for a, b in itertools.pairwise(ends)]
 
 
 def project(features: Tensor, weight: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
@@ -52,74 +63,79 @@ class _Project(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         features, weight, bias, keep = ctx.saved_tensors
-        of_weight = torch.zeros_like(weight)
-        of_bias = None if bias is None else torch.zeros_like(bias)
+        of_weight, of_bias = Total(weight), None if bias is None else Total(bias)
         of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
         for some in _chunks(len(slope)):
             given = slope[some]
             if keep is not None:
                 given = (given * keep[some]).div_(1 - ctx.dropout)
-            of_weight.addmm_(given.t(), features[some].to(weight.dtype))
+            of_weight.add_product(given.t(), features[some].to(weight.dtype))
             if of_bias is not None:
-                of_bias += given.sum(0)
+                of_bias.add(given.sum(0))
             if of_features is not None:
                 of_features[some] = given @ weight
-        return of_features, of_weight, of_bias, None
+        return of_features, of_weight.value, None if of_bias is None else of_bias.value, None
 
 
-def finish(attended: Tensor, x: Tensor, eps: float, *weights: Tensor) -> Tensor:
-    """y = x + out(attended); y + ffn_out(relu(ffn_in(norm(y)))).
+def finish(
+    attended: Tensor, x: Tensor, told: Tensor, globals_: Tensor, eps: float, *weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """y = x + out(attended); y + ffn_out(relu(ffn_in(norm(y)))), of tokens and of global tokens.
 
     Args:
-        attended, x: (T, E).
+        attended, x: (T, E) of tokens. told, globals_: (G, E) of global tokens; G or T may be 0.
         weights: weight and bias of out, norm, ffn_in and ffn_out.
     """
     apply: Any = _Finish.apply
-    finished: Tensor = apply(attended, x, eps, *weights)
+    finished: tuple[Tensor, Tensor] = apply(attended, x, told, globals_, eps, *weights)
     return finished
 
 
 class _Finish(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, attended: Tensor, x: Tensor, eps: float, *weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, attended: Tensor, x: Tensor, told: Tensor, g: Tensor, eps: float, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
         out, out_bias, scale, shift, w1, b1, w2, b2 = weights
-        y, z = scratch(*x.shape, like=x), scratch(*x.shape, like=x)
-        hidden = scratch(len(x), len(w1), like=x)
-        for some in _chunks(len(x)):
-            torch.addmm(x[some], attended[some], out.t(), out=y[some]).add_(out_bias)
-            normed = NORM(y[some], x.shape[1:], scale, shift, eps)[0]
-            torch.mm(normed, w1.t(), out=hidden[some]).add_(b1).relu_()
-            torch.addmm(y[some], hidden[some], w2.t(), out=z[some]).add_(b2)
+        given, before = (attended, told), (x, g)
+        y, z = ([scratch(*part.shape, like=x) for part in before] for _ in range(2))
+        hidden = [scratch(len(part), len(w1), like=x) for part in before]
+        for i, some in _pieces(before):
+            torch.addmm(before[i][some], given[i][some], out.t(), out=y[i][some]).add_(out_bias)
+            normed = NORM(y[i][some], x.shape[1:], scale, shift, eps)[0]
+            torch.mm(normed, w1.t(), out=hidden[i][some]).add_(b1).relu_()
+            torch.addmm(y[i][some], hidden[i][some], w2.t(), out=z[i][some]).add_(b2)
         ctx.eps = eps
-        ctx.save_for_backward(attended, y, hidden, *weights)
-        return z
+        ctx.save_for_backward(*given, *y, *hidden, *weights)
+        return tuple(z)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        attended, y, hidden, *weights = ctx.saved_tensors
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        given, y, hidden, weights = _split(ctx.saved_tensors, 2, 2, 2)
         out, _, scale, shift, w1, _, w2, _ = weights
-        grads = [torch.zeros_like(weight) for weight in weights]
-        of_out, of_out_bias, of_scale, of_shift, of_w1, of_b1, of_w2, of_b2 = grads
-        of_attended, of_x = scratch(*y.shape, like=y), scratch(*y.shape, like=y)
-        for some in _chunks(len(y)):
-            given, active = slope[some], hidden[some]
-            of_w2.addmm_(given.t(), active)
-            of_b2 += given.sum(0)
-            of_hidden = torch.ops.aten.threshold_backward(given @ w2, active, 0)
-            normed, mean, rstd = NORM(y[some], y.shape[1:], scale, shift, ctx.eps)
-            of_w1.addmm_(of_hidden.t(), normed)
-            of_b1 += of_hidden.sum(0)
-            of_y, *of_norm = NORM_BACKWARD(
-                *(of_hidden @ w1, y[some], y.shape[1:], mean, rstd, scale, shift, [True] * 3)
+        of_weights = [Total(weight) for weight in weights]
+        of_out, of_out_bias, of_scale, of_shift, of_w1, of_b1, of_w2, of_b2 = of_weights
+        of_given, of_before = ([scratch(*part.shape, like=part) for part in y] for _ in range(2))
+        for i, some in _pieces(y):
+            slope, active, row = slopes[i][some], hidden[i][some], y[i][some]
+            of_w2.add_product(slope.t(), active)
+            of_b2.add(slope.sum(0))
+            of_hidden = torch.ops.aten.threshold_backward(slope @ w2, active, 0)
+            normed, mean, rstd = NORM(row, row.shape[1:], scale, shift, ctx.eps)
+            of_w1.add_product(of_hidden.t(), normed)
+            of_b1.add(of_hidden.sum(0))
+            of_y, by_scale, by_shift = NORM_BACKWARD(
+                *(of_hidden @ w1, row, row.shape[1:], mean, rstd, scale, shift, [True] * 3)
             )
-            of_scale += of_norm[0]
-            of_shift += of_norm[1]
-            of_y = torch.add(of_y, given, out=of_x[some])
-            of_out.addmm_(of_y.t(), attended[some])
-            of_out_bias += of_y.sum(0)
-            torch.mm(of_y, out, out=of_attended[some])
-        return of_attended, of_x, None, *grads
+            of_scale.add(by_scale)
+            of_shift.add(by_shift)
+            of_y = torch.add(of_y, slope, out=of_before[i][some])
+            of_out.add_product(of_y.t(), given[i][some])
+            of_out_bias.add(of_y.sum(0))
+            torch.mm(of_y, out, out=of_given[i][some])
+        pairs = zip(of_given, of_before, strict=True)
+        return *itertools.chain(*pairs), None, *(total.value for total in of_weights)
 
 
 def pool(
@@ -153,7 +169,9 @@ class _Pool(torch.autograd.Function):
         for position, (inputs, outputs) in enumerate(rulebook.pairs):
             own = kernel[:, position]
             out.index_add_(
-                0, outputs, NORM(z[inputs], z.shape[1:], scale * own, shift * own, eps)[0]
+                0,
+                outputs,
+                NORM(z.index_select(0, inputs), z.shape[1:], scale * own, shift * own, eps)[0],
             )
         ctx.save_for_backward(z, scale, shift, kernel)
         ctx.rulebook, ctx.eps = rulebook, eps
@@ -168,10 +186,19 @@ class _Pool(torch.autograd.Function):
         of_scale, of_shift = torch.zeros_like(scale), torch.zeros_like(shift)
         of_kernel = torch.empty_like(kernel)
         for position, (inputs, outputs) in enumerate(ctx.rulebook.pairs):
-            own, rows = kernel[:, position], z[inputs]
+            own, rows = kernel[:, position], z.index_select(0, inputs)
             _, mean, rstd = NORM(rows, z.shape[1:], scale, shift, ctx.eps)
             of_rows, by_scale, by_shift = NORM_BACKWARD(
-                *(given[outputs], rows, z.shape[1:], mean, rstd, scale * own, shift, [True] * 3)
+                *(
+                    given.index_select(0, outputs),
+                    rows,
+                    z.shape[1:],
+                    mean,
+                    rstd,
+                    scale * own,
+                    shift,
+                    [True] * 3,
+                )
             )
             of_z.index_add_(0, inputs, of_rows)
             of_scale += by_scale * own

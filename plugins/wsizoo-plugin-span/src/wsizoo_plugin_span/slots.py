@@ -112,17 +112,17 @@ class DownConv(Normed):
         super().__init__(dim, out_dim, settings.conv_norm)
         kernel = settings.kernel
         self.groups, self.edge, self.edge_eps = groups, edge, settings.edge_eps
-        self.widens = out_dim // groups
         self.published = settings.published
         self.weight = nn.Parameter(torch.empty(out_dim, dim // groups, kernel, kernel))
         self.bias = init_conv(self.weight, settings.conv_bias, out_dim)
+        plain = groups == dim == out_dim and self.bias is None
+        self.depthwise_mean = plain and edge == "count"
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
-        norm, mean = self.input_norm, self.edge == "count" and self.bias is None
-        if norm is not None and mean and self.weight.shape[1] == 1 == self.widens:
-            if fused.fits(tokens):
-                kernel = self.weight.flatten(1)  # (C, k^2)
-                return pool(tokens, norm.weight, norm.bias, kernel, book, norm.eps)
+        norm = self.input_norm
+        if norm is not None and self.depthwise_mean and fused.fits(tokens):
+            kernel = self.weight.flatten(1)  # (C, k^2)
+            return pool(tokens, norm.weight, norm.bias, kernel, book, norm.eps)
         x = sparse_conv2d(
             self.before(tokens),
             self.weight,
