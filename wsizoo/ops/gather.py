@@ -76,22 +76,29 @@ class _Spread(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, taps: Tensor, pairs: Pairs, n: int) -> Tensor:
         ctx.save_for_backward(x, taps)
         ctx.pairs = pairs
-        return _add_up(x, taps.contiguous(), pairs, n)
+        return _add_up(x, _for_products(taps), pairs, n)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, taps = ctx.saved_tensors
-        slope, back = slope.to(x.dtype), taps.contiguous().mT
-        of_x, of_taps = _zeros(x, *x.shape), torch.zeros_like(back.mT)
+        slope, back = slope.to(x.dtype), _for_products(taps).mT
+        of_x, of_taps = _zeros(x, *x.shape), torch.empty_like(taps)
         needs_x, needs_taps = ctx.needs_input_grad[:2]
         for p, (sources, targets) in enumerate(ctx.pairs):
             given = _take(slope, targets)
             if needs_taps:
-                of_taps[p] = _outer(_take(x, sources), given, taps.shape[1])
+                _outer(_take(x, sources), given, out=of_taps[p])
             if needs_x:
                 of_x.index_add_(0, sources, _times(given, back[p]).to(of_x.dtype))
         return of_x.to(x.dtype) if needs_x else None, of_taps if needs_taps else None, None, None
+
+
+def _for_products(taps: Tensor) -> Tensor:
+    """The same with unit stride along a side of each matrix, copied only where it has none."""
+    if 1 in taps.stride()[2:]:
+        return taps
+    return taps.contiguous() if taps.stride(3) < taps.stride(2) else taps.mT.contiguous().mT
 
 
 def _add_up(x: Tensor, taps: Tensor, pairs: Pairs, n: int) -> Tensor:
@@ -129,13 +136,16 @@ def _times(rows: Tensor, tap: Tensor) -> Tensor:
     return torch.einsum("mgi,gio->mgo", grouped, tap).flatten(1)
 
 
-def _outer(rows: Tensor, given: Tensor, groups: int) -> Tensor:
+def _outer(rows: Tensor, given: Tensor, out: Tensor) -> None:
     """Products (m, groups i) by (m, groups o), summed: (groups, i, o); rows may be overwritten."""
+    groups, i, o = out.shape
     if groups == 1:
-        return torch.mm(rows.T, given)[None]
-    if rows.shape[1] == given.shape[1] == groups:
-        return rows.mul_(given).sum(0)[:, None, None]
-    left, right = (v.view(len(v), groups, v.shape[1] // groups) for v in (rows, given))
-    if left.shape[2] == 1 or right.shape[2] == 1:
-        return (left * right).sum(0).view(groups, left.shape[2], right.shape[2])
-    return torch.einsum("mgi,mgo->gio", left, right)
+        torch.mm(rows.T, given, out=out[0])
+    elif i == o == 1:
+        out[:, 0, 0] = rows.mul_(given).sum(0)
+    else:
+        left, right = rows.view(len(rows), groups, i), given.view(len(rows), groups, o)
+        if 1 in (i, o):
+            out.copy_((left * right).sum(0).view(groups, i, o))
+        else:
+            out.copy_(torch.einsum("mgi,mgo->gio", left, right))

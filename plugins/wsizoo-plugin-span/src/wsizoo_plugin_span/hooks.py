@@ -1,4 +1,4 @@
-from wsizoo import Component, WeightFormat, hookimpl
+from wsizoo import Component, OpBackend, WeightFormat, hookimpl
 
 wsizoo_api = 1
 
@@ -42,5 +42,26 @@ def wsizoo_weight_formats():
             target="wsizoo_plugin_span.official_format:SpanOfficial",
             summary="what the published SPAN saves, for all three tasks",
             source=SOURCE,
+        ),
+    )
+
+
+@hookimpl
+def wsizoo_op_backends():
+    module = "wsizoo_plugin_span.spconv_backend"
+    return (
+        OpBackend(
+            "sparse_conv2d",
+            "spconv",
+            target=f"{module}:sparse_conv2d",
+            why_not=f"{module}:why_not_conv",
+            priority=20,
+        ),
+        OpBackend(
+            "sparse_conv_transpose2d",
+            "spconv",
+            target=f"{module}:sparse_conv_transpose2d",
+            why_not=f"{module}:why_not_transpose",
+            priority=20,
         ),
     )
