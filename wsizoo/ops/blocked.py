@@ -217,7 +217,7 @@ def _bias_slope(
     slope = _wide(bias.new_zeros(len(bias), edge * edge))
     for kind, own in sums.items():
         offset = neighbourhood.blocks[kind].offset + neighbourhood.reach
-        at = offset @ offset.new_tensor([edge, 1])  # (L, K)
+        at = offset[..., 0] * edge + offset[..., 1]  # (L, K)
         slope.index_add_(1, at.flatten(), own.flatten(1).to(slope.dtype), alpha=LOG2_E)
     return slope.view_as(bias).to(bias.dtype)
 

@@ -140,8 +140,8 @@ class Windows(Neighbourhood):
         side, length = self.side, self.side**2
         window = cells // side
         number, count = compact(window)
-        slot = (cells - window * side) @ cells.new_tensor([side, 1])
-        place = number * length + slot  # (t,)
+        row, column = (cells - window * side).unbind(1)
+        place = number * length + row * side + column  # (t,)
         rows = cells.new_full((count * length,), len(self)).index_copy_(0, place, tokens)
         at = place[without_self]
         inside = _inside(side, cells.device)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import wished_backend
-from wsizoo.ops.blocked import LOG2_E
 from wsizoo_plugin_span.fused_attention import Heard, Plan, Weights, attention
 from wsizoo_plugin_span.fused_rows import finish
 from wsizoo_plugin_span.pyramid import Level
@@ -50,7 +49,8 @@ def run(
         weights = _weights(layer, normed, asks)
         pattern = "union" if layer.attention == "long" else "regular"
         nearby = level.neighbourhood(pattern)
-        plan = Plan(nearby, level.bounds, level.outsiders, layer.heads, drop, layer.norm1.eps)
+        heads = layer.heads, tokens.shape[1] // layer.heads
+        plan = Plan(nearby, level.bounds, level.outsiders, *heads, drop, layer.norm1.eps)
         attended, x, heard = attention(tokens, weights, plan)
     elif asks is not None:
         asks = _touch(asks, *_unread(layer))
@@ -85,10 +85,8 @@ def _weights(layer: SpanLayer, normed: Tensor, asks: Tensor | None) -> Weights:
     """The layer's weights as its attention takes them."""
     h, (b, m, width) = layer.heads, normed.shape
     scale = 1 / math.sqrt(width // h)
-    q, k, v = layer.q1, layer.k1, layer.v1
-    qkv = torch.cat([q.weight * (LOG2_E * scale), k.weight, v.weight])  # (3 E, E)
-    qkv_bias = torch.cat([q.bias * (LOG2_E * scale), k.bias, v.bias])
-    own = layer.norm1.weight, layer.norm1.bias, qkv, qkv_bias
+    norm, parts = layer.norm1, (layer.q1, layer.k1, layer.v1)
+    own = norm.weight, norm.bias, *(p.weight for p in parts), *(p.bias for p in parts)
     bias = layer.bias()
     if asks is None:
         return Weights(*own, bias, None, None, None, None)

@@ -15,6 +15,7 @@ scores that global tokens give tokens, "replies" what tokens receive from global
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +25,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import Neighbourhood, scratch
-from wsizoo.ops.blocked import NEVER, Attended, attend, attend_backward, keep_mask
+from wsizoo.ops.blocked import LOG2_E, NEVER, Attended, attend, attend_backward, keep_mask
 
 ROWS = 1024  # of a chunk
 NORM = torch.ops.aten.native_layer_norm
 NORM_BACKWARD = torch.ops.aten.native_layer_norm_backward
-NORMED = ("norm_weight", "norm_bias", "qkv", "qkv_bias")  # what a normed row meets
+LOCAL = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Plan:
         neighbourhood: of the local attention.
         bounds: slide b's tokens are rows bounds[b] to bounds[b + 1].
         outsiders: (F,) int64, tokens without global attention.
-        heads: H.
+        heads, head_dim: H and D.
         dropout: share of attention weights dropped, 0 outside of training.
         eps: of the norm.
     """
@@ -49,8 +50,14 @@ class Plan:
     bounds: tuple[int, ...]
     outsiders: Tensor
     heads: int
+    head_dim: int
     dropout: float
     eps: float
+
+    @property
+    def scale(self) -> float:
+        """Of queries, as `attend` wants them."""
+        return LOG2_E / math.sqrt(self.head_dim)
 
 
 @dataclass
@@ -59,8 +66,7 @@ class Weights:
 
     Args:
         norm_weight, norm_bias: (E,).
-        qkv: (3 E, E), q, k and v, q scaled as `attend` wants it.
-        qkv_bias: (3 E,).
+        q, k, v: (E, E) of the local attention. q_bias, k_bias, v_bias: (E,).
         table: (H, 2 R + 1, 2 R + 1) or None.
         asks: (B, H M, E), a token's normed row times it is a global token's score of the token.
         reply_keys: (B, H M, E), likewise the token's score of the global token; None where M = 1.
@@ -70,8 +76,12 @@ class Weights:
 
     norm_weight: Tensor
     norm_bias: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_bias: Tensor
+    k_bias: Tensor
+    v_bias: Tensor
     table: Tensor | None
     asks: Tensor | None
     reply_keys: Tensor | None
@@ -189,7 +199,10 @@ def _project(x: Tensor, w: Weights, plan: Plan) -> tuple[Tensor, Tensor, tuple[T
         normed, mean[some], rstd[some] = NORM(
             x[some], x.shape[1:], w.norm_weight, w.norm_bias, plan.eps
         )
-        torch.mm(normed, w.qkv.t(), out=rows[some]).add_(w.qkv_bias)
+        for name, part in zip(LOCAL, rows[some].split(width, 1), strict=True):
+            weight, bias = getattr(w, name), getattr(w, f"{name}_bias")
+            torch.mm(normed, weight.t(), out=part).add_(bias)
+        rows[some, :width] *= plan.scale
         torch.mm(normed, columns_of[slide], out=scores[some])
     return rows.view(t + 1, 3, plan.heads, -1), scores, (mean, rstd)
 
@@ -205,15 +218,18 @@ def _project_backward(
     grads: dict[str, Tensor | None],
 ) -> None:
     """Add to `of_x`, and fill `grads`."""
-    totals = {name: Total(getattr(w, name)) for name in NORMED}
+    names = [*LOCAL, *(f"{name}_bias" for name in LOCAL), "norm_weight", "norm_bias"]
+    totals = {name: Total(getattr(w, name)) for name in names}
     of_asks = None if asks is None else torch.zeros_like(w.asks)
     of_keys = None if w.reply_keys is None else torch.zeros_like(w.reply_keys)
     for slide, some in _chunks(plan):
-        slope = slopes[some]
         normed, mean, rstd = NORM(x[some], x.shape[1:], w.norm_weight, w.norm_bias, plan.eps)
-        of_normed = slope @ w.qkv
-        totals["qkv"].add_product(slope.t(), normed)
-        totals["qkv_bias"].add(slope.sum(0))
+        of_normed = Total(normed)
+        slopes[some, : x.shape[1]] *= plan.scale
+        for name, slope in zip(LOCAL, slopes[some].split(x.shape[1], 1), strict=True):
+            of_normed.add_product(slope, getattr(w, name))
+            totals[name].add_product(slope.t(), normed)
+            totals[f"{name}_bias"].add(slope.sum(0))
         if asks is not None:
             of_score = asks.of_score(slide, some, normed)
             parts = [(of_score, w.asks[slide]), (asks.weights[some], asks.of_mean[slide])]
@@ -222,9 +238,9 @@ def _project_backward(
                 parts.append((replies.of_scores[some], w.reply_keys[slide]))
                 of_keys[slide].addmm_(replies.of_scores[some].t(), normed)
             left, right = zip(*parts, strict=True)
-            of_normed.addmm_(torch.cat(left, 1), torch.cat(right))
+            of_normed.add_product(torch.cat(left, 1), torch.cat(right))
         of_chunk, of_scale, of_shift = NORM_BACKWARD(
-            *(of_normed, x[some], x.shape[1:], mean, rstd),
+            *(of_normed.value, x[some], x.shape[1:], mean, rstd),
             *(w.norm_weight, w.norm_bias, [True] * 3),
         )
         of_x[some] += of_chunk

@@ -19,6 +19,8 @@ from wsizoo.ops import Rulebook, scratch
 from wsizoo.ops.blocked import keep_mask
 from wsizoo_plugin_span.fused_attention import NORM, NORM_BACKWARD, ROWS, Total
 
+RELU_BACKWARD = torch.ops.aten.threshold_backward.grad_input
+
 
 def _chunks(n: int) -> Iterator[slice]:
     for start in range(0, n, ROWS):
@@ -121,7 +123,8 @@ class _Finish(torch.autograd.Function):
             slope, active, row = slopes[i][some], hidden[i][some], y[i][some]
             of_w2.add_product(slope.t(), active)
             of_b2.add(slope.sum(0))
-            of_hidden = torch.ops.aten.threshold_backward(slope @ w2, active, 0)
+            of_hidden = slope @ w2
+            RELU_BACKWARD(of_hidden, active, 0, grad_input=of_hidden)
             normed, mean, rstd = NORM(row, row.shape[1:], scale, shift, ctx.eps)
             of_w1.add_product(of_hidden.t(), normed)
             of_b1.add(of_hidden.sum(0))

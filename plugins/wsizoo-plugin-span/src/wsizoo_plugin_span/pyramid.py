@@ -181,7 +181,7 @@ class Pyramid:
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(T, ...) of stage 0 -> (N, ...) of the patches."""
-        return tokens if self.rows is None else tokens[self.rows]
+        return tokens if self.rows is None else tokens.index_select(0, self.rows)
 
     def to_patches(self, weights: dict[int, Tensor]) -> Tensor:
         """(N,) weights of patches, from those of cells.
