@@ -68,6 +68,16 @@ def test_an_idle_arena_gives_back_what_it_need_not_keep(monkeypatch: pytest.Monk
 
 
 @needs_arena
+def test_a_full_arena_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    arena = Arena(1 << 20)
+    held = arena.take(1 << 20)
+    assert arena.take(1) is None
+    monkeypatch.setattr(memory, "_made", [arena])
+    assert scratch(LARGE, like=LIKE).shape == (LARGE,)
+    del held
+
+
+@needs_arena
 def test_threads_may_drop_what_others_took() -> None:
     arena = Arena(1 << 24)
 

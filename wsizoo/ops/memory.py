@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 SMALLEST = 1 << 18  # bytes; less comes from torch, whose allocator keeps small memory itself
-RESERVED = 1 << 38  # addresses only: pages count when they are first written
+RESERVED = 1 << 36  # addresses only: pages count when they are first written
 KEPT = 1 << 30  # bytes that stay with the process while nothing is in use
 ALIGNED = 1 << 12
 NORESERVE = 0x4000  # of Linux; the module mmap does not name it before Python 3.13
@@ -36,7 +36,8 @@ def scratch(*shape: int, like: Tensor) -> Tensor:
     size = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or size < SMALLEST or (arena := _arena()) is None:
         return like.new_empty(shape)
-    return arena.take(size).view(like.dtype).view(shape)
+    piece = arena.take(size)
+    return like.new_empty(shape) if piece is None else piece.view(like.dtype).view(shape)
 
 
 class Arena:
@@ -53,13 +54,16 @@ class Arena:
         self._gone: deque[tuple[int, int]] = deque()  # filled by whichever thread drops a tensor
         self._lock = threading.Lock()
 
-    def take(self, size: int) -> Tensor:
-        """(size,) uint8."""
+    def take(self, size: int) -> Tensor | None:
+        """(size,) uint8; None where no free place is so large."""
         asked, size = size, -(-size // ALIGNED) * ALIGNED
         with self._lock:
             while self._gone:
                 self._give(*self._gone.popleft())
-            at = next(i for i, (_, length) in enumerate(self._free) if length >= size)
+            fitting = (i for i, (_, length) in enumerate(self._free) if length >= size)
+            at = next(fitting, None)
+            if at is None:
+                return None
             start, length = self._free[at]
             self._free[at : at + 1] = [(start + size, length - size)] if length > size else []
             self._top = max(self._top, start + size)

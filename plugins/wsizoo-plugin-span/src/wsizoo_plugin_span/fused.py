@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import wished_backend
-from wsizoo_plugin_span.fused_attention import Heard, Plan, Weights, attention
+from wsizoo_plugin_span.fused_attention import attention
+from wsizoo_plugin_span.fused_globals import Heard, Plan, Weights
 from wsizoo_plugin_span.fused_rows import finish
 from wsizoo_plugin_span.pyramid import Level
 

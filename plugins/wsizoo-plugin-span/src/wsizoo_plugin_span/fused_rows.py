@@ -8,7 +8,7 @@ again, large tensors in memory that the step before has used.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,18 +17,14 @@ from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import Rulebook, scratch
 from wsizoo.ops.blocked import keep_mask
-from wsizoo_plugin_span.fused_attention import NORM, NORM_BACKWARD, ROWS, Total
-
-RELU_BACKWARD = torch.ops.aten.threshold_backward.grad_input
-
-
-def _chunks(n: int) -> Iterator[slice]:
-    for start in range(0, n, ROWS):
-        yield slice(start, min(start + ROWS, n))
-
-
-def _pieces(parts: Sequence[Tensor]) -> Iterator[tuple[int, slice]]:
-    return ((i, some) for i, part in enumerate(parts) for some in _chunks(len(part)))
+from wsizoo_plugin_span.fused_pieces import (
+    NORM,
+    NORM_BACKWARD,
+    RELU_BACKWARD,
+    Total,
+    chunks,
+    pieces,
+)
 
 
 def _split(tensors: Sequence[Tensor], *lengths: int) -> list[Sequence[Tensor]]:
@@ -51,7 +47,7 @@ class _Project(torch.autograd.Function):
     ) -> Tensor:
         out = scratch(len(features), len(weight), like=weight)
         keep = keep_mask(out, dropout) if dropout else None
-        for some in _chunks(len(out)):
+        for _, some in chunks(0, len(out)):
             torch.mm(features[some].to(weight.dtype), weight.t(), out=out[some])
             if bias is not None:
                 out[some] += bias
@@ -67,7 +63,7 @@ class _Project(torch.autograd.Function):
         features, weight, bias, keep = ctx.saved_tensors
         of_weight, of_bias = Total(weight), None if bias is None else Total(bias)
         of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
-        for some in _chunks(len(slope)):
+        for _, some in chunks(0, len(slope)):
             given = slope[some]
             if keep is not None:
                 given = (given * keep[some]).div_(1 - ctx.dropout)
@@ -102,7 +98,7 @@ class _Finish(torch.autograd.Function):
         given, before = (attended, told), (x, g)
         y, z = ([scratch(*part.shape, like=x) for part in before] for _ in range(2))
         hidden = [scratch(len(part), len(w1), like=x) for part in before]
-        for i, some in _pieces(before):
+        for i, some in pieces(before):
             torch.addmm(before[i][some], given[i][some], out.t(), out=y[i][some]).add_(out_bias)
             normed = NORM(y[i][some], x.shape[1:], scale, shift, eps)[0]
             torch.mm(normed, w1.t(), out=hidden[i][some]).add_(b1).relu_()
@@ -119,7 +115,7 @@ class _Finish(torch.autograd.Function):
         of_weights = [Total(weight) for weight in weights]
         of_out, of_out_bias, of_scale, of_shift, of_w1, of_b1, of_w2, of_b2 = of_weights
         of_given, of_before = ([scratch(*part.shape, like=part) for part in y] for _ in range(2))
-        for i, some in _pieces(y):
+        for i, some in pieces(y):
             slope, active, row = slopes[i][some], hidden[i][some], y[i][some]
             of_w2.add_product(slope.t(), active)
             of_b2.add(slope.sum(0))

@@ -1,0 +1,188 @@
+"""The fused paths against the modules run one by one, in float64."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from wsizoo_plugin_span import fused, fused_pieces, fused_rows
+from wsizoo_plugin_span.model import Span, SpanUNet
+
+from wsizoo import Bag, BagBatch
+from wsizoo.ops import use_backend
+
+SLIDE = {"dim": 32, "head_dim": 16, "half_window": 2}
+UNET = {"dim": 16, "head_dim": 8, "half_window": 2}
+NETWORKS = {
+    "defaults": (Span, SLIDE),
+    "published": (Span, {**SLIDE, "compat": "published"}),
+    "three global tokens": (Span, {**SLIDE, "tokens": ["max", "mean", "lrn"]}),
+    "no global token": (Span, {**SLIDE, "tokens": [], "pooling": "addition"}),
+    "all tokens read": (Span, {**SLIDE, "pooling": "multiattn"}),
+    "shared q, k, v": (Span, {**SLIDE, "share_qkv": True}),
+    "no shift, ALiBi": (Span, {**SLIDE, "attention": "long_noshift", "positions": "alibi"}),
+    "no positions, two layers": (Span, {**SLIDE, "positions": "none", "layers": "22"}),
+    "bias in the projection": (Span, {**SLIDE, "input_bias": True}),
+    "one stage": (Span, {**SLIDE, "layers": "1", "pooling": "addition"}),
+    "decoder": (SpanUNet, UNET),
+    "published decoder": (SpanUNet, {**UNET, "compat": "published"}),
+}
+
+
+def bag_of(n, seed=0, edge=12):
+    generator = torch.Generator().manual_seed(seed)
+    at = torch.randperm(edge * edge, generator=generator)[:n]
+    coords = torch.stack([at // edge, at % edge], 1) * 10
+    features = torch.randn(n, 24, generator=generator, dtype=torch.float64)
+    return Bag(features, coords, spacing=10.0, slide_id=f"S{seed}")
+
+
+def network(kind, options, seed=0):
+    torch.manual_seed(seed)
+    made = kind(24, **options).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():  # biases and tables start at 0 or near
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made
+
+
+def outputs(made, bags):
+    found = made(bags[0]) if len(bags) == 1 else made.forward_packed(BagBatch.pack(bags))
+    return found.slide if found.instances is None else found.instances
+
+
+def gradients(made, bags):
+    """Output, and the gradients of the features and of all parameters (None: unread)."""
+    bags = [bag.replace(features=bag.features.clone().requires_grad_()) for bag in bags]
+    made.zero_grad()
+    found = outputs(made, bags)
+    ramp = torch.linspace(-1, 1, found.numel(), dtype=found.dtype).view_as(found)
+    (found * ramp).sum().backward()
+    inputs = {f"features {i}": bag.features.grad for i, bag in enumerate(bags)}
+    return found.detach(), {**inputs, **{n: p.grad for n, p in made.named_parameters()}}
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """How many layers ran fused."""
+    count = []
+    run = fused.run
+    monkeypatch.setattr(fused, "run", lambda *args: count.append(1) or run(*args))
+    return count
+
+
+@pytest.mark.parametrize("rows", [7, 1024])
+@pytest.mark.parametrize("sizes", [(60,), (1,), (2,), (40, 3, 75)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_values_and_gradients_are_those_of_the_modules(name, sizes, rows, runs, monkeypatch):
+    monkeypatch.setattr(fused_pieces, "ROWS", rows)
+    made, bags = network(*NETWORKS[name]), [bag_of(n, i) for i, n in enumerate(sizes)]
+    mine, my_slopes = gradients(made, bags)
+    assert runs
+    done = len(runs)
+    with use_backend("reference"):
+        theirs, their_slopes = gradients(made, bags)
+    assert len(runs) == done, "the reference is the modules one by one"
+    assert torch.allclose(mine, theirs, rtol=1e-9, atol=1e-11)
+    for key in their_slopes:
+        got, expected = (
+            torch.zeros(()) if slopes[key] is None else slopes[key]
+            for slopes in (my_slopes, their_slopes)
+        )
+        assert (got - expected).abs().max() <= 1e-9 * (1 + expected.abs().max()), key
+
+
+def test_parameters_that_a_head_leaves_unread_get_gradients_of_zero():
+    """As in the published training, where weight decay moves them like all others."""
+    made = network(Span, SLIDE)
+    _, slopes = gradients(made, [bag_of(50)])
+    last = "encoder.stages.2.layers.0."
+    for name in ("q1.weight", "k1.bias", "v1.weight", "table"):
+        assert torch.equal(slopes[last + name], torch.zeros_like(slopes[last + name]))
+
+
+def test_gradients_under_dropout_are_those_of_what_was_kept():
+    """The same draws at two points: a directional derivative."""
+    options = {**SLIDE, "attention_dropout": 0.3, "input_dropout": 0.2, "tokens": ["lrn", "mean"]}
+    made, bag = network(Span, {**options, "pool_dropout": 0.1}).train(), bag_of(70)
+    ways = [torch.randn_like(p) for p in made.parameters()]
+
+    def value(step):
+        """The total so far along the way, and the gradients there."""
+        with torch.no_grad():
+            for parameter, way in zip(made.parameters(), ways, strict=True):
+                parameter.add_(way, alpha=step)
+        torch.manual_seed(5)
+        total = (outputs(made, [bag]) * torch.linspace(-1, 1, 32, dtype=torch.float64)).sum()
+        slopes = torch.autograd.grad(total, list(made.parameters()))
+        with torch.no_grad():
+            for parameter, way in zip(made.parameters(), ways, strict=True):
+                parameter.sub_(way, alpha=step)
+        return float(total), slopes
+
+    slopes = value(0)[1]
+    along = sum(float((s * w).sum()) for s, w in zip(slopes, ways, strict=True))
+    assert (value(1e-6)[0] - value(-1e-6)[0]) / 2e-6 == pytest.approx(along, rel=1e-6)
+
+
+def test_dropout_keeps_the_mean_of_a_projection():
+    torch.manual_seed(0)
+    features, weight = torch.ones(2000, 8), torch.ones(64, 8) / 8
+    kept = fused_rows.project(features, weight, None, 0.25)
+    assert float(kept.mean()) == pytest.approx(1, abs=0.01)
+    assert kept.unique().tolist() == [0, pytest.approx(4 / 3)]
+
+
+def test_a_graph_can_be_walked_twice():
+    made, bag = network(Span, {**SLIDE, "tokens": ["lrn", "max"]}), bag_of(50)
+    total = outputs(made, [bag]).sum()
+    first = torch.autograd.grad(total, list(made.parameters()), retain_graph=True)
+    second = torch.autograd.grad(total, list(made.parameters()))
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_step_that_is_not_walked_back_leaves_nothing_behind():
+    made, bag = network(Span, SLIDE), bag_of(50)
+    gc.collect()
+    gc.disable()
+    try:
+        found = made.encoder(bag.features, made_pyramid(made, bag))[0].tokens
+        gone = weakref.ref(found)
+        del found
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def made_pyramid(made, bag):
+    from wsizoo_plugin_span.cells import cells_of
+    from wsizoo_plugin_span.pyramid import build
+
+    return build([cells_of(bag)], made.settings.plan)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"positions": "rope"}, {"activation": "gelu"}, {"attention": "swin", "pooling": "multiattn"}],
+)
+def test_layers_with_other_parts_run_as_modules(options, runs):
+    outputs(network(Span, {**SLIDE, **options}), [bag_of(30)])
+    assert not runs
+
+
+def test_half_precision_and_autocast_run_as_modules(runs):
+    made, bag = network(Span, SLIDE).float(), bag_of(30)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs(made, [bag])
+    made.bfloat16()
+    assert outputs(made, [bag]).dtype == torch.bfloat16
+    assert not runs
+
+
+def test_layers_that_drop_elsewhere_run_as_modules_in_training_only(runs):
+    made = network(Span, {**SLIDE, "dropout": 0.1})
+    outputs(made.train(), [bag_of(30)])
+    assert not runs
+    outputs(made.eval(), [bag_of(30)])
+    assert runs
