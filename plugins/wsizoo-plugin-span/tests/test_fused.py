@@ -118,7 +118,7 @@ def test_gradients_under_dropout_are_those_of_what_was_kept():
         with torch.no_grad():
             for parameter, way in zip(made.parameters(), ways, strict=True):
                 parameter.sub_(way, alpha=step)
-        return float(total), slopes
+        return total.item(), slopes
 
     slopes = value(0)[1]
     along = sum(float((s * w).sum()) for s, w in zip(slopes, ways, strict=True))
