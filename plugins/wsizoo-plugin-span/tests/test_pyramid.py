@@ -96,11 +96,12 @@ def test_weights_of_cells_go_to_the_patches_under_them_in_equal_parts():
     cells = torch.tensor([[0, 0], [7, 7], [7, 8], [8, 7]])
     plan = Plan(Step(2, 2, 1), (Step(2, 2, 1),), half_window=3, published=True)
     pyramid = build([cells], plan)
+    rows = pyramid.patches(torch.arange(len(pyramid.levels[0])))  # of the patches
     coarse = torch.zeros(len(pyramid.levels[1]))
     book = pyramid.rulebooks[0]
-    coarse[book.parents[pyramid.rows[1]]] = 6.0  # over three patches
+    coarse[book.parents[rows[1]]] = 6.0  # over three patches
     fine = torch.zeros(len(pyramid.levels[0]))
-    fine[pyramid.rows[0]] = 1.0
+    fine[rows[0]] = 1.0
     fine[0] = 5.0  # a pad's weight is nobody's
     given = pyramid.to_patches({0: fine, 1: coarse})
     assert given.tolist() == [1.0, 2.0, 2.0, 2.0]

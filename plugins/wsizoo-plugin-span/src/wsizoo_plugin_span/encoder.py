@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo.ops import segment_max, segment_mean, segment_sum
 from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
-from wsizoo_plugin_span.options import token_kind
+from wsizoo_plugin_span.options import STATISTICS, token_kind
 from wsizoo_plugin_span.pyramid import Level, Pyramid
 from wsizoo_plugin_span.settings import Settings
 from wsizoo_plugin_span.slots import Slot, down_slot, input_slot
@@ -81,20 +81,22 @@ class GlobalTokens(nn.Module):
         ]
         return torch.stack(rows) if rows else None
 
-    def forward(self, tokens: Tensor, level: Level) -> Tensor:
-        """(T, C) of stage 0 -> (B, M, C)."""
-        n, found = level.n_slides, []
+    def forward(self, features: Tensor, pyramid: Pyramid) -> Tensor:
+        """(N, C) of the patches -> (B, M, C); statistics are of all tokens, pads among them."""
+        level, found = pyramid.levels[0], []
+        if any(kind in STATISTICS for kind, _ in self.kinds):
+            features = pyramid.tokens(features)  # (T, C)
         stored = {kind: getattr(self, kind) for kind in ("random", "fixed", "learnable")}
         rows = {kind: iter(() if x is None else x.unbind()) for kind, x in stored.items()}
         for kind, _ in self.kinds:
             if kind in rows:
-                found.append(next(rows[kind]).expand(n, -1))
+                found.append(next(rows[kind]).expand(level.n_slides, -1))
             elif kind == "max":
-                found.append(segment_max(tokens, level.offsets))
+                found.append(segment_max(features, level.offsets))
             else:
-                mean = segment_mean(tokens, level.offsets)  # (B, C)
-                found.append(mean if kind == "mean" else _deviation(tokens, mean, level))
-        return torch.stack(found, 1) if found else tokens.new_empty(n, 0, self.dim)
+                mean = segment_mean(features, level.offsets)  # (B, C)
+                found.append(mean if kind == "mean" else _deviation(features, mean, level))
+        return torch.stack(found, 1) if found else features.new_empty(level.n_slides, 0, self.dim)
 
 
 def _deviation(tokens: Tensor, mean: Tensor, level: Level) -> Tensor:
@@ -133,20 +135,24 @@ class Encoder(nn.Module):
         Args:
             need_tokens: whether the tokens of the last stage count, or only its global tokens.
         """
-        tokens = pyramid.tokens(features)
-        globals_ = self.tokens(tokens, pyramid.levels[0])
+        tokens, globals_ = self._ground(features, pyramid)
         found: list[Staged] = []
-        for i, stage in enumerate(cast("Iterable[Stage]", self.stages)):
-            book = pyramid.rulebooks[i - 1] if i else None
-            tokens, globals_ = stage.slot(tokens, globals_, book)
-            last = i == len(self.stages) - 1
-            found.append(
-                run_layers(
-                    stage.layers, tokens, globals_, pyramid.levels[i], need_tokens or not last
-                )
-            )
+        for i, stage in enumerate(self.stages):
+            if i:
+                tokens, globals_ = stage.slot(tokens, globals_, pyramid.rulebooks[i - 1])
+            needed = need_tokens or i < len(self.stages) - 1
+            found.append(run_layers(stage.layers, tokens, globals_, pyramid.levels[i], needed))
             tokens, globals_ = found[-1].tokens, found[-1].globals_
         return found
+
+    def _ground(self, features: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Tokens and global tokens of stage 0, before its layers."""
+        slot = self.stages[0].slot
+        if slot.block.keeps_zeros:  # pads come late, where rows are narrow
+            tokens = pyramid.tokens(slot.block(features, None))
+        else:
+            tokens = slot.block(pyramid.tokens(features), None)
+        return tokens, slot.of_globals(self.tokens(features, pyramid))
 
 
 def run_layers(

@@ -46,12 +46,13 @@ class _Project(torch.autograd.Function):
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor | None, dropout: float
     ) -> Tensor:
         out = scratch(len(features), len(weight), like=weight)
-        keep = keep_mask(out, dropout) if dropout else None
+        keep = torch.empty_like(out, dtype=torch.bool) if dropout else None
         for _, some in chunks(0, len(out)):
             torch.mm(features[some].to(weight.dtype), weight.t(), out=out[some])
             if bias is not None:
                 out[some] += bias
             if keep is not None:
+                keep[some] = keep_mask(out[some], dropout)
                 out[some].mul_(keep[some]).div_(1 - dropout)
         ctx.save_for_backward(features, weight, bias, keep)
         ctx.dropout = dropout

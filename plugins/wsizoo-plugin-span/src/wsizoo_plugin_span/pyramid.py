@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
@@ -163,25 +164,34 @@ class Pyramid:
 
     Args:
         levels: of each stage. rulebooks: from each stage to the next; None: the same cells.
-        rows: (N,) int64, the token of stage 0 that each patch is; None: patches are the tokens.
+        leads: pads before each slide's patches in stage 0, one follows; None: there are no pads.
         offsets: (B+1,) int64, whose patches are whose.
     """
 
     levels: tuple[Level, ...]
     rulebooks: tuple[Rulebook | None, ...]
-    rows: Tensor | None
+    leads: tuple[int, ...] | None
     offsets: Tensor
 
     def tokens(self, features: Tensor) -> Tensor:
         """(N, C) of the patches -> (T, C) of stage 0; pads are zeros."""
-        if self.rows is None:
+        if self.leads is None:
             return features
-        padded = features.new_zeros(len(self.levels[0]), features.shape[1])
-        return padded.index_copy(0, self.rows, features)
+        lengths = [len(range(*run)) for run in self._runs()]
+        slides = zip(torch.split(features, lengths), self.leads, strict=True)
+        return _joined([F.pad(own, (0, 0, lead, 1)) for own, lead in slides])
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(T, ...) of stage 0 -> (N, ...) of the patches."""
-        return tokens if self.rows is None else tokens.index_select(0, self.rows)
+        if self.leads is None:
+            return tokens
+        return _joined([tokens[start:end] for start, end in self._runs()])
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """First and last (excluded) row of each slide's patches among the tokens of stage 0."""
+        bounds = itertools.pairwise(self.levels[0].bounds)
+        leads = self.leads or ()
+        return [(a + lead, b - 1) for (a, b), lead in zip(bounds, leads, strict=True)]
 
     def to_patches(self, weights: dict[int, Tensor]) -> Tensor:
         """(N,) weights of patches, from those of cells.
@@ -227,7 +237,7 @@ def build(cells: Sequence[Tensor], plan: Plan) -> Pyramid:
     Cost: linear in the number of patches, unless cells lie very far apart.
     """
     lengths = [len(own) for own in cells]
-    level, rows = _ground(cells, plan)
+    level, leads = _ground(cells, plan)
     levels, books = [level], []
     for down in plan.downs:
         book = None
@@ -237,14 +247,14 @@ def build(cells: Sequence[Tensor], plan: Plan) -> Pyramid:
         levels.append(level)
         books.append(book)
     offsets = level.offsets.new_tensor([0, *itertools.accumulate(lengths)])
-    return Pyramid(tuple(levels), tuple(books), rows, offsets)
+    return Pyramid(tuple(levels), tuple(books), leads, offsets)
 
 
-def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, Tensor | None]:
-    """Stage 0, and the rows of its tokens that are patches; None: all."""
+def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, tuple[int, ...] | None]:
+    """Stage 0, and the pads before each slide's patches; None: there are none."""
     device = cells[0].device
-    sizes, parts, origins, counts, rows = [], [], [], [], []
-    start, total = 0, 0
+    sizes, parts, origins, counts, leads = [], [], [], [], []
+    start = 0
     period = 2 * plan.half_window * plan.step.stride ** len(plan.downs)
     for own in cells:
         lengths = (own.max(0).values + 1).tolist()
@@ -255,18 +265,21 @@ def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, Tensor | None]:
             pads = own.new_tensor([[start, 0], [start + size[0] - 1, size[1] - 1]])
             lead = int(above > 0 or left > 0)
             moved = torch.cat([pads[:lead], moved, pads[1:]])
-            rows.append(torch.arange(total + lead, total + lead + len(own), device=device))
+            leads.append(lead)
         parts.append(moved)
         sizes.append(size)
         origins.append((start, 0))
         counts.append(len(moved))
-        total += len(moved)
         start = (-(-(start + size[0]) // period) + 1) * period
     bounds = (0, *itertools.accumulate(counts))
     grids = Grids(*(torch.tensor(each, device=device) for each in (sizes, origins, bounds)))
-    packed = parts[0] if len(parts) == 1 else torch.cat(parts)
-    level = Level(packed, grids, bounds, tuple(sizes), plan.half_window, plan.published)
-    return level, torch.cat(rows) if rows else None
+    level = Level(_joined(parts), grids, bounds, tuple(sizes), plan.half_window, plan.published)
+    return level, tuple(leads) if plan.published else None
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """End to end; one alone as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _above(level: Level, book: Rulebook) -> Level:

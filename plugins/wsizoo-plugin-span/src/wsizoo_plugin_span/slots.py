@@ -26,7 +26,12 @@ from wsizoo_plugin_span.settings import Settings, UNetSettings
 
 
 class Block(nn.Module):
-    """The token path of a slot."""
+    """The token path of a slot.
+
+    `keeps_zeros`: a row of zeros stays one.
+    """
+
+    keeps_zeros = False
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
         """(T, C) of the stage before -> (T', C') of the next."""
@@ -72,6 +77,7 @@ class Project(Block):
         self.first = nn.Linear(dim, hidden or out_dim, bias=bias)
         self.act = None if activation is None else ACTIVATIONS[activation]()
         self.second = None if hidden is None else nn.Linear(hidden, out_dim, bias=bias)
+        self.keeps_zeros = not (bias or norm or hidden)
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
         plain = self.norm is None and self.second is None and not self.dropout_first
