@@ -9,7 +9,7 @@ import torch
 from tests.zygote import Zygote
 from wsizoo.errors import DataError, SlideError
 from wsizoo.slides import partial as module
-from wsizoo.slides.partial import Partial, Stretch, partial
+from wsizoo.slides.partial import Partial, Stretch, partial, tidy
 
 ASKED = {"mpp": 0.5, "cells": [1, 2]}
 
@@ -124,6 +124,25 @@ def test_two_processes_never_make_one_file(tmp_path: Path) -> None:
         zygote.kill(holder)
     with partial(tmp_path / "S.h5", ASKED) as parts:
         assert parts.done == 0
+
+
+def test_what_a_finished_file_left_is_tidied_up(tmp_path: Path) -> None:
+    out = tmp_path / "S.h5"
+    tidy(out)  # nothing there
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(out, [stretch(0, 2)])
+    assert list(tmp_path.iterdir())
+    tidy(out)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "S.h5"
+    with partial(out, ASKED) as parts:
+        parts.add(stretch(0, 2))
+        tidy(out)  # another handle of the lock
+        assert held(parts) == [0, 1]
+        assert list(tmp_path.glob(".S.h5.partial/*.npz"))
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

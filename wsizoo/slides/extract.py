@@ -22,7 +22,7 @@ from wsizoo.fingerprint import Fingerprint
 from wsizoo.slides.annotations import mask_for, tissue_from_geojson
 from wsizoo.slides.facts import READ, UNREADABLE, Asked, FileHeader, SlideFacts
 from wsizoo.slides.manifest import SlideEntry
-from wsizoo.slides.partial import Partial, Stretch, partial
+from wsizoo.slides.partial import Partial, Stretch, partial, tidy
 from wsizoo.slides.patches import (
     Cells,
     PatchGrid,
@@ -167,7 +167,9 @@ class SlideEncoder:
             if out.exists():
                 try:
                     _check_same(out, self._made, facts, slide.mpp)
-                    return read(out), True
+                    found = read(out)
+                    tidy(out)
+                    return found, True
                 except WsizooError:
                     if not overwrite:
                         raise

@@ -114,7 +114,7 @@ def partial(out: Path, asked: Mapping[str, Any]) -> Iterator[Partial]:
     Raises:
         DataError: another process is at work on it, or the disk does not take it.
     """
-    folder = out.with_name(f".{out.name}.partial")
+    folder = _folder_of(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _claimed(folder, out):
@@ -135,6 +135,18 @@ def partial(out: Path, asked: Mapping[str, Any]) -> Iterator[Partial]:
                     shutil.rmtree(folder, ignore_errors=True)
     except OSError as error:
         raise DataError(f"'{out}' cannot be written: {error}") from error
+
+
+def tidy(out: Path) -> None:
+    """Remove the parts of a finished file, whose process died before it could."""
+    folder = _folder_of(out)
+    if folder.is_dir():
+        with contextlib.suppress(DataError, OSError), _claimed(folder, out):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _folder_of(out: Path) -> Path:
+    return out.with_name(f".{out.name}.partial")
 
 
 @contextlib.contextmanager
