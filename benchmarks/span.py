@@ -16,14 +16,13 @@ from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
-
-import wsizoo
-from benchmarks._measure import interleaved, load_now, report
 from wsizoo_plugin_span import fused
 from wsizoo_plugin_span.cells import cells_of
 from wsizoo_plugin_span.pyramid import Pyramid, build
 from wsizoo_plugin_span.settings import UNetSettings
+
+import wsizoo
+from benchmarks._measure import interleaved, load_now, report
 
 DIM, DENSITY = 1024, 0.5
 SLIDES = {1_000: 1.0, 4_000: 0.95, 10_000: 0.9, 20_000: 0.95}  # patches: goal
