@@ -41,7 +41,8 @@ def grouped_pairs(windows: Windows) -> Tensor:
         count[queries, keys] += 1
         offset = windows.cells[keys] - windows.cells[queries]
         assert torch.equal(groups.around[None, k0:k1] - groups.inside[q0:q1, None], offset)
-        assert queries.numel() and keys.numel()
+        assert 0 < k1 - k0 <= groups.most_keys
+        assert q0 < q1
     assert bounds[-1] == [len(groups.queries), len(groups.keys)]
     assert len(groups) == len(bounds) - 1
     return count

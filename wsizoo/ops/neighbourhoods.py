@@ -42,31 +42,6 @@ class Blocks:
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """G groups of tokens with the same keys, for attention in segments of different lengths.
-
-    Args:
-        side: queries of a group lie in a square of side x side cells.
-        queries: (Q,) int64 rows, group by group: each token that has a key, once.
-        keys: (K,) int64 rows, likewise.
-        query_bounds, key_bounds: (G + 1,) int32, group g has queries[bounds[g] : bounds[g + 1]].
-        inside: (Q, 2) int64, cells of queries minus the first cell of their group's square.
-        around: (K, 2) int64, cells of keys minus it; `around[k] - inside[q]` is a pair's offset.
-    """
-
-    side: int
-    queries: Tensor
-    keys: Tensor
-    query_bounds: Tensor
-    key_bounds: Tensor
-    inside: Tensor
-    around: Tensor
-
-    def __len__(self) -> int:
-        return len(self.query_bounds) - 1
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
     """G groups of tokens that share all of their keys.
 
     Args:
@@ -74,6 +49,7 @@ class Groups:
         queries: (Q,) int64 rows of tokens, group by group; each token that has a key, once.
         keys: (K,) int64, likewise; a token for each group that it is a key of.
         query_bounds, key_bounds: (G + 1,) int32, where groups begin and end; none is empty.
+        most_keys: no group has more.
         inside: (Q, 2) int64, a query's cell minus the first one of its group's square.
         around: (K, 2) int64, a key's cell minus it: around - inside is a pair's offset.
     """
@@ -83,6 +59,7 @@ class Groups:
     keys: Tensor
     query_bounds: Tensor
     key_bounds: Tensor
+    most_keys: int
     inside: Tensor
     around: Tensor
 
@@ -122,16 +99,6 @@ class Neighbourhood:
     @property
     def groups(self) -> Groups:
         """The pairs of `dense()`, each in one group, where `group_side` is a number."""
-        raise NotImplementedError
-
-    @property
-    def group_side(self) -> int | None:
-        """`groups.side`, without their being built; None where tokens do not share their keys."""
-        return None
-
-    @property
-    def groups(self) -> Groups:
-        """The pairs of `dense()`, each query in one group. Only where `group_side` is a number."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -231,10 +198,11 @@ class Windows(Neighbourhood):
         queries = torch.cat([queries, F.pad(alone[:, None], (0, side**2 - 1), value=nobody)])
         live = (queries < nobody).any(1) & (keys < nobody).any(1)
         corners = torch.cat([squares, squares[home]])[live] * side
+        most = keys.shape[1]
         queries, query_bounds, query_corners = _packed(queries[live], nobody, corners)
         keys, key_bounds, key_corners = _packed(keys[live], nobody, corners)
         inside, around = cells[queries] - query_corners, cells[keys] - key_corners
-        return Groups(side, queries, keys, query_bounds, key_bounds, inside, around)
+        return Groups(side, queries, keys, query_bounds, key_bounds, most, inside, around)
 
     def _nearby(self, number: Tensor, squares: Tensor) -> Tensor:
         """(count, 7) numbers of the quads in the windows of each; count where nobody is there.
