@@ -161,8 +161,7 @@ def _channels(
     table = table.flatten(3).flatten(1, 2).transpose(0, 1) * (root / power)  # (A^2, H, side^2)
     channels = table.to(q.dtype)
     if parts == 2:
-        rounded = channels.detach()  # the gradient is that of the other part
-        channels = torch.cat([rounded, (table - rounded).to(q.dtype)], -1)
+        channels = torch.cat([channels, (table - channels).to(q.dtype)], -1)
     around = groups.around + reach
     rows = around[:, 0] * len(cells) + around[:, 1]  # (K,)
     return of_queries, _gather(_widened(channels, width), rows)
