@@ -135,3 +135,22 @@ def test_every_part_is_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(part, "run", lambda folder, name=part.__name__: called.append(name))
     slides.run()
     assert len(called) == len(set(called)) == 5
+
+
+def test_backends_on_a_gpu_are_left_out_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wsizoo_plugin_span")
+    from benchmarks import span_gpu
+
+    monkeypatch.setattr(span_gpu.torch.cuda, "is_available", lambda: False)
+    span_gpu.run()
+    assert capsys.readouterr().out == "  left out: no CUDA device is here\n"
+    monkeypatch.setattr(span_gpu, "ROUNDS", 1)
+    monkeypatch.setattr(span_gpu, "EDGE", 8)
+    span_gpu.compare("cpu", (60,), slides=2, patches=20)
+    printed = capsys.readouterr().out
+    assert "60 patches, bf16, attention alone: blocked" in printed
+    assert "cannot run on 'flash': there is no CUDA device" in printed
+    assert "60 patches, bf16, attention without dropout: reference" in printed
+    assert "2 slides of 20, fp32:" in printed

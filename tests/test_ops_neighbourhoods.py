@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +31,23 @@ def pairs(neighbourhood: Neighbourhood) -> Tensor:
     return count[:-1, :-1]
 
 
+def grouped_pairs(windows: Windows) -> Tensor:
+    """(T, T) how many groups hold each pair."""
+    groups = windows.groups
+    count = torch.zeros(len(windows), len(windows), dtype=torch.int64)
+    bounds = torch.stack([groups.query_bounds, groups.key_bounds], 1).tolist()
+    for (q0, k0), (q1, k1) in itertools.pairwise(bounds):
+        queries, keys = groups.queries[q0:q1, None], groups.keys[None, k0:k1]
+        count[queries, keys] += 1
+        offset = windows.cells[keys] - windows.cells[queries]
+        assert torch.equal(groups.around[None, k0:k1] - groups.inside[q0:q1, None], offset)
+        assert 0 < k1 - k0 <= groups.most_keys
+        assert q0 < q1
+    assert bounds[-1] == [len(groups.queries), len(groups.keys)]
+    assert len(groups) == len(bounds) - 1
+    return count
+
+
 @given(
     half=st.integers(1, 4),
     pattern=st.sampled_from(PATTERNS),
@@ -36,7 +55,7 @@ def pairs(neighbourhood: Neighbourhood) -> Tensor:
     seed=st.integers(0, 99),
     far=st.sampled_from([0, -40, 10**6]),
 )
-def test_blocks_hold_each_pair_of_the_definition_once(
+def test_blocks_and_groups_hold_each_pair_of_the_definition_once(
     half: int, pattern: str, n: int, seed: int, far: int
 ) -> None:
     cells = some_cells(n, 13, seed)
@@ -46,6 +65,10 @@ def test_blocks_hold_each_pair_of_the_definition_once(
     alone = torch.arange(n)[:: max(1, n - 1)]
     windows = Windows(cells, half, pattern, shifts, alone)
     assert torch.equal(pairs(windows), windows.dense().long())
+    assert torch.equal(grouped_pairs(windows), windows.dense().long())
+    inside = windows.groups.inside
+    assert ((inside >= 0) & (inside < windows.groups.side)).all()
+    assert windows.groups.side == windows.group_side
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -87,6 +110,7 @@ def test_wrong_windows_are_errors() -> None:
 
 def test_the_base_says_nothing_of_its_own() -> None:
     base = Neighbourhood(some_cells(2, 2))
-    for ask in (lambda: base.reach, base.dense, lambda: base.blocks):
+    assert base.group_side is None
+    for ask in (lambda: base.reach, base.dense, lambda: base.blocks, lambda: base.groups):
         with pytest.raises(NotImplementedError):
             ask()

@@ -1,8 +1,9 @@
 """Which occupied cells of a grid attend to which, as equal blocks that dense products can run on.
 
-A neighbourhood is built once for a grid and serves every layer on it. It says the same thing twice:
-`dense()` is the definition, `blocks` is what a fast path reads. Every allowed pair lies in exactly
-one block, so a softmax over several kinds of blocks is one softmax over their union.
+A neighbourhood is built once for a grid and serves every layer on it. It says the same thing
+several times: `dense()` is the definition, `blocks` and `groups` are what fast paths read. Every
+allowed pair lies in exactly one block, so a softmax over several kinds of blocks is one softmax
+over their union; every query lies in one group, with all of its keys.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.errors import DataError
@@ -39,6 +41,33 @@ class Blocks:
 
 
 @dataclass(frozen=True, eq=False)
+class Groups:
+    """G groups of tokens that share all of their keys.
+
+    Args:
+        side: a group's queries lie in a square of side x side cells.
+        queries: (Q,) int64 rows of tokens, group by group; each token that has a key, once.
+        keys: (K,) int64, likewise; a token for each group that it is a key of.
+        query_bounds, key_bounds: (G + 1,) int32, where groups begin and end; none is empty.
+        most_keys: no group has more.
+        inside: (Q, 2) int64, a query's cell minus the first one of its group's square.
+        around: (K, 2) int64, a key's cell minus it: around - inside is a pair's offset.
+    """
+
+    side: int
+    queries: Tensor
+    keys: Tensor
+    query_bounds: Tensor
+    key_bounds: Tensor
+    most_keys: int
+    inside: Tensor
+    around: Tensor
+
+    def __len__(self) -> int:
+        return len(self.query_bounds) - 1
+
+
+@dataclass(frozen=True, eq=False)
 class Neighbourhood:
     """The base: cells that are all distinct, and how far apart two that attend can be.
 
@@ -60,6 +89,16 @@ class Neighbourhood:
     @property
     def blocks(self) -> tuple[Blocks, ...]:
         """The pairs of `dense()`, each in one block."""
+        raise NotImplementedError
+
+    @property
+    def group_side(self) -> int | None:
+        """`groups.side` before groups are built; None where tokens hardly share their keys."""
+        return None
+
+    @property
+    def groups(self) -> Groups:
+        """The pairs of `dense()`, each in one group, where `group_side` is a number."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -130,6 +169,60 @@ class Windows(Neighbourhood):
         quad = _inside(self.side, self.cells.device) // self.half
         return (first, Blocks(**{**vars(second), "allowed": ~_same(quad)}))
 
+    @property
+    def group_side(self) -> int:
+        """Of a window; of a quad, whose tokens share a regular and a shifted window, for both."""
+        return self.half if self.pattern == "union" else self.side
+
+    @functools.cached_property
+    def groups(self) -> Groups:
+        side, nobody = self.group_side, len(self)
+        cells = self._shifted() if self.pattern == "shifted" else self.cells
+        square = cells // side
+        number, count = compact(square)
+        squares = square.new_empty(count, 2).index_copy_(0, number, square)
+        place = ((cells - square * side) * cells.new_tensor([side, 1])).sum(1)  # (T,)
+        rows = cells.new_full((count + 1, side**2), nobody)  # behind those of squares: of no square
+        rows[number, place] = torch.arange(nobody, device=cells.device)
+        near = torch.arange(count, device=cells.device)[:, None]
+        if self.pattern == "union":
+            near = self._nearby(number, squares)
+        keys, queries = rows[near].flatten(1), rows[:-1]
+        # a token that is no key of its own is a group of its own
+        alone = torch.unique(self.without_self).to(cells.device)  # (F,)
+        home = number[alone]
+        queries[home, place[alone]] = nobody
+        theirs = keys[home]
+        theirs = theirs.masked_fill(theirs == alone[:, None], nobody)
+        keys = torch.cat([keys, theirs])
+        queries = torch.cat([queries, F.pad(alone[:, None], (0, side**2 - 1), value=nobody)])
+        live = (queries < nobody).any(1) & (keys < nobody).any(1)
+        corners = torch.cat([squares, squares[home]])[live] * side
+        most = keys.shape[1]
+        queries, query_bounds, query_corners = _packed(queries[live], nobody, corners)
+        keys, key_bounds, key_corners = _packed(keys[live], nobody, corners)
+        inside, around = cells[queries] - query_corners, cells[keys] - key_corners
+        return Groups(side, queries, keys, query_bounds, key_bounds, most, inside, around)
+
+    def _nearby(self, number: Tensor, squares: Tensor) -> Tensor:
+        """(count, 7) numbers of the quads in the windows of each; count where nobody is there.
+
+        Args:
+            number: (T,) of each token's quad. squares: (count, 2) quads by number.
+        """
+        count = len(squares)
+        step = 1 - 2 * (squares % 2)  # to the other quads of the regular window
+        ways = step.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1], [-1, 0], [0, -1], [-1, -1]])
+        wanted = squares[:, None] + step[:, None] * ways  # (count, 7, 2)
+        found, total = compact(torch.cat([squares, wanted.flatten(0, 1)]))
+        number_of = squares.new_full((total,), count)
+        number_of[found[:count]] = torch.arange(count, device=squares.device)
+        nearby = number_of[found[count:]].view(count, 7)
+        if self.shifts is not None:
+            shifted = self.shifts.new_zeros(count).index_copy_(0, number, self.shifts)
+            nearby[~shifted, 4:] = count
+        return nearby
+
     def _shifted(self) -> Tensor:
         if self.shifts is None:
             return self.cells + self.half
@@ -177,6 +270,13 @@ def compact(keys: Tensor) -> tuple[Tensor, int]:
     occupied[flat] = 1
     rank = occupied.cumsum(0)
     return rank[flat] - 1, int(rank[-1])
+
+
+def _packed(rows: Tensor, nobody: int, corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(G, n) rows of tokens, or nobody -> those of tokens, (G + 1,) bounds, each one's corner."""
+    there = rows < nobody
+    bounds = F.pad(there.sum(1).cumsum(0), (1, 0)).int()
+    return rows[there], bounds, corners[there.nonzero()[:, 0]]
 
 
 def _same(keys: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def wsizoo_weight_formats():
 
 @hookimpl
 def wsizoo_op_backends():
-    module = "wsizoo_plugin_span.spconv_backend"
+    module, flash = "wsizoo_plugin_span.spconv_backend", "wsizoo_plugin_span.flash_backend"
     return (
         OpBackend(
             "sparse_conv2d",
@@ -62,6 +62,13 @@ def wsizoo_op_backends():
             "spconv",
             target=f"{module}:sparse_conv_transpose2d",
             why_not=f"{module}:why_not_transpose",
+            priority=20,
+        ),
+        OpBackend(
+            "grid_attention",
+            "flash",
+            target=f"{flash}:grid_attention",
+            why_not=f"{flash}:why_not",
             priority=20,
         ),
     )
