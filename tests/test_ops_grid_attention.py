@@ -115,6 +115,22 @@ def test_gradients_under_dropout_are_those_of_the_weights_that_were_kept() -> No
     assert (value(1e-5) - value(-1e-5)) / 2e-5 == pytest.approx(value(0, slopes=True), rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_forward_and_backward_under_autocast_are_those_outside_of_it(dtype: torch.dtype) -> None:
+    q, k, v, windows, bias = inputs(90, 2, 8, "union", True)
+    leaves = [x.to(dtype).requires_grad_() for x in (q, k, v, bias)]
+
+    def found() -> list[Tensor]:
+        out = grid_attention.on("blocked")(*leaves[:3], windows, leaves[3])
+        return [out, *torch.autograd.grad(out.sum(), leaves)]
+
+    plain = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)
+
+
 def test_one_softmax_over_both_windows_counts_no_key_twice() -> None:
     q, k, v, windows, _ = inputs(120, 1, 4, "union", False)
     scores = (q[:, 0] @ k[:, 0].T / math.sqrt(4)).masked_fill(~windows.dense(), -torch.inf)

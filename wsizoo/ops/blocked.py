@@ -273,7 +273,8 @@ class _GridAttention(torch.autograd.Function):
         t, dim, slope = len(slope), slope.shape[-1], _wide(slope)
         found, nearby = Attended(out, lse, kept), ctx.neighbourhood
         delta = torch.linalg.vecdot(slope, out[:t])
-        slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
+        with torch.autocast(rows.device.type, enabled=False):
+            slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
         of_q, of_k, of_v = slopes[:t].unbind(1)
         return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
 
@@ -289,7 +290,8 @@ def grid_attention_blocked(
     """As `grid_attention`; memory and products by pairs of places in blocks, not by T x T."""
     check_attention(q, k, v, neighbourhood, bias)
     apply: Any = _GridAttention.apply
-    attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
+    with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
+        attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
     return attended
 
 
