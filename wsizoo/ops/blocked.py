@@ -272,8 +272,8 @@ class _GridAttention(torch.autograd.Function):
         rows, bias, out, lse, *kept = ctx.saved_tensors
         t, dim, slope = len(slope), slope.shape[-1], _wide(slope)
         found, nearby = Attended(out, lse, kept), ctx.neighbourhood
-        delta = torch.linalg.vecdot(slope, out[:t])
         with torch.autocast(rows.device.type, enabled=False):
+            delta = torch.linalg.vecdot(slope, out[:t])
             slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
         of_q, of_k, of_v = slopes[:t].unbind(1)
         return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
