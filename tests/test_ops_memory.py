@@ -68,6 +68,21 @@ def test_an_idle_arena_gives_back_what_it_need_not_keep(monkeypatch: pytest.Monk
 
 
 @needs_arena
+def test_memory_behind_what_is_held_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "KEPT", ALIGNED)
+    arena = Arena(1 << 20)
+    held, large = arena.take(ALIGNED), arena.take(1 << 18)
+    assert held is not None
+    assert large is not None
+    large.fill_(7)
+    del large
+    gc.collect()
+    again = arena.take(1 << 18)
+    assert again is not None
+    assert int(again[ALIGNED:].max()) == 0
+
+
+@needs_arena
 def test_a_full_arena_has_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     arena = Arena(1 << 20)
     held = arena.take(1 << 20)

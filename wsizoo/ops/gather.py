@@ -57,8 +57,9 @@ def pixel_shuffle_linear_gather(
 
 
 def why_not(*args: Any, **kwargs: Any) -> str | None:
-    """Nothing speaks against it."""
-    return None
+    """Not under torch.func, which wants functions of another make."""
+    functional = torch._C._are_functorch_transforms_active()
+    return "torch.func runs the reference only" if functional else None
 
 
 def _spread(x: Tensor, taps: Tensor, pairs: Pairs, n: int) -> Tensor:

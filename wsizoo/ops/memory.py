@@ -10,8 +10,10 @@ nothing needs to be handed back and nothing can be overwritten while it is in us
 from __future__ import annotations
 
 import bisect
+import contextlib
 import math
 import mmap
+import os
 import sys
 import threading
 import weakref
@@ -23,7 +25,7 @@ from torch import Tensor
 
 SMALLEST = 1 << 18  # bytes; less comes from torch, whose allocator keeps small memory itself
 RESERVED = 1 << 36  # addresses only: pages count when they are first written
-KEPT = 1 << 30  # bytes that stay with the process while nothing is in use
+KEPT = 1 << 30  # bytes that stay with the process behind those in use
 ALIGNED = 1 << 12
 NORESERVE = 0x4000  # of Linux; the module mmap does not name it before Python 3.13
 
@@ -47,11 +49,17 @@ class Arena:
         """Raises OSError or ValueError where the system does not reserve so much."""
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NORESERVE
         self._map = mmap.mmap(-1, size, flags=flags)
-        self._map.madvise(mmap.MADV_HUGEPAGE)
+        with contextlib.suppress(OSError):  # a kernel without large pages
+            self._map.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._map, np.uint8)
         self._free = [(0, size)]  # start and length, ascending, none beside another
         self._top = 0  # beyond it no page was written
         self._gone: deque[tuple[int, int]] = deque()  # filled by whichever thread drops a tensor
+        self._lock = threading.Lock()
+        if hasattr(os, "register_at_fork"):  # another thread of the parent may have held it
+            os.register_at_fork(after_in_child=self._unlock)
+
+    def _unlock(self) -> None:
         self._lock = threading.Lock()
 
     def take(self, size: int) -> Tensor | None:
@@ -79,9 +87,10 @@ class Arena:
             start, before = self._free.pop(at - 1)
             size, at = size + before, at - 1
         self._free.insert(at, (start, size))
-        if len(self._free) == 1 and self._free[0][0] == 0 and self._top > KEPT:
-            self._map.madvise(mmap.MADV_DONTNEED, KEPT, self._top - KEPT)
-            self._top = KEPT
+        last = self._free[-1][0] + KEPT  # of the free end
+        if last < self._top and sum(self._free[-1]) == len(self._bytes):
+            self._map.madvise(mmap.MADV_DONTNEED, last, self._top - last)
+            self._top = last
 
 
 _made: list[Arena | None] = []

@@ -171,6 +171,67 @@ def test_layers_with_other_parts_run_as_modules(options, runs):
     assert not runs
 
 
+class LowRank(torch.nn.Linear):
+    """A linear map with something added, as adapters are."""
+
+    def forward(self, x):
+        return super().forward(x) + x.sum(-1, keepdim=True)
+
+
+def test_parts_that_are_more_than_their_weights_are_called(runs):
+    made, bag = network(Span, {**SLIDE, "layers": "1", "pooling": "addition"}), bag_of(30)
+    layer = made.encoder.stages[0].layers[0]
+    plain = outputs(made, [bag])
+    assert runs.pop()
+    heard = []
+    handle = layer.q1.register_forward_hook(lambda *args: heard.append(1))
+    assert torch.allclose(outputs(made, [bag]), plain)
+    assert heard
+    handle.remove()
+    low = LowRank(32, 32).double()
+    low.load_state_dict(layer.v1.state_dict())
+    layer.v1 = low
+    assert not torch.allclose(outputs(made, [bag]), plain)
+    assert not runs
+
+
+def test_hooks_on_projection_and_pooling_are_heard():
+    made, heard = network(Span, SLIDE), []
+    slots = [stage.slot.block for stage in made.encoder.stages]
+    slots[0].first.register_forward_hook(lambda *args: heard.append("projection"))
+    slots[1].input_norm.register_forward_pre_hook(lambda *args: heard.append("pooling"))
+    outputs(made, [bag_of(30)])
+    assert heard == ["projection", "pooling"]
+
+
+def test_functions_of_torch_func_see_the_modules(runs):
+    made, bag = network(Span, SLIDE), bag_of(30)
+    parameters = dict(made.named_parameters())
+
+    def total(parameters):
+        return torch.func.functional_call(made, parameters, (bag,)).slide.sum()
+
+    slopes = torch.func.grad(total)(parameters)
+    assert not runs
+    outputs(made, [bag]).sum().backward()
+    assert runs
+    for name, parameter in parameters.items():
+        assert torch.allclose(slopes[name], parameter.grad, atol=1e-9), name
+
+
+def test_frozen_parameters_cost_no_gradient():
+    made, bags = network(Span, {**SLIDE, "tokens": ["lrn", "max"]}), [bag_of(50), bag_of(20, 1)]
+    _, expected = gradients(made, bags)
+    for name, parameter in made.named_parameters():
+        parameter.requires_grad_("norm" in name or name.endswith("k1.bias"))
+    _, slopes = gradients(made, bags)
+    for name, parameter in made.named_parameters():
+        if parameter.requires_grad:
+            assert torch.allclose(slopes[name], expected[name], atol=1e-12), name
+        else:
+            assert slopes[name] is None
+
+
 def test_half_precision_and_autocast_run_as_modules(runs):
     made, bag = network(Span, SLIDE).float(), bag_of(30)
     with torch.autocast("cpu", torch.bfloat16):

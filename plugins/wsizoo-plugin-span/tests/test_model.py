@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from wsizoo_plugin_span import hooks
 from wsizoo_plugin_span.model import Span, SpanUNet
+from wsizoo_plugin_span.positions import angles
 
 import wsizoo
 from wsizoo import Bag, BagBatch
@@ -284,6 +285,21 @@ def record():
     coords = torch.stack([cells // 15, cells % 15], 1) * 224
     found, weights = golden_outputs(features, coords)
     save_file({**weights, "in.features": features, "in.coords": coords, **found}, GOLDEN)
+
+
+def test_features_that_overflow_are_an_error_that_says_so():
+    model = wsizoo.build("span-mil-uni", "head.classes=[a,b]", seed=0).eval()
+    cells = torch.arange(6)[:, None] * torch.tensor([1, 0])
+    features = torch.full((6, 1024), 3e38)
+    with pytest.raises(BagError, match=r"S1: span's result is not finite although.*3e\+38"):
+        model(wsizoo.Bag(features, cells * 224, spacing=224.0, slide_id="S1"))
+
+
+def test_rotary_angles_tell_far_cells_apart_in_half_precision():
+    cells = torch.tensor([[1000, 2001], [1001, 2001], [10**6, 3]])
+    exact, half = (angles(cells, 64, dtype) for dtype in (torch.float64, torch.bfloat16))
+    for a, b in zip(exact, half, strict=True):
+        assert (a - b).abs().max() < 0.01
 
 
 if __name__ == "__main__":

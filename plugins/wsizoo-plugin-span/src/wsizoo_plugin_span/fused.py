@@ -19,19 +19,37 @@ if TYPE_CHECKING:
     from wsizoo_plugin_span.layers import SpanLayer
 
 
-def fits(tokens: Tensor) -> bool:
-    """Whether fused paths are for these tokens: on a CPU, unless the reference is asked for."""
+def fits(tokens: Tensor, *parts: nn.Module) -> bool:
+    """Whether fused paths are for these tokens and parts: on a CPU, unless the reference is asked.
+
+    Parts are read, not called: they must be what their names say, and nothing may hang on them.
+    """
     exact = tokens.dtype in (torch.float32, torch.float64)
-    traced = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
     cpu = tokens.device.type == "cpu" and tokens.ndim == 2
-    return cpu and exact and not traced and wished_backend() != "reference"
+    return cpu and exact and all(map(_is_plain, parts)) and not _observed()
+
+
+def _is_plain(part: nn.Module) -> bool:
+    """Neither a subclass (LoRA, quantisation, parametrisation) nor hooked (pruning, GradCAM)."""
+    hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
+    hooked = any(hooks) or bool(part._backward_pre_hooks)
+    return type(part) in (nn.Linear, nn.LayerNorm, nn.ReLU) and not hooked
+
+
+def _observed() -> bool:
+    """Whether somebody looks at the single ops: the reference, a compiler, autocast, torch.func."""
+    traced = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
+    functional = torch._C._are_functorch_transforms_active()
+    return traced or functional or wished_backend() == "reference"
 
 
 def runs(layer: SpanLayer, tokens: Tensor) -> bool:
     """Whether this layer is one that `run` computes."""
-    plain = layer.attention != "swin" and not layer.rotary and isinstance(layer.act, nn.ReLU)
     drops = layer.drop_path.share or layer.proj_drop.p or layer.ffn_drop.p
-    return plain and not (drops and layer.training) and fits(tokens)
+    if layer.attention == "swin" or layer.rotary or (drops and layer.training):
+        return False
+    first = layer.norm1, layer.q1, layer.k1, layer.v1, layer.q2, layer.k2, layer.v2
+    return fits(tokens, *first, layer.out, layer.norm2, layer.ffn_in, layer.act, layer.ffn_out)
 
 
 def run(

@@ -72,7 +72,8 @@ class _Attention(torch.autograd.Function):
         found = Attended(out, lse, kept)
         nearby = plan.neighbourhood, w.table, found, slope, delta, plan.dropout
         slopes, grads["table"] = attend_backward(rows, *nearby)
-        _project_backward(x, of_x, slopes.flatten(1), ctx.meeting, w, plan, grads)
+        wanted = {name for name, asks in zip(grads, ctx.needs_input_grad[2:], strict=True) if asks}
+        _project_backward(x, of_x, slopes.flatten(1), ctx.meeting, w, plan, wanted, grads)
         if ctx.meeting is not None:
             grads.update(ctx.meeting.grads())
         return of_x, None, *grads.values()
@@ -106,11 +107,12 @@ def _project_backward(
     meeting: Meeting | None,
     w: Weights,
     plan: Plan,
+    wanted: set[str],
     grads: dict[str, Tensor | None],
 ) -> None:
-    """Add to `of_x`, and fill `grads`. slopes: (T + 1, 3 E), overwritten."""
+    """Add to `of_x`, and fill `grads` of wanted weights. slopes: (T + 1, 3 E), overwritten."""
     names = [*LOCAL, *(f"{name}_bias" for name in LOCAL), "norm_weight", "norm_bias"]
-    totals = {name: Total(getattr(w, name)) for name in names}
+    totals = {name: Total(getattr(w, name), name in wanted) for name in names}
     for slide, some in chunks(*plan.bounds):
         normed, mean, rstd = NORM(x[some], x.shape[1:], w.norm_weight, w.norm_bias, plan.eps)
         of_normed = Total(normed)
@@ -128,4 +130,4 @@ def _project_backward(
         of_x[some] += of_chunk
         totals["norm_weight"].add(of_scale)
         totals["norm_bias"].add(of_shift)
-    grads.update({name: total.value for name, total in totals.items()})
+    grads.update({name: total.gradient for name, total in totals.items()})

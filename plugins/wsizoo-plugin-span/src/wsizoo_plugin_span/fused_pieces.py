@@ -29,23 +29,42 @@ def pieces(parts: Sequence[Tensor]) -> Iterator[tuple[int, slice]]:
 
 
 class Total:
-    """A gradient summed over chunks; memory of a large one is the last step's, and not zeroed."""
+    """A gradient summed over chunks; memory of a large one is the last step's, and not zeroed.
 
-    def __init__(self, like: Tensor) -> None:
-        self._value = scratch(*like.shape, like=like)
+    Args:
+        like: what it is the gradient of.
+        wanted: False: nobody asks, and nothing is summed.
+    """
+
+    def __init__(self, like: Tensor, wanted: bool = True) -> None:
+        self._sum = scratch(*like.shape, like=like) if wanted else None
         self._begun = False
 
     def add(self, part: Tensor) -> None:
-        self._value = self._value.add_(part) if self._begun else self._value.copy_(part)
+        if self._sum is None:
+            return
+        if self._begun:
+            self._sum.add_(part)
+        else:
+            self._sum.copy_(part)
         self._begun = True
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
+        if self._sum is None:
+            return
         if self._begun:
-            self._value.addmm_(left, right)
+            self._sum.addmm_(left, right)
         else:
-            torch.mm(left, right, out=self._value)
+            torch.mm(left, right, out=self._sum)
         self._begun = True
 
     @property
     def value(self) -> Tensor:
-        return self._value if self._begun else self._value.zero_()
+        """Zeros where nothing was added."""
+        assert self._sum is not None
+        return self._sum if self._begun else self._sum.zero_()
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The value, or None where nobody asked."""
+        return None if self._sum is None else self.value

@@ -54,26 +54,26 @@ class _Project(torch.autograd.Function):
             if keep is not None:
                 keep[some] = keep_mask(out[some], dropout)
                 out[some].mul_(keep[some]).div_(1 - dropout)
-        ctx.save_for_backward(features, weight, bias, keep)
+        ctx.save_for_backward(features, weight, keep)
         ctx.dropout = dropout
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        features, weight, bias, keep = ctx.saved_tensors
-        of_weight, of_bias = Total(weight), None if bias is None else Total(bias)
+        features, weight, keep = ctx.saved_tensors
+        of_weight = Total(weight, ctx.needs_input_grad[1])
+        of_bias = Total(weight[:, 0], ctx.needs_input_grad[2])
         of_features = torch.empty_like(features) if ctx.needs_input_grad[0] else None
         for _, some in chunks(0, len(slope)):
             given = slope[some]
             if keep is not None:
                 given = (given * keep[some]).div_(1 - ctx.dropout)
             of_weight.add_product(given.t(), features[some].to(weight.dtype))
-            if of_bias is not None:
-                of_bias.add(given.sum(0))
+            of_bias.add(given.sum(0))
             if of_features is not None:
                 of_features[some] = given @ weight
-        return of_features, of_weight.value, None if of_bias is None else of_bias.value, None
+        return of_features, of_weight.gradient, of_bias.gradient, None
 
 
 def finish(
@@ -113,7 +113,8 @@ class _Finish(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         given, y, hidden, weights = _split(ctx.saved_tensors, 2, 2, 2)
         out, _, scale, shift, w1, _, w2, _ = weights
-        of_weights = [Total(weight) for weight in weights]
+        wanted = ctx.needs_input_grad[5:]
+        of_weights = [Total(w, asks) for w, asks in zip(weights, wanted, strict=True)]
         of_out, of_out_bias, of_scale, of_shift, of_w1, of_b1, of_w2, of_b2 = of_weights
         of_given, of_before = ([scratch(*part.shape, like=part) for part in y] for _ in range(2))
         for i, some in pieces(y):
@@ -135,7 +136,7 @@ class _Finish(torch.autograd.Function):
             of_out_bias.add(of_y.sum(0))
             torch.mm(of_y, out, out=of_given[i][some])
         pairs = zip(of_given, of_before, strict=True)
-        return *itertools.chain(*pairs), None, *(total.value for total in of_weights)
+        return *itertools.chain(*pairs), None, *(total.gradient for total in of_weights)
 
 
 def pool(

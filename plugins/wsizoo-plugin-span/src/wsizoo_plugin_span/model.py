@@ -58,6 +58,11 @@ class _OnGrid(Aggregator):
         if not bool(torch.isfinite(seen.detach()).all()):
             for bag in bags:
                 _check_finite(bag)
+            largest = float(features.detach().abs().max())
+            raise BagError(
+                f"{bags[0].slide_id}: span's result is not finite although its features are, up to "
+                f"{largest:.3g}: they overflow, or the weights are not finite"
+            )
         return found
 
     def run(self, features: Tensor, pyramid: Pyramid) -> Aggregated:

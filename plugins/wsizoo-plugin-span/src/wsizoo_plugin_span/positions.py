@@ -27,11 +27,12 @@ def angles(cells: Tensor, width: int, dtype: torch.dtype) -> tuple[Tensor, Tenso
 
     Source: Su et al. 2021 (RoPE), along two axes as in SPAN (2026).
     """
-    steps = torch.arange(width // 4, device=cells.device, dtype=dtype)
+    # in float64: half precision does not know cells beyond 256 apart, nor float32 a millionth turn
+    steps = torch.arange(width // 4, device=cells.device, dtype=torch.float64)
     frequencies = BASE ** (-4 * steps / width)
-    turned = cells.to(dtype)[:, :, None] * frequencies  # (T, 2, width / 4)
+    turned = cells.double()[:, :, None] * frequencies  # (T, 2, width / 4)
     flat = turned.flatten(1)  # (T, width / 2)
-    return flat.cos(), flat.sin()
+    return flat.cos().to(dtype), flat.sin().to(dtype)
 
 
 def rotate(x: Tensor, turns: tuple[Tensor, Tensor]) -> Tensor:

@@ -81,7 +81,7 @@ class Project(Block):
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
         plain = self.norm is None and self.second is None and not self.dropout_first
-        if plain and fused.fits(tokens):
+        if plain and fused.fits(tokens, self.first):
             return project(tokens, self.first.weight, self.first.bias, active(self.dropout))
         x = tokens if self.norm is None else self.norm(tokens)
         if self.act is not None and self.second is not None:
@@ -126,7 +126,7 @@ class DownConv(Normed):
 
     def forward(self, tokens: Tensor, book: Rulebook | None) -> Tensor:
         norm = self.input_norm
-        if norm is not None and self.depthwise_mean and fused.fits(tokens):
+        if norm is not None and self.depthwise_mean and fused.fits(tokens, norm):
             kernel = self.weight.flatten(1)  # (C, k^2)
             return pool(tokens, norm.weight, norm.bias, kernel, book, norm.eps)
         x = sparse_conv2d(
