@@ -13,6 +13,8 @@ from wsizoo.yaml_data import read_value, read_yaml
         ("", None),
         ("3", 3),
         ("1e-3", 0.001),
+        ("[-3, +4, 0, 10]", [-3, 4, 0, 10]),
+        ("[011, 1_1, 1:30, 0x1f, 0b1]", ["011", "1_1", "1:30", "0x1f", "0b1"]),
         ("[a, 2, null]", ["a", 2, None]),
         ("{a: {b: yes}}", {"a": {"b": True}}),
         ("classes: [yes, 0.10, ~, 'x']", {"classes": ["yes", "0.10", "~", "x"]}),
