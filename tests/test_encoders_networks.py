@@ -386,7 +386,7 @@ def test_weights_that_do_not_fit_exactly_are_refused(name: str, fault: str, tmp_
         tensors[last] = torch.ones(7)
     torch.save(tensors, tmp_path / "pytorch_model.bin")
     with pytest.raises(
-        StrictnessError, match=rf"encoder '{name}' do not fit the model; {fault}: {last}"
+        StrictnessError, match=rf"encoder '{name}' do not fit the model; 1 {fault}: {last}"
     ) as caught:
         load_encoder(name, tmp_path, with_one_layer(name))
     assert fault != "misshapen" or r"(7,), expected (" in str(caught.value)

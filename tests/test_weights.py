@@ -95,15 +95,28 @@ def test_a_truncated_or_missing_file_is_named(tmp_path: Path) -> None:
         read_tensors(path)
 
 
-def test_what_does_not_fit_is_listed_whole() -> None:
+def test_what_does_not_fit_is_told_by_kind() -> None:
     expected = {"a": torch.zeros(2), "b": torch.zeros(3), "c": torch.zeros(4), "z": torch.zeros(1)}
     found = {"a": torch.zeros(2), "b": torch.zeros(5), "d": torch.zeros(1), "e": torch.zeros(1)}
     with pytest.raises(
         StrictnessError,
-        match=r"weights of 'toy' do not fit the model; missing: c, z; unexpected: d, e; "
-        r"misshapen: b \(5,\), expected \(3,\)$",
+        match=r"weights of 'toy' do not fit the model; 2 missing: c, z; 2 unexpected: d, e; "
+        r"1 misshapen: b \(5,\), expected \(3,\)$",
     ):
         check_strict(expected, found, "'toy'")
+
+
+def test_of_many_that_do_not_fit_three_are_named_and_the_others_counted() -> None:
+    many = {f"w{i:03}": torch.zeros(2) for i in range(100)}
+    told = r"w000, w001, w002, \.\.\."
+    with pytest.raises(StrictnessError, match=rf"do not fit the model; 100 missing: {told}$"):
+        check_strict(many, {}, "'toy'")
+    with pytest.raises(StrictnessError, match=rf"do not fit the model; 100 unexpected: {told}$"):
+        check_strict({}, many, "'toy'")
+    one = r"w00{} \(2,\), expected \(3,\)"
+    told = ", ".join(one.format(i) for i in range(3))
+    with pytest.raises(StrictnessError, match=rf"model; 100 misshapen: {told}, \.\.\.$"):
+        check_strict({name: torch.zeros(3) for name in many}, many, "'toy'")
 
 
 def test_numbers_of_another_kind_are_refused_instead_of_rounded() -> None:

@@ -476,8 +476,8 @@ def test_load_lists_everything_that_does_not_fit(registry: Registry, saved: Path
     (saved / "config.json").write_text(json.dumps(config))
     with pytest.raises(
         StrictnessError,
-        match=r"weights of 'toy' do not fit the model; missing: aggregator\.score\.bias; "
-        r"unexpected: aggregator\.extra; misshapen: head\.linear\.bias \(7,\), expected \(2,\)",
+        match=r"weights of 'toy' do not fit the model; 1 missing: aggregator\.score\.bias; "
+        r"1 unexpected: aggregator\.extra; 1 misshapen: head\.linear\.bias \(7,\), expected \(2,\)",
     ):
         wsizoo.load(saved, registry=registry)
 

@@ -16,7 +16,7 @@ from wsizoo.model import SlideModel
 from wsizoo.names import suggest
 from wsizoo.plugins import Plugins
 from wsizoo.targets import load_target
-from wsizoo.weights import check_strict, load_strict
+from wsizoo.weights import load_strict, misfits, refuse_misfits
 
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # DataParallel; Lightning and others; torch.compile
 
@@ -87,10 +87,10 @@ def fill(
         whose: tensors these are, for messages.
 
     Raises:
-        StrictnessError: every tensor that is missing, unexpected or misshapen, by its published
-            name, and what the tensors tell of their configuration; or values for which the model
-            has no place, such as two that it ties. PluginError: a layout that names other tensors
-            than the model has.
+        StrictnessError: what the tensors tell of their configuration, and how many are missing,
+            unexpected or misshapen, the first by their published names; or values for which the
+            model has no place, such as two that it ties. PluginError: a layout that names other
+            tensors than the model has.
     """
     expected = layout.write(model)
     unused = set(expected).intersection(layout.unused(model))
@@ -98,10 +98,9 @@ def fill(
     carried = {name: found[name] for name in unused & set(found)}
     found = {**{name: expected[name] for name in unused}, **found}
     hint = functools.partial(_hint, layout, expected, found, model)
-    try:
-        check_strict(expected, found, whose)
-    except StrictnessError as error:
-        raise StrictnessError(f"{error}. {hint()}") from error
+    wrong = misfits(expected, found)
+    if any(wrong):
+        refuse_misfits(whose, *wrong, hint=f". {hint()}")
     ours = layout.read(found, model)
     try:
         load_strict(model.inference_state(), ours, f"'{model.name}'")
@@ -142,7 +141,7 @@ def _hint(
 ) -> str:
     """What to try where a file does not fit the model it was read for."""
     if not set(expected) & set(found) - set(layout.unused(model)):
-        return "None of its names is one of this format: is it in another one?"
+        return "None of its names is one of this format: it may be in another one"
     known = layout.overrides(expected)
     told = " ".join(f"'{o}'" for o in layout.overrides(found) if o not in known)
     if not told:

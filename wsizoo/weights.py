@@ -50,28 +50,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 
 def check_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: str) -> None:
-    """Raise unless both hold the same names with the same shapes and kinds of number.
-
-    Raises:
-        StrictnessError: listing what is missing, unexpected and misshapen.
-    """
-    missing, unexpected = set(expected) - set(found), set(found) - set(expected)
-    misshapen = [
-        f"{name} {_describe(found[name])}, expected {_describe(expected[name])}"
-        for name in sorted(set(expected) & set(found))
-        if not _fits(expected[name], found[name])
-    ]
-    refuse_misfits(whose, missing, unexpected, misshapen)
+    """Raise StrictnessError where names, shapes or kinds of number are not the same."""
+    refuse_misfits(whose, *misfits(expected, found))
 
 
-def refuse_misfits(
-    whose: str, missing: Collection[str], unexpected: Collection[str], misshapen: Collection[str]
-) -> None:
-    """Raise StrictnessError if any tensors are told here."""
-    told = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    parts = [f"{label}: {', '.join(sorted(items))}" for label, items in told.items() if items]
+def misfits(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> tuple[set[str], set[str], list[str]]:
+    """Names that are missing, those that are unexpected, and what is misshapen, with shapes."""
+    wrong = [n for n in set(expected) & set(found) if not _fits(expected[n], found[n])]
+    misshapen = [f"{n} {_describe(found[n])}, expected {_describe(expected[n])}" for n in wrong]
+    return set(expected) - set(found), set(found) - set(expected), misshapen
+
+
+def refuse_misfits(whose: str, *names: Collection[str], hint: str = "") -> None:
+    """Raise StrictnessError if any tensors are missing, unexpected or misshapen, in this order."""
+    told = zip(("missing", "unexpected", "misshapen"), map(sorted, names), strict=True)
+    parts = [f"; {len(n)} {kind}: {', '.join([*n[:3], '...'][: len(n)])}" for kind, n in told if n]
     if parts:
-        raise StrictnessError(f"The weights of {whose} do not fit the model; {'; '.join(parts)}")
+        raise StrictnessError(f"The weights of {whose} do not fit the model{hint}{''.join(parts)}")
 
 
 def load_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: str) -> None:
