@@ -166,7 +166,7 @@ class Windows(Neighbourhood):
             return (first,)
         # a quad, half by half cells, is what a shifted window shares with one regular window
         second = self._windows(moved, self._shifted()[moved], self.without_self[:0])
-        quad = _inside(self.side, self.cells.device) // self.half
+        quad = square(self.side, self.cells.device) // self.half
         return (first, Blocks(**{**vars(second), "allowed": ~_same(quad)}))
 
     @property
@@ -237,7 +237,7 @@ class Windows(Neighbourhood):
         place = number * length + row * side + column  # (t,)
         rows = cells.new_full((count * length,), len(self)).index_copy_(0, place, tokens)
         at = place[without_self]
-        inside = _inside(side, cells.device)
+        inside = square(side, cells.device)
         return Blocks(
             queries=(rows := rows.view(count, length)),
             keys=rows,
@@ -272,6 +272,13 @@ def compact(keys: Tensor) -> tuple[Tensor, int]:
     return rank[flat] - 1, int(rank[-1])
 
 
+@functools.lru_cache(maxsize=64)
+def square(side: int, device: torch.device) -> Tensor:
+    """(side^2, 2) int64, the cells of a square at the origin, in raster order."""
+    axis = torch.arange(side, device=device)
+    return torch.cartesian_prod(axis, axis)
+
+
 def _packed(rows: Tensor, nobody: int, corners: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(G, n) rows of tokens, or nobody -> those of tokens, (G + 1,) bounds, each one's corner."""
     there = rows < nobody
@@ -282,10 +289,3 @@ def _packed(rows: Tensor, nobody: int, corners: Tensor) -> tuple[Tensor, Tensor,
 def _same(keys: Tensor) -> Tensor:
     """(t, 2) -> (t, t) bool, equal rows."""
     return (keys[:, None] == keys[None]).all(-1)
-
-
-@functools.lru_cache(maxsize=64)
-def _inside(side: int, device: torch.device) -> Tensor:
-    """(side^2, 2) int64, the cells of a window in raster order."""
-    axis = torch.arange(side, device=device)
-    return torch.cartesian_prod(axis, axis)

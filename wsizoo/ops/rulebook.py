@@ -17,7 +17,7 @@ from torch import Tensor
 
 from wsizoo.bag import segment_ids
 from wsizoo.errors import DataError
-from wsizoo.ops.neighbourhoods import compact
+from wsizoo.ops.neighbourhoods import compact, square
 
 Pairs = tuple[tuple[Tensor, Tensor], ...]
 SHOWN = 3  # offenders that a message names
@@ -189,7 +189,7 @@ def transpose_rulebook(
 
 def children(cells: Tensor, stride: int = 2) -> Tensor:
     """(T, 2) -> (T stride^2, 2): the cells into which each cell expands, cell by cell."""
-    return (cells[:, None] * stride + _square(stride, cells.device)).flatten(0, 1)
+    return (cells[:, None] * stride + square(stride, cells.device)).flatten(0, 1)
 
 
 def _under_kernels(
@@ -200,7 +200,7 @@ def _under_kernels(
     Returns:
         (n,) rows of `cells`, (n, 2) the output cells, and how many pairs each position has.
     """
-    at = cells - dilation * _square(kernel, cells.device)[:, None]  # (k^2, T, 2)
+    at = cells - dilation * square(kernel, cells.device)[:, None]  # (k^2, T, 2)
     out = at // stride
     fits = ((out * stride == at) & (out >= low) & (out < high)).all(-1)  # (k^2, T)
     position, rows = fits.nonzero().unbind(1)
@@ -218,13 +218,6 @@ def _under_tiles(
     rows = [(position == p).nonzero()[:, 0] for p in range(kernel**2)]
     every = torch.cat(rows)
     return every, out[every], [len(own) for own in rows]
-
-
-@functools.lru_cache(maxsize=64)
-def _square(side: int, device: torch.device) -> Tensor:
-    """(side^2, 2) int64, the cells of a square in raster order."""
-    axis = torch.arange(side, device=device)
-    return torch.cartesian_prod(axis, axis)
 
 
 def _named(kernel: int, stride: int, dilation: int) -> str:
