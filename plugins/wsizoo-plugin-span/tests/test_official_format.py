@@ -149,7 +149,7 @@ def test_what_a_file_tells_of_its_configuration_is_true(name):
     for text in told(CASES[name].weights()):
         key, _, value = text.partition("=")
         part, _, option = key.partition(".")
-        if part == "aggregator":
+        if part == "aggregator" and value:
             known = getattr(settings, option)
             assert value == (f"{known:g}" if isinstance(known, float) else as_text(known)), text
 
@@ -182,6 +182,28 @@ def test_weights_of_another_configuration_are_told_what_to_type(saved, registry)
         r"(encoder\.blocks\.0\.[^()]+\([^()]+\), expected \([^()]+\), ){3}\.{3}$",
     ):
         wsizoo.read_weights(path, FORMAT, NAME, *small, *other, registry=registry)
+
+
+def test_options_that_leave_few_traces_are_told_too(saved, registry, tmp_path):
+    small = saved[1]
+
+    def refused(of, read_as):
+        model = wsizoo.build(NAME, *small, *of, registry=registry)
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.pt"
+        wsizoo.write_weights(model, path, FORMAT, registry=registry)
+        with pytest.raises(StrictnessError, match=r"The file tells: ") as caught:
+            wsizoo.read_weights(path, FORMAT, NAME, *small, *read_as, registry=registry)
+        return str(caught.value).partition("The file tells: ")[2].partition("; ")[0]
+
+    pooled = "aggregator.pooling=multiattn"
+    undropped = [pooled, "aggregator.pool_dropout=0"]
+    assert refused(undropped, [pooled]) == "'aggregator.pool_dropout=0'"
+    assert refused([pooled], undropped) == "'aggregator.pool_dropout above 0'"
+    statistics, told = ["aggregator.tokens=[max,mean]"], "'aggregator.tokens with {}'"
+    assert refused(statistics, []) == told.format("nothing but max, mean, std")
+    mixed = ["aggregator.tokens=[fix1e-4,lrn,mean,0.5,lrn]"]
+    stored = told.format("1 fix and 1 random and 2 lrn, perhaps with max, mean, std")
+    assert refused(mixed, statistics) == stored
 
 
 def test_two_projections_that_a_model_ties_must_be_equal_in_the_file(saved, registry):

@@ -21,6 +21,8 @@ MARKS = (  # a name that only a choice has; the choice; that of a file without i
     (r"pos_encoder\.slopes", "positions=alibi", None),
     (r"^aggregator\.module\.fc", "pooling=multi_addition", None),
     (r"^aggregator\.aggregators", "pooling=multiattn", None),
+    (r"attention_mechanism\.2\.", "pool_dropout=0", None),  # its dropout layer is left out at 0
+    (r"attention_mechanism\.3\.", "pool_dropout above 0", None),
     (r"conv_block\.(dwconv|pwconv|conv|upconv)\.bias", "conv_bias=true", "conv_bias=false"),
     (r"blocks\.0\..*conv_block\.linear\.[01]\.bias", "input_bias=true", "input_bias=false"),
     (r"conv_block\.prenorm", "input_norm=true", "input_norm=false"),
@@ -42,6 +44,7 @@ def _of_encoder(tensors: Tensors) -> Iterator[str]:
     if first is None or first.ndim != 2:
         return
     yield f"encoder.dim={first.shape[1]}"
+    yield _tokens(tensors)
     yield f"aggregator.layers={_layers(tensors)}"
     norm = _first(tensors, r"^encoder\.blocks\.0\..*trans_block\.norm1\.weight")
     dim = len(first if norm is None else norm)
@@ -70,6 +73,18 @@ def _of_layers(tensors: Tensors, dim: int) -> Iterator[str]:
     pair = [_first(tensors, rf"trans_block\.{name}\.weight") for name in ("q1", "q2")]
     if pair[0] is not None and pair[1] is not None:
         yield f"aggregator.share_qkv={str(torch.equal(pair[0], pair[1])).lower()}"
+
+
+def _tokens(tensors: Tensors) -> str:
+    """Which global tokens are stored: statistics of the features leave nothing in a file."""
+    drawn = {"fix": "encoder.fixed_tokens", "random": "encoder.random_tokens"}
+    counts = {kind: len(tensors[name]) for kind, name in drawn.items() if name in tensors}
+    if learned := sum(name.startswith("encoder.learnable_tokens.") for name in tensors):
+        counts["lrn"] = learned
+    if not counts:
+        return "aggregator.tokens with nothing but max, mean, std"
+    stored = " and ".join(f"{count} {kind}" for kind, count in counts.items())
+    return f"aggregator.tokens with {stored}, perhaps with max, mean, std"
 
 
 def _layers(tensors: Tensors) -> str:
