@@ -5,6 +5,7 @@ import weakref
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from wsizoo_plugin_span import fused, fused_pieces, fused_rows
 from wsizoo_plugin_span.model import Span, SpanUNet
 
@@ -247,3 +248,46 @@ def test_layers_that_drop_elsewhere_run_as_modules_in_training_only(runs):
     assert not runs
     outputs(made.eval(), [bag_of(30)])
     assert runs
+
+
+def test_hooks_transforms_and_second_derivatives_are_those_of_the_reference():
+    made, bag, called = network(Span, SLIDE), bag_of(30), []
+    bag = bag.replace(features=bag.features.clone().requires_grad_())
+    made.encoder.stages[0].layers[0].q1.register_forward_hook(lambda *_: called.append(1))
+
+    def total(parameters):
+        return torch.func.functional_call(made, parameters, (bag,)).slide.square().sum()
+
+    def steepness():
+        value = outputs(made, [bag]).square().sum()
+        (slope,) = torch.autograd.grad(value, bag.features, create_graph=True)
+        made.zero_grad()
+        slope.square().sum().backward()
+
+    parameters = dict(made.named_parameters())
+    outputs(made, [bag])
+    assert not called
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(total)(parameters)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        steepness()
+    with use_backend("reference"), sdpa_kernel(SDPBackend.MATH):
+        outputs(made, [bag])
+        assert called
+        slopes = torch.func.grad(total)(parameters)
+        steepness()
+    assert bool(made.encoder.stages[0].layers[0].q1.bias.grad.any())
+    mine = torch.autograd.grad(total(parameters), [parameters["pooling.norm.weight"]])[0]
+    assert torch.allclose(slopes["pooling.norm.weight"], mine, rtol=1e-9)
+
+
+def test_scores_are_those_of_the_weights_when_they_are_first_read():
+    made, bag = network(Span, SLIDE), bag_of(30)
+    early, late = made(bag), made(bag)
+    before = early.scores
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    assert early.scores is before
+    assert not torch.allclose(late.scores, before)
+    assert float(late.scores.sum()) == pytest.approx(1)
