@@ -23,7 +23,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(EXAMPLES)
 
-    def run_example(name: str, *arguments: Path) -> dict[str, Any]:
+    def run_example(name: str, *arguments: Path | str) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         monkeypatch.delitem(sys.modules, name, raising=False)
         return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
@@ -80,3 +80,18 @@ def test_aggregator_in_one_file_is_found_by_name_and_conforms(
     count = len(wsizoo.testing.checks("aggregator"))
     assert f"{count} of {count} conformance checks passed" in capsys.readouterr().out
     assert names["wsizoo_components"]()[0].name == "top-mean"
+
+
+def test_span_on_the_demo_answers_each_question_with_both_networks(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wsizoo_plugin_span")
+    run("span_on_the_demo", "8", "1", tmp_path / "demo")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines if "seed 0" in line] == [
+        [question, model]
+        for question in ("clustered", "group", "tumour")
+        for model in ("abmil-uni", "span-mil-uni" if question == "clustered" else "span-unet-uni")
+    ]
+    for question in ("clustered", "group", "tumour"):
+        assert list((tmp_path / "demo" / f"prediction-{question}").glob("heatmaps/*.png"))
