@@ -250,35 +250,26 @@ def test_layers_that_drop_elsewhere_run_as_modules_in_training_only(runs):
     assert runs
 
 
-def test_hooks_transforms_and_second_derivatives_are_those_of_the_reference():
-    made, bag, called = network(Span, SLIDE), bag_of(30), []
+def test_second_derivatives_are_the_references_alone():
+    made, bag = network(Span, SLIDE), bag_of(30)
     bag = bag.replace(features=bag.features.clone().requires_grad_())
-    made.encoder.stages[0].layers[0].q1.register_forward_hook(lambda *_: called.append(1))
+    bias = made.encoder.stages[0].layers[0].q1.bias
 
-    def total(parameters):
-        return torch.func.functional_call(made, parameters, (bag,)).slide.square().sum()
-
-    def steepness():
+    def walk_twice():
         value = outputs(made, [bag]).square().sum()
         (slope,) = torch.autograd.grad(value, bag.features, create_graph=True)
         made.zero_grad()
         slope.square().sum().backward()
+        return slope.square().sum().detach()
 
-    parameters = dict(made.named_parameters())
-    outputs(made, [bag])
-    assert not called
-    with pytest.raises(RuntimeError, match="setup_context"):
-        torch.func.grad(total)(parameters)
     with pytest.raises(RuntimeError, match="once_differentiable"):
-        steepness()
+        walk_twice()
     with use_backend("reference"), sdpa_kernel(SDPBackend.MATH):
-        outputs(made, [bag])
-        assert called
-        slopes = torch.func.grad(total)(parameters)
-        steepness()
-    assert bool(made.encoder.stages[0].layers[0].q1.bias.grad.any())
-    mine = torch.autograd.grad(total(parameters), [parameters["pooling.norm.weight"]])[0]
-    assert torch.allclose(slopes["pooling.norm.weight"], mine, rtol=1e-9)
+        before, slope = walk_twice(), bias.grad.clone()
+        step = 1e-4 * slope / slope.norm()
+        with torch.no_grad():
+            bias.add_(step)
+        assert float(walk_twice() - before) == pytest.approx(float((slope * step).sum()), rel=1e-2)
 
 
 def test_scores_are_those_of_the_weights_when_they_are_first_read():
