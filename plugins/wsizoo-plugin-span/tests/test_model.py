@@ -254,9 +254,10 @@ def test_bags_that_cannot_be_read_say_why(kind):
     module, bag = made(kind), bag_of(GEOMETRIES["a line"])
     broken = bag.features.clone()
     broken[[3, 7]] = torch.nan
+    whose = module.settings.whose
     cases = {
         "S1: 2 of 25 patches have NaN or infinite features, first patch 3": {"features": broken},
-        r"S1: features are \(25, 23\), span reads \(N, 24\)": {"features": broken[:, 1:]},
+        rf"S1: features are \(25, 23\), {whose} reads \(N, 24\)": {"features": broken[:, 1:]},
         "S1 has no coords, so no grid": {"coords": None},
         "S1 has no spacing, so no grid": {"spacing": None, "footprint": None},
     }
@@ -267,6 +268,13 @@ def test_bags_that_cannot_be_read_say_why(kind):
         module(bag.subset(torch.empty(0, dtype=torch.int64)))
     with pytest.raises(BagError, match=r"1 patches share a grid cell with another, first patches"):
         module(bag_of([[0, 0], [1, 2], [0, 0]]))
+
+
+@pytest.mark.parametrize("far", [[10**12, 0], [-(10**12), 5], [3, 10**12]])
+def test_patches_on_no_slide_are_refused(far):
+    message = r"S1: patches span \d+ x \d+ cells of spacing 224.0, at most .* patch 2 lies at \("
+    with pytest.raises(BagError, match=message + r".*wsizoo inspect FILE"):
+        made(Span)(bag_of([[0, 0], [0, 1], far, [1, 1]]))
 
 
 def test_a_slide_among_others_is_named():

@@ -127,43 +127,41 @@ class Settings:
         for token in self.tokens:
             token_kind(token, self.published, self.whose)
 
-    def _refuse(self, name: str, value: Any, expected: str) -> NoReturn:
-        refuse(name, value, expected, self.whose)
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        value = getattr(self, name)
+        refuse(name, list(value) if name == "tokens" else value, expected, self.whose)
 
     def _check_values(self) -> None:
         for name in (f.name for f in dataclasses.fields(self)):
             check_value(name, getattr(self, name), self.whose)
         if self.ff_ratio * self.width(0) < 1 or self.input_ratio * self.in_dim < 1:
-            self._refuse(
-                "ff_ratio or input_ratio", (self.ff_ratio, self.input_ratio), "wider layers"
-            )
+            ratios = self.ff_ratio, self.input_ratio
+            refuse("ff_ratio or input_ratio", ratios, "wider layers", self.whose)
         if self.attention == "tradswin" and self.published:
-            self._refuse("attention", "tradswin", "compat=null: the published code cannot build it")
+            self._refuse("attention", "compat=null: the published code cannot build it")
         if not re.fullmatch(r"[0-9]+(-[0-9]+)?", self.layers):
-            self._refuse("layers", self.layers, 'a digit a stage, such as "111" or "111-11"')
+            self._refuse("layers", 'a digit a stage, such as "111" or "111-11"')
 
     def _check_widths(self) -> None:
         width, heads = self.width(0), self.heads(self.width(0))
         if heads < 1:
-            self._refuse(
-                "dim", width, f"at least head_dim ({self.head_dim}): this makes no head at all"
-            )
+            self._refuse("dim", f"at least head_dim ({self.head_dim}): this makes no head at all")
         if width % heads:
-            self._refuse("dim", width, f"a multiple of its {heads} heads (dim // head_dim)")
+            self._refuse("dim", f"a multiple of its {heads} heads (dim // head_dim)")
         if self.positions == "rope" and width // heads < 4:
-            self._refuse("head_dim", self.head_dim, "at least 4 for positions=rope")
+            self._refuse("head_dim", "at least 4 for positions=rope")
 
     def _check_blocks(self) -> None:
         if self.down == "identity" and self.widening != 1:
-            self._refuse("widening", self.widening, "1 where down=identity, which keeps the width")
+            self._refuse("widening", "1 where down=identity, which keeps the width")
         groups, steps = self.conv_groups, range(self.stages - 1)
         if self.down == "patchconv" and any(self.width(i) % groups for i in steps):
-            self._refuse("conv_groups", groups, f"a divisor of dim ({self.dim})")
+            self._refuse("conv_groups", f"a divisor of dim ({self.dim})")
         seen = {i * self.dilation % self.stride for i in range(self.kernel)}
         convolves = self.down not in SAME_GRID and not self.merges
         if len(seen) < self.stride and convolves and not self.published:
             shape = f"kernel ({self.kernel}) and dilation ({self.dilation})"
-            self._refuse("stride", self.stride, f"less for this {shape}: cells would be left out")
+            self._refuse("stride", f"less for this {shape}: cells would be left out")
 
     @property
     def published(self) -> bool:
@@ -244,18 +242,14 @@ class SlideSettings(Settings):
         if self.pool_norm is None:
             object.__setattr__(self, "pool_norm", self.pooling in NORMED)
         if self.decoder:
-            self._refuse(
-                "layers", self.layers, 'no decoder for a slide vector: "111" (or span-unet)'
-            )
+            self._refuse("layers", 'no decoder for a slide vector: "111" (or span-unet)')
         if self.pooling in READ_GLOBALS and self.n_tokens == 0:
-            self._refuse(
-                "pooling", self.pooling, "addition or multiattn where there is no global token"
-            )
+            self._refuse("pooling", "addition or multiattn where there is no global token")
         uneven = self.pooling in ("multi_addition", "mean", "multiattn") and self.stages > 1
         if self.widening != 1 and (uneven or self.published):
-            self._refuse("widening", self.widening, f"1 for pooling={self.pooling}")
-        if self.pool_divisor > self.width(0):
-            self._refuse("pool_divisor", self.pool_divisor, f"at most dim ({self.dim})")
+            self._refuse("widening", f"1 for pooling={self.pooling}")
+        if self.pooling == "multiattn" and self.pool_divisor > self.width(0):
+            self._refuse("pool_divisor", f"at most dim ({self.dim})")
         self._check_hears()
 
     def _check_hears(self) -> None:
@@ -267,7 +261,6 @@ class SlideSettings(Settings):
             why = f"attention={self.attention}" if deaf else f"layers={self.layers}"
             self._refuse(
                 "tokens",
-                list(self.tokens),
                 f"max, mean or std as the first, which is read: with {why} global tokens hear "
                 "nothing, so the slide vector would be the same for every slide",
             )
@@ -318,27 +311,21 @@ class UNetSettings(Settings):
         super().__post_init__()
         if len(self.decoder) != self.stages - 1 or not self.decoder:
             need = 'a decoder with one digit fewer than the encoder, such as "111-11"'
-            self._refuse("layers", self.layers, need)
+            self._refuse("layers", need)
         if self.down in SAME_GRID:
-            self._refuse(
-                "down", self.down, "a block that coarsens the grid, for the decoder to undo"
-            )
+            self._refuse("down", "a block that coarsens the grid, for the decoder to undo")
         if self.published and self.kernel == 1:
             need = "2 or more, or compat=null: the published head leaves out a patch"
-            self._refuse("kernel", self.kernel, need)
+            self._refuse("kernel", need)
         if not self.mirrors and (self.up == "pixelshuffle" or not self.published):
-            self._refuse(
-                "kernel", self.kernel, "kernel 2, stride 2, dilation 1 with down=patchmerge"
-            )
+            self._refuse("kernel", "kernel 2, stride 2, dilation 1 with down=patchmerge")
         if self.up == "pixelshuffle" and (self.kernel != self.stride or self.dilation != 1):
-            self._refuse(
-                "kernel", self.kernel, f"stride ({self.stride}), dilation 1 for up=pixelshuffle"
-            )
+            self._refuse("kernel", f"stride ({self.stride}), dilation 1 for up=pixelshuffle")
         for before, after in self.decoder_widths:
             if self.up == "dwpatchinvs" and after % before:
-                self._refuse("up", self.up, f"another: {before} channels do not divide {after}")
+                self._refuse("up", f"another: {before} channels do not divide {after}")
             if self.up == "patchinvs" and (before % self.conv_groups or after % self.conv_groups):
-                self._refuse("conv_groups", self.conv_groups, f"a divisor of {before} and {after}")
+                self._refuse("conv_groups", f"a divisor of {before} and {after}")
 
     @property
     def mirrors(self) -> bool:
