@@ -1,14 +1,19 @@
 """Options of SPAN: what is refused before anything is built, and the published names of all."""
 
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
-from wsizoo_plugin_span.official_config import official_settings
 from wsizoo_plugin_span.options import token_kind
 from wsizoo_plugin_span.pyramid import build
 from wsizoo_plugin_span.settings import SlideSettings, UNetSettings
 
 from wsizoo.errors import SpecError
 
+official_settings = runpy.run_path(str(Path(__file__).with_name("official_config.py")))[
+    "official_settings"
+]
 SLIDE = [
     ({"attention": "swin_global"}, r"attention is 'swin_global', expected one of long, long_no"),
     ({"attention": "tradswin", "compat": "published"}, r"expected compat=null: the published"),

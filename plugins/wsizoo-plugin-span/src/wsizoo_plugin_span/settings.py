@@ -36,7 +36,7 @@ class Settings:
         attention: "long": one softmax over regular and shifted window, and one over the global
             tokens; "long_noshift": the same without the shifted window; "swin": shifted and regular
             window apart, global tokens hear nothing; "tradswin": swin as two layers. [trans_type]
-        half_window: half a window's side, in cells. [window_size]
+        half_window: half a window's side, in cells, at most 16. [window_size]
         positions: "rpb" a table of biases by offset, "alibi", "rope", "none". [pos_emb]
         table_std: of the tables' initialisation. [pos_std]
         share_qkv: one set of q, k, v for both attentions.

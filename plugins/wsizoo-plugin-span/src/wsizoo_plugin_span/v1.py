@@ -40,7 +40,7 @@ class SpanV1(Aggregator):
         dim: width E of all stages; default D / 4.
         head_dim: width of an attention head.
         layers: one digit a stage; each further stage halves the grid. "3": no pyramid.
-        half_window: w, half of a window's side in cells.
+        half_window: w, half of a window's side in cells, at most 16.
         shifted: with the shifted windows.
         positions: "rpb" (learnable relative position biases), or of the paper's ablations "alibi"
             (axial), "rope" (axial), "none".
@@ -57,7 +57,7 @@ class SpanV1(Aggregator):
 
     Raises:
         SpecError: arguments that do not fit together.
-        BagError: no patches, patches that share a cell or lie on no grid.
+        BagError: no patches, another width, NaN; patches that share a cell or lie on no grid.
 
     Cost: per cell of a stage (4 + 2 ff_ratio) E^2 multiply-adds a layer, and 2 E a pair of cells in
     a window; N D E for the first convolution, E^2 a cell for each other one.
