@@ -428,6 +428,13 @@ def test_called_directly_it_reads_and_refuses_as_span_does():
         method.forward_packed(BagBatch.pack([wide(slide(7, seed=1)), bad]))
 
 
+def test_weights_that_overflow_are_told_from_features_that_do():
+    method = made().float()
+    method.embed[0].weight.data.fill_(1e38)
+    with pytest.raises(BagError, match="s0: span-v1's result is not finite although its features"):
+        method(wide(slide(5)))
+
+
 def test_it_still_computes_the_recorded_embedding():
     golden = load_file(GOLDEN)
     method = SpanV1(6, **SMALL).eval()
