@@ -1,5 +1,6 @@
 """Our sparse convolutions on the inputs of the published ones."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,11 @@ def read_conv_transpose(case: Case) -> Mapping[str, Tensor]:
 
 def read_pixel_shuffle(case: Case) -> Mapping[str, Tensor]:
     given, weights = case.inputs(), case.weights()
-    fine = children(given["pos"].long())
     weight, bias = weights["conv_block.conv.weight"], weights["conv_block.conv.bias"]
-    book = transpose_rulebook(given["pos"].long(), fine)
+    parts = len(weight) // len(weights["conv_block.output_norm.weight"])
+    stride = math.isqrt(parts)
+    fine = children(given["pos"].long(), stride)
+    book = transpose_rulebook(given["pos"].long(), fine, stride, stride)
     x = pixel_shuffle_linear(given["feats"], weight, book, bias)
     scale, shift = weights["conv_block.output_norm.weight"], weights["conv_block.output_norm.bias"]
     return {"out.pos": fine, "out.feats": F.layer_norm(x, x.shape[1:], scale, shift)}

@@ -7,7 +7,7 @@ from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
 from wsizoo_plugin_span.official import down_names, layer_entries, slot_entries, up_names
 from wsizoo_plugin_span.positions import alibi_slopes, alibi_table, angles, rotate
 from wsizoo_plugin_span.pyramid import Level, Plan, Step, build
-from wsizoo_plugin_span.settings import SlideSettings, UNetSettings
+from wsizoo_plugin_span.settings import Settings, SlideSettings, UNetSettings
 from wsizoo_plugin_span.slots import DownConv, Merge, PixelShuffle, Slot, UpConv
 
 from wsizoo.ops import Grids, rulebook, transpose_rulebook
@@ -116,12 +116,12 @@ def read_resampling(case):
         i, pos = sub["id"], inputs[f"{sub['id']}.pos"]
         up = "target_pos" in {k.partition(".")[2] for k in inputs if k.startswith(f"{i}.")}
         settings = _slot_settings(sub, up)
-        kernel, stride = sub["kernel_size"], sub["stride"]
+        kernel, stride, dilation = settings.kernel, settings.stride, settings.dilation
         if up:
             targets = inputs[f"{i}.target_pos"]
-            book, out = transpose_rulebook(pos, targets, kernel, stride), targets
+            book, out = transpose_rulebook(pos, targets, kernel, stride, dilation), targets
         else:
-            book = rulebook(pos, sub["spatial_shape"], kernel, stride)
+            book = rulebook(pos, sub["spatial_shape"], kernel, stride, dilation)
             out = book.out_cells
         slot = _slot(sub, settings, up)
         names = (up_names if up else down_names)(settings)
@@ -142,9 +142,12 @@ def _slot_settings(sub, up):
         "head_dim": 8,
         "kernel": sub["kernel_size"],
         "stride": sub["stride"],
+        "dilation": sub.get("dilation", 1),
+        "conv_groups": sub.get("groups", 1),
         "conv_bias": sub["bias"],
         "conv_norm": sub["norm_position"],
         "edge": sub["edge_mode"],
+        "edge_eps": sub.get("edge_eps", Settings.edge_eps),
         "global_path": sub["global_strategy"],
         "compat": "published",
     }
@@ -157,7 +160,7 @@ def _slot_settings(sub, up):
 
 def _slot(sub, settings, up):
     dim, out_dim, kind = sub["in_channels"], sub["out_channels"], sub["layer_type"]
-    groups = dim if kind.startswith("dw") else 1
+    groups = dim if kind.startswith("dw") else settings.conv_groups
     if kind == "pixelshuffle":
         block = PixelShuffle(dim, out_dim, settings)
     elif up:
@@ -171,6 +174,7 @@ def _slot(sub, settings, up):
 
 def read_layer(case):
     inputs, meta = case.inputs(), case.meta
+    assert meta.get("rope_theta", 10_000) == 10_000, "layers turn by powers of 10,000 alone"
     options = {
         "dim": meta["embed_dim"],
         "heads": meta["num_heads"],

@@ -6,14 +6,19 @@ reader, and returns the numbers under the case's names.
 
 from __future__ import annotations
 
+import runpy
+from pathlib import Path
+
 import torch
 from wsizoo_plugin_span.model import Span, SpanUNet
 from wsizoo_plugin_span.official import from_official, to_official
-from wsizoo_plugin_span.official_config import official_settings
 from wsizoo_plugin_span.pyramid import build
 
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 
+official_settings = runpy.run_path(str(Path(__file__).with_name("official_config.py")))[
+    "official_settings"
+]
 OWN = "aggregator."
 
 
@@ -82,6 +87,11 @@ class Network:
 
 def read_network(case):
     network, inputs = Network(case), case.inputs()
+    if str(case.meta["model_config"].get("dconvs_type")).startswith("d_"):
+        cells = inputs["pos"].tolist()
+        assert cells == sorted(cells), (
+            "a dense decoder answers in raster order, ours in the input's"
+        )
     features = inputs["feats"].requires_grad_("cotangent" in inputs)
     stages, decoded, logits = network(features, inputs["pos"])
     found = {"out.logits": logits, "out.padded_pos": stages[0].level.cells}

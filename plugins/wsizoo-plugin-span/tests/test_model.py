@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from wsizoo_plugin_span import hooks
 from wsizoo_plugin_span.model import Span, SpanUNet
 from wsizoo_plugin_span.positions import angles
+from wsizoo_plugin_span.pyramid import build
 
 import wsizoo
 from wsizoo import Bag, BagBatch
@@ -191,6 +192,43 @@ def test_a_cells_score_is_shared_by_the_patches_under_it():
     torch.testing.assert_close(scores[1:], scores[1].expand(4))
 
 
+@pytest.mark.parametrize("token", [0, "0.0", "fix0", "lrn0"])
+def test_a_global_token_may_begin_as_zeros(token):
+    module = made(Span, tokens=[token])
+    start = module.encoder.tokens
+    (drawn,) = [x for x in (start.random, start.fixed, start.learnable) if x is not None]
+    assert not drawn.any()
+    assert module(bag_of(GEOMETRIES["a line"])).slide.isfinite().all()
+
+
+@pytest.mark.parametrize("kernel", [(3, 2, 1), (3, 3, 1), (2, 2, 2)])
+def test_a_published_decoder_has_its_own_kernel_where_the_encoder_merges(kernel):
+    options = dict(zip(("kernel", "stride", "dilation"), kernel, strict=True))
+    module = made(SpanUNet, **options, down="patchmerge", up="patchinvs", compat="published")
+    bag = bag_of(GEOMETRIES["a full square"])
+    pyramid = build([bag.grid()], module.settings.plan)
+    with torch.no_grad():
+        encoded = module.encoder(bag.features, pyramid)
+        coarse, fine = encoded[2], encoded[1]
+        slot = module.decoder.stages[0].slot
+        wanted, seen = [], []
+        hook = slot.register_forward_hook(lambda _, given, out: seen.append(out[0]))
+        instances = module(bag).instances
+        hook.remove()
+        size, stride, dilation = kernel
+        rows = {tuple(cell): i for i, cell in enumerate(coarse.level.cells.tolist())}
+        for a, b in fine.level.cells.tolist():
+            total = torch.zeros(slot.block.weight.shape[1])
+            for (x, y), i in rows.items():
+                at = a - x * stride, b - y * stride
+                if all(0 <= d < size * dilation and d % dilation == 0 for d in at):
+                    part = slot.block.weight[:, :, at[0] // dilation, at[1] // dilation]
+                    total = total + coarse.tokens[i] @ part
+            wanted.append(total)
+    assert instances.shape == (144, module.instance_dim)
+    torch.testing.assert_close(seen[0], slot.block.norm(torch.stack(wanted)))
+
+
 def test_global_tokens_that_hear_nothing_have_no_scores():
     module = made(Span, attention="swin", tokens=["mean"])
     assert module(bag_of(GEOMETRIES["a line"])).scores is None
@@ -216,9 +254,10 @@ def test_bags_that_cannot_be_read_say_why(kind):
     module, bag = made(kind), bag_of(GEOMETRIES["a line"])
     broken = bag.features.clone()
     broken[[3, 7]] = torch.nan
+    whose = module.settings.whose
     cases = {
         "S1: 2 of 25 patches have NaN or infinite features, first patch 3": {"features": broken},
-        r"S1: features are \(25, 23\), span reads \(N, 24\)": {"features": broken[:, 1:]},
+        rf"S1: features are \(25, 23\), {whose} reads \(N, 24\)": {"features": broken[:, 1:]},
         "S1 has no coords, so no grid": {"coords": None},
         "S1 has no spacing, so no grid": {"spacing": None, "footprint": None},
     }
@@ -229,6 +268,13 @@ def test_bags_that_cannot_be_read_say_why(kind):
         module(bag.subset(torch.empty(0, dtype=torch.int64)))
     with pytest.raises(BagError, match=r"1 patches share a grid cell with another, first patches"):
         module(bag_of([[0, 0], [1, 2], [0, 0]]))
+
+
+@pytest.mark.parametrize("far", [[10**12, 0], [-(10**12), 5], [3, 10**12]])
+def test_patches_on_no_slide_are_refused(far):
+    message = r"S1: patches span \d+ x \d+ cells of spacing 224.0, at most .* patch 2 lies at \("
+    with pytest.raises(BagError, match=message + r".*wsizoo inspect FILE"):
+        made(Span)(bag_of([[0, 0], [0, 1], far, [1, 1]]))
 
 
 def test_a_slide_among_others_is_named():

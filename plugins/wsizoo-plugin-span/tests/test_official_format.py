@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib.metadata
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 from wsizoo_plugin_span import hooks
-from wsizoo_plugin_span.official_config import official_settings
 from wsizoo_plugin_span.official_hints import told
 
 import wsizoo
@@ -18,6 +19,9 @@ from wsizoo.testing import parity_cases
 from wsizoo.testing.parity_runner import compare
 from wsizoo.weights import read_tensors
 
+official_settings = runpy.run_path(str(Path(__file__).with_name("official_config.py")))[
+    "official_settings"
+]
 FORMAT, NAME, SPACING = "span-official", "span-mil-uni", 256
 TASKS = ("classification", "segmentation", "survival")
 CASES = {

@@ -393,16 +393,46 @@ def test_bad_slides_are_refused():
         ({"layers": "10"}, "span-v1's layers is '10'"),
         ({"layers": "11-1"}, "span-v1's layers is '11-1'"),
         ({"head_dim": 3}, r"span-v1's dim is 16, expected a multiple of head_dim \(3\)"),
-        ({"dim": 0}, r"span-v1's dim is 0, expected a multiple of head_dim \(8\)"),
+        ({"dim": 0}, "span-v1's dim is 0, expected a whole number from 1"),
         ({"head_dim": 2, "positions": "rope"}, "head_dim is 2, expected a multiple of 4 for pos"),
-        ({"half_window": 0}, "span-v1's half_window is 0, expected at least 1 cell"),
-        ({"global_tokens": -1}, "span-v1's global_tokens is -1, expected 0 or more"),
+        ({"half_window": 0}, "span-v1's half_window is 0, expected a whole number from 1 to 16"),
+        ({"half_window": 2.5}, "span-v1's half_window is 2.5, expected a whole number from 1"),
+        ({"dim": 16.0}, "span-v1's dim is 16.0, expected a whole number from 1"),
+        ({"head_dim": 0}, "span-v1's head_dim is 0, expected a whole number from 1"),
+        ({"ff_ratio": 0}, r"span-v1's ff_ratio is 0, expected at least 1 / dim \(16\)"),
+        ({"ff_ratio": "two"}, "span-v1's ff_ratio is 'two', expected a number from 0"),
+        ({"shifted": "nope"}, "span-v1's shifted is 'nope', expected true or false"),
+        ({"attention_dropout": 2}, "span-v1's attention_dropout is 2, expected a share from 0"),
+        ({"input_dropout": 1}, "span-v1's input_dropout is 1, expected a share from 0 to below 1"),
+        ({"global_tokens": 1.5}, "span-v1's global_tokens is 1.5, expected a whole number from 0"),
+        ({"global_tokens": -1}, "span-v1's global_tokens is -1, expected a whole number from 0"),
         ({"global_tokens": 0, "pooling": "global"}, "is 0, expected at least 1 for pooling=global"),
     ],
 )
 def test_arguments_that_make_no_network_are_refused(changes, message):
     with pytest.raises(SpecError, match=message):
         SpanV1(6, **{**SMALL, **changes})
+
+
+def test_called_directly_it_reads_and_refuses_as_span_does():
+    method, good = made().float(), wide(slide(5))
+    half = good.to(dtype=torch.float16)
+    torch.testing.assert_close(method(half).slide, method(wide(half)).slide)
+    with pytest.raises(BagError, match=r"s0: features are \(5, 3\), span-v1 reads \(N, 6\)"):
+        method(wide(slide(5, dim=3)))
+    bad = good.replace(features=good.features.index_fill(0, torch.tensor(2), math.inf))
+    message = "s0: 1 of 5 patches have NaN or infinite features, first patch 2"
+    with pytest.raises(BagError, match=message):
+        method(bad)
+    with pytest.raises(BagError, match=message):
+        method.forward_packed(BagBatch.pack([wide(slide(7, seed=1)), bad]))
+
+
+def test_weights_that_overflow_are_told_from_features_that_do():
+    method = made().float()
+    method.embed[0].weight.data.fill_(1e38)
+    with pytest.raises(BagError, match="s0: span-v1's result is not finite although its features"):
+        method(wide(slide(5)))
 
 
 def test_it_still_computes_the_recorded_embedding():

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from wsizoo.ops import transpose_rulebook
 from wsizoo_plugin_span.encoder import Layer, Staged, make_layers, run_layers
 from wsizoo_plugin_span.pyramid import Pyramid
 from wsizoo_plugin_span.settings import UNetSettings
@@ -45,6 +46,8 @@ class Decoder(nn.Module):
         late = settings.skip_after_layers
         wide = 2 if settings.skip == "concat" else 1
         attention = settings.decoder_attention or settings.attention
+        self.step = (settings.kernel, settings.stride, settings.dilation)
+        self.mirrors = settings.mirrors
         self.stages = nn.ModuleList()
         for count, (dim, width) in zip(settings.decoder, settings.decoder_widths, strict=True):
             reduce = None if late else reducing_slot(settings, width * wide, width)
@@ -58,8 +61,10 @@ class Decoder(nn.Module):
         tokens, globals_ = encoded[-1].tokens, encoded[-1].globals_
         finer = range(len(encoded) - 2, -1, -1)
         for i, stage in zip(finer, cast("Iterable[UpStage]", self.stages), strict=True):
-            tokens, globals_ = stage.slot(tokens, globals_, pyramid.rulebooks[i])
-            other = encoded[i]
+            other, book = encoded[i], pyramid.rulebooks[i]
+            if not self.mirrors:
+                book = transpose_rulebook(encoded[i + 1].level.cells, other.level.cells, *self.step)
+            tokens, globals_ = stage.slot(tokens, globals_, book)
             if stage.reduce is not None:
                 joined = stage.join(tokens, other.tokens), stage.join(globals_, other.globals_)
                 tokens, globals_ = stage.reduce(*joined)

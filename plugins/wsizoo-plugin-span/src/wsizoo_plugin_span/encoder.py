@@ -74,8 +74,9 @@ class GlobalTokens(nn.Module):
 
     def _draw(self, wanted: str) -> Tensor | None:
         """(n, C) truncated normal rows, or None."""
+        empty = torch.zeros(self.dim)
         rows = [
-            nn.init.trunc_normal_(torch.empty(self.dim), std=spread)
+            nn.init.trunc_normal_(empty.clone(), std=spread) if spread else empty
             for kind, spread in self.kinds
             if kind == wanted
         ]

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
-from wsizoo.errors import BagError
 from wsizoo.ops import segment_sum
-from wsizoo_plugin_span.cells import cells_of
+from wsizoo_plugin_span.cells import cells_of, check_finite, check_width
 from wsizoo_plugin_span.decoder import Decoder
 from wsizoo_plugin_span.encoder import Encoder, Staged
 from wsizoo_plugin_span.pooling import make_pooling
@@ -48,33 +46,19 @@ class _OnGrid(Aggregator):
 
     def _aggregate(self, bags: Sequence[Bag], features: Tensor) -> Aggregated:
         for bag in bags:
-            self._check_width(bag)
+            check_width(bag, self.in_dim, self.settings.whose)
         cells = [cells_of(bag) for bag in bags]
         pyramid = build(cells, self.settings.plan)
         weight = next(self.parameters())
         found = self.run(features.to(weight.dtype), pyramid)
         seen = found.slide if found.instances is None else found.instances
         assert seen is not None
-        if not bool(torch.isfinite(seen.detach()).all()):
-            for bag in bags:
-                _check_finite(bag)
-            largest = float(features.detach().abs().max())
-            raise BagError(
-                f"{bags[0].slide_id}: span's result is not finite although its features are, up to "
-                f"{largest:.3g}: they overflow, or the weights are not finite"
-            )
+        check_finite(seen, bags, self.settings.whose)
         return found
 
     def run(self, features: Tensor, pyramid: Pyramid) -> Aggregated:
         """Features (N, C) of the patches of a pyramid -> what the network gives, packed."""
         raise NotImplementedError
-
-    def _check_width(self, bag: Bag) -> None:
-        if bag.features.ndim != 2 or bag.dim != self.in_dim:
-            raise BagError(
-                f"{bag.slide_id}: features are {tuple(bag.features.shape)}, span reads "
-                f"(N, {self.in_dim})"
-            )
 
 
 class Span(_OnGrid):
@@ -157,12 +141,3 @@ class SpanUNet(_OnGrid):
         encoded = self.encoder(features, pyramid)
         tokens = self.decoder(encoded, pyramid)[-1].tokens  # (T, I), pads among them
         return Aggregated(instances=self.dropout(pyramid.patches(tokens)))
-
-
-def _check_finite(bag: Bag) -> None:
-    bad = (~torch.isfinite(bag.features).all(1)).nonzero()[:, 0]
-    if len(bad):
-        raise BagError(
-            f"{bag.slide_id}: {len(bad)} of {len(bag)} patches have NaN or infinite features, "
-            f"first patch {int(bad[0])}. Extract it again"
-        )

@@ -58,12 +58,16 @@ class Plan:
     def pads(self, length: int) -> Size:
         """Empty rows before and after an axis of so many cells.
 
-        Source: SPAN's code (2026): room for the receptive field of all downsamplings.
+        Source: SPAN's code (2026): room for the receptive field of all downsamplings. Dilated
+        kernels that stride leave out cells near an edge of the grid, so that by default both ends
+        get a whole field (less one cell), which is as far as such an edge can be felt.
         """
         n, stride = len(self.downs), self.step.stride
         reach = (self.step.kernel - 1) * self.step.dilation
         total = stride**n
         field = 1 + (n * reach if stride == 1 else reach * (total - 1) // (stride - 1))
+        if self.step.dilation > 1 and stride > 1 and not self.published:
+            return field - 1, field - 1
         steps = max(0, -((field - length) // total))
         extra = 2 * field + total * steps - length
         return extra // 2, extra - extra // 2

@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from wsizoo.errors import SpecError
 from wsizoo.names import suggest
@@ -36,7 +36,7 @@ class Settings:
         attention: "long": one softmax over regular and shifted window, and one over the global
             tokens; "long_noshift": the same without the shifted window; "swin": shifted and regular
             window apart, global tokens hear nothing; "tradswin": swin as two layers. [trans_type]
-        half_window: half a window's side, in cells. [window_size]
+        half_window: half a window's side, in cells, at most 16. [window_size]
         positions: "rpb" a table of biases by offset, "alibi", "rope", "none". [pos_emb]
         table_std: of the tables' initialisation. [pos_std]
         share_qkv: one set of q, k, v for both attentions.
@@ -62,6 +62,8 @@ class Settings:
     Raises:
         SpecError: an option that does not exist, or two that cannot work together.
     """
+
+    whose: ClassVar[str] = "span"  # options, in errors
 
     in_dim: int
     layers: str = "111"
@@ -104,11 +106,14 @@ class Settings:
         for name in options:
             if name not in known:
                 hint = suggest(name, known, "It takes: ")
-                raise SpecError(f"span has no argument '{name}'. {hint}")
+                raise SpecError(f"{cls.whose} has no argument '{name}'. {hint}")
         given = dict(options)
         if "tokens" in given:
             tokens = given["tokens"]
-            given["tokens"] = (tokens,) if isinstance(tokens, str | float | int) else tuple(tokens)
+            tokens = (tokens,) if isinstance(tokens, str | float | int) else tokens
+            if not isinstance(tokens, list | tuple):
+                refuse("tokens", tokens, "a list of global tokens, such as [max,lrn]", cls.whose)
+            given["tokens"] = tuple(tokens)
         if "layers" in given:
             given["layers"] = str(given["layers"])
         return cls(in_dim=in_dim, **given)
@@ -117,43 +122,46 @@ class Settings:
         if self.dim is None:
             object.__setattr__(self, "dim", self.in_dim // 2)
         self._check_values()
-        self._check_layers()
         self._check_widths()
         self._check_blocks()
         for token in self.tokens:
-            token_kind(token, self.published)
+            token_kind(token, self.published, self.whose)
+
+    def _refuse(self, name: str, expected: str) -> NoReturn:
+        value = getattr(self, name)
+        refuse(name, list(value) if name == "tokens" else value, expected, self.whose)
 
     def _check_values(self) -> None:
         for name in (f.name for f in dataclasses.fields(self)):
-            check_value(name, getattr(self, name))
+            check_value(name, getattr(self, name), self.whose)
         if self.ff_ratio * self.width(0) < 1 or self.input_ratio * self.in_dim < 1:
-            refuse("ff_ratio or input_ratio", (self.ff_ratio, self.input_ratio), "wider layers")
+            ratios = self.ff_ratio, self.input_ratio
+            refuse("ff_ratio or input_ratio", ratios, "wider layers", self.whose)
         if self.attention == "tradswin" and self.published:
-            refuse("attention", "tradswin", "compat=null: the published code cannot build it")
-
-    def _check_layers(self) -> None:
+            self._refuse("attention", "compat=null: the published code cannot build it")
         if not re.fullmatch(r"[0-9]+(-[0-9]+)?", self.layers):
-            refuse("layers", self.layers, 'a digit a stage, such as "111" or "111-11"')
+            self._refuse("layers", 'a digit a stage, such as "111" or "111-11"')
 
     def _check_widths(self) -> None:
         width, heads = self.width(0), self.heads(self.width(0))
         if heads < 1:
-            refuse("dim", width, f"at least head_dim ({self.head_dim}): this makes no head at all")
+            self._refuse("dim", f"at least head_dim ({self.head_dim}): this makes no head at all")
         if width % heads:
-            refuse("dim", width, f"a multiple of its {heads} heads (dim // head_dim)")
+            self._refuse("dim", f"a multiple of its {heads} heads (dim // head_dim)")
         if self.positions == "rope" and width // heads < 4:
-            refuse("head_dim", self.head_dim, "at least 4 for positions=rope")
+            self._refuse("head_dim", "at least 4 for positions=rope")
 
     def _check_blocks(self) -> None:
         if self.down == "identity" and self.widening != 1:
-            refuse("widening", self.widening, "1 where down=identity, which keeps the width")
+            self._refuse("widening", "1 where down=identity, which keeps the width")
         groups, steps = self.conv_groups, range(self.stages - 1)
         if self.down == "patchconv" and any(self.width(i) % groups for i in steps):
-            refuse("conv_groups", groups, f"a divisor of dim ({self.dim})")
+            self._refuse("conv_groups", f"a divisor of dim ({self.dim})")
         seen = {i * self.dilation % self.stride for i in range(self.kernel)}
-        if len(seen) < self.stride and self.down not in SAME_GRID and not self.published:
+        convolves = self.down not in SAME_GRID and not self.merges
+        if len(seen) < self.stride and convolves and not self.published:
             shape = f"kernel ({self.kernel}) and dilation ({self.dilation})"
-            refuse("stride", self.stride, f"less for this {shape}: cells would be left out")
+            self._refuse("stride", f"less for this {shape}: cells would be left out")
 
     @property
     def published(self) -> bool:
@@ -188,6 +196,8 @@ class Settings:
         """How the grids of the stages follow from the slide's."""
         step = Step(self.kernel, self.stride, self.dilation)
         down = None if self.down in SAME_GRID else Step(2, 2, 1) if self.merges else step
+        if self.merges and not self.published:  # which makes room for a kernel it does not use
+            step = Step(2, 2, 1)
         return Plan(step, (down,) * (self.stages - 1), self.half_window, self.published)
 
     @property
@@ -232,19 +242,26 @@ class SlideSettings(Settings):
         if self.pool_norm is None:
             object.__setattr__(self, "pool_norm", self.pooling in NORMED)
         if self.decoder:
-            refuse("layers", self.layers, 'no decoder for a slide vector: "111" (or span-unet)')
+            self._refuse("layers", 'no decoder for a slide vector: "111" (or span-unet)')
         if self.pooling in READ_GLOBALS and self.n_tokens == 0:
-            refuse("pooling", self.pooling, "addition or multiattn where there is no global token")
+            self._refuse("pooling", "addition or multiattn where there is no global token")
         uneven = self.pooling in ("multi_addition", "mean", "multiattn") and self.stages > 1
         if self.widening != 1 and (uneven or self.published):
-            refuse("widening", self.widening, f"1 for pooling={self.pooling}")
-        constant = not set(STATISTICS) & set(self.token_kinds)
-        deaf = self.attention in ("swin", "tradswin") and constant
-        if deaf and self.pooling in READ_GLOBALS and not self.published:
-            refuse(
+            self._refuse("widening", f"1 for pooling={self.pooling}")
+        if self.pooling == "multiattn" and self.pool_divisor > self.width(0):
+            self._refuse("pool_divisor", f"at most dim ({self.dim})")
+        self._check_hears()
+
+    def _check_hears(self) -> None:
+        """Raise SpecError where nothing that the pooling reads depends on the slide."""
+        if self.pooling not in READ_GLOBALS or self.published:
+            return
+        deaf = self.attention in ("swin", "tradswin")
+        if (deaf or not any(self.encoder)) and self.token_kinds[0] not in STATISTICS:
+            why = f"attention={self.attention}" if deaf else f"layers={self.layers}"
+            self._refuse(
                 "tokens",
-                list(self.tokens),
-                f"max, mean or std among them: with attention={self.attention} global tokens hear "
+                f"max, mean or std as the first, which is read: with {why} global tokens hear "
                 "nothing, so the slide vector would be the same for every slide",
             )
 
@@ -273,6 +290,8 @@ class UNetSettings(Settings):
         head_dropout: on `instances`.
     """
 
+    whose: ClassVar[str] = "span-unet"
+
     layers: str = "111-11"
     widening: int = 2
     tokens: tuple[str | float, ...] = ("max", "mean", "fix1e-4")
@@ -292,18 +311,26 @@ class UNetSettings(Settings):
         super().__post_init__()
         if len(self.decoder) != self.stages - 1 or not self.decoder:
             need = 'a decoder with one digit fewer than the encoder, such as "111-11"'
-            refuse("layers", self.layers, need)
+            self._refuse("layers", need)
         if self.down in SAME_GRID:
-            refuse("down", self.down, "a block that coarsens the grid, for the decoder to undo")
-        if self.merges and (self.kernel, self.stride, self.dilation) != (2, 2, 1):
-            refuse("kernel", self.kernel, "kernel 2, stride 2, dilation 1 with down=patchmerge")
+            self._refuse("down", "a block that coarsens the grid, for the decoder to undo")
+        if self.published and self.kernel == 1:
+            need = "2 or more, or compat=null: the published head leaves out a patch"
+            self._refuse("kernel", need)
+        if not self.mirrors and (self.up == "pixelshuffle" or not self.published):
+            self._refuse("kernel", "kernel 2, stride 2, dilation 1 with down=patchmerge")
         if self.up == "pixelshuffle" and (self.kernel != self.stride or self.dilation != 1):
-            refuse("kernel", self.kernel, f"stride ({self.stride}), dilation 1 for up=pixelshuffle")
+            self._refuse("kernel", f"stride ({self.stride}), dilation 1 for up=pixelshuffle")
         for before, after in self.decoder_widths:
             if self.up == "dwpatchinvs" and after % before:
-                refuse("up", self.up, f"another: {before} channels do not divide {after}")
+                self._refuse("up", f"another: {before} channels do not divide {after}")
             if self.up == "patchinvs" and (before % self.conv_groups or after % self.conv_groups):
-                refuse("conv_groups", self.conv_groups, f"a divisor of {before} and {after}")
+                self._refuse("conv_groups", f"a divisor of {before} and {after}")
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether the decoder's blocks have the kernels of the encoder's."""
+        return not self.merges or (self.kernel, self.stride, self.dilation) == (2, 2, 1)
 
     @property
     def joins(self) -> int:

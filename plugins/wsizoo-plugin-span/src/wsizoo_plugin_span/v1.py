@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
-from wsizoo.errors import SpecError
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.ops import segment_softmax, segment_sum, sparse_conv2d
-from wsizoo_plugin_span.cells import cells_of
+from wsizoo_plugin_span.cells import cells_of, check_finite, check_width
+from wsizoo_plugin_span.options import check_value, refuse
 from wsizoo_plugin_span.pyramid import Plan, Pyramid, Step, build
-from wsizoo_plugin_span.v1_layers import POSITIONS, STD, Layer, position_bias
+from wsizoo_plugin_span.v1_layers import STD, Layer, position_bias
 
+WHOSE = "span-v1"  # options, in errors
 POOLINGS = ("attention", "global")
 HALVING = Step(kernel=2, stride=2, dilation=1)
 
@@ -39,7 +40,7 @@ class SpanV1(Aggregator):
         dim: width E of all stages; default D / 4.
         head_dim: width of an attention head.
         layers: one digit a stage; each further stage halves the grid. "3": no pyramid.
-        half_window: w, half of a window's side in cells.
+        half_window: w, half of a window's side in cells, at most 16.
         shifted: with the shifted windows.
         positions: "rpb" (learnable relative position biases), or of the paper's ablations "alibi"
             (axial), "rope" (axial), "none".
@@ -56,7 +57,7 @@ class SpanV1(Aggregator):
 
     Raises:
         SpecError: arguments that do not fit together.
-        BagError: no patches, patches that share a cell or lie on no grid.
+        BagError: no patches, another width, NaN; patches that share a cell or lie on no grid.
 
     Cost: per cell of a stage (4 + 2 ff_ratio) E^2 multiply-adds a layer, and 2 E a pair of cells in
     a window; N D E for the first convolution, E^2 a cell for each other one.
@@ -98,9 +99,11 @@ class SpanV1(Aggregator):
     ) -> None:
         dim = in_dim // 4 if dim is None else dim
         super().__init__(in_dim, dim)
-        check_values(positions, pooling, str(layers), half_window)
-        check_widths(dim, head_dim, positions)
-        check_tokens(global_tokens, pooling)
+        check_values(dim=dim, head_dim=head_dim, half_window=half_window, shifted=shifted)
+        check_values(positions=positions, ff_ratio=ff_ratio)
+        check_values(attention_dropout=attention_dropout, input_dropout=input_dropout)
+        check_layers(str(layers), pooling, global_tokens)
+        check_widths(dim, head_dim, ff_ratio, positions)
         counts, heads = [int(digit) for digit in str(layers)], dim // head_dim
         self.plan = CornerPlan(HALVING, (HALVING,) * (len(counts) - 1), half_window)
 
@@ -126,6 +129,9 @@ class SpanV1(Aggregator):
 
     def pooled(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Callable[[], Tensor]]:
         """Slides (B, E), and what gives the scores (N_total,) when asked."""
+        for bag in bags:
+            check_width(bag, self.in_dim, WHOSE)
+        features = features.to(next(self.parameters()).dtype)
         pyramid = build([cells_of(bag) for bag in bags], self.plan)
         tokens, relays, heard = self.refined(self.embed(features), pyramid)
         top = pyramid.levels[-1]
@@ -134,6 +140,7 @@ class SpanV1(Aggregator):
         else:
             weights = segment_softmax(self.score(tokens)[:, 0], top.offsets)  # (T,)
             slides = segment_sum(weights[:, None] * tokens, top.offsets)  # (B, E)
+        check_finite(slides, bags, WHOSE)
         return slides, lambda: pyramid.to_patches({len(pyramid.levels) - 1: weights})
 
     def refined(self, tokens: Tensor, pyramid: Pyramid) -> tuple[Tensor, Tensor, Tensor]:
@@ -154,33 +161,30 @@ class SpanV1(Aggregator):
         return tokens, relays, heard
 
 
-def check_values(positions: str, pooling: str, layers: str, half_window: int) -> None:
-    """Raise SpecError for what names no option, or counts nothing."""
-    if positions not in POSITIONS:
-        refuse("positions", positions, f"one of {', '.join(POSITIONS)}")
+def check_values(**given: Any) -> None:
+    """Raise SpecError for values that `check_value` refuses."""
+    for name, value in given.items():
+        check_value(name, value, WHOSE)
+
+
+def check_layers(layers: str, pooling: str, global_tokens: int) -> None:
+    """Raise SpecError for no stages, an unknown pooling, or tokens that it cannot use."""
     if pooling not in POOLINGS:
-        refuse("pooling", pooling, f"one of {', '.join(POOLINGS)}")
+        refuse("pooling", pooling, f"one of {', '.join(POOLINGS)}", WHOSE)
     if not re.fullmatch("[1-9]+", layers):
-        refuse("layers", layers, 'a digit from 1 a stage, such as "111"')
-    if half_window < 1:
-        refuse("half_window", half_window, "at least 1 cell")
-
-
-def check_widths(dim: int, head_dim: int, positions: str) -> None:
-    """Raise SpecError unless heads share the width evenly, and RoPE a head's."""
-    if head_dim < 1 or dim < 1 or dim % head_dim:
-        refuse("dim", dim, f"a multiple of head_dim ({head_dim})")
-    if positions == "rope" and head_dim % 4:
-        refuse("head_dim", head_dim, "a multiple of 4 for positions=rope")
-
-
-def check_tokens(global_tokens: int, pooling: str) -> None:
-    """Raise SpecError for a number of global tokens that is none, or that pooling cannot use."""
+        refuse("layers", layers, 'a digit from 1 a stage, such as "111"', WHOSE)
+    if type(global_tokens) is not int or global_tokens < 0:
+        refuse("global_tokens", global_tokens, "a whole number from 0", WHOSE)
     if pooling == "global" and global_tokens < 1:
-        refuse("global_tokens", global_tokens, "at least 1 for pooling=global, which reads them")
-    if global_tokens < 0:
-        refuse("global_tokens", global_tokens, "0 or more")
+        need = "at least 1 for pooling=global, which reads them"
+        refuse("global_tokens", global_tokens, need, WHOSE)
 
 
-def refuse(name: str, value: Any, expected: str) -> None:
-    raise SpecError(f"span-v1's {name} is {value!r}, expected {expected}")
+def check_widths(dim: int, head_dim: int, ff_ratio: float, positions: str) -> None:
+    """Raise SpecError unless heads share the width evenly, and RoPE a head's."""
+    if dim % head_dim:
+        refuse("dim", dim, f"a multiple of head_dim ({head_dim})", WHOSE)
+    if positions == "rope" and head_dim % 4:
+        refuse("head_dim", head_dim, "a multiple of 4 for positions=rope", WHOSE)
+    if dim * ff_ratio < 1:
+        refuse("ff_ratio", ff_ratio, f"at least 1 / dim ({dim})", WHOSE)

@@ -10,7 +10,6 @@ from wsizoo.ops import grid_attention, segment_softmax, segment_sum
 from wsizoo_plugin_span.positions import alibi_slopes, rotate
 from wsizoo_plugin_span.pyramid import Level
 
-POSITIONS = ("rpb", "alibi", "rope", "none")
 STD = 0.02  # of tables and tokens before training
 
 

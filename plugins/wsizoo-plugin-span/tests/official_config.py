@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from wsizoo.errors import SpecError
 from wsizoo_plugin_span.settings import SlideSettings, UNetSettings
+
+from wsizoo.errors import SpecError
 
 TASKS = ("classification", "survival", "segmentation")
 RENAMED = {
@@ -58,15 +59,7 @@ def official_settings(
     if task not in TASKS:
         raise SpecError(f"SPAN has no task '{task}', expected one of {', '.join(TASKS)}")
     decodes = task == "segmentation"
-    known = {*RENAMED, *SAME, *OF_DECODER, *OWN}
-    if unknown := sorted(set(model) - known):
-        raise SpecError(f"the published SPAN reads no model.{unknown[0]}; it reads {sorted(known)}")
-    names = {**RENAMED, **{name: name for name in SAME}, **(OF_DECODER if decodes else {})}
-    given = {names[key]: value for key, value in model.items() if key in names}
-    for name in ("positions", "edge", "skip"):
-        if name in given:  # "none", which some files write as null
-            given[name] = str(given[name]).lower()
-    given.setdefault("tokens", [1e-4])
+    given = _named(model, decodes)
     given.update(_blocks(model, decodes), **_input(model.get("input_projection") or {}))
     given["layers"] = str(given.get("layers", "111"))
     if not decodes:
@@ -80,6 +73,23 @@ def official_settings(
     if decodes:
         return UNetSettings.of(in_dim, given)
     return SlideSettings.of(in_dim, {**given, **_pooling(task, options or {})})
+
+
+def _named(model: Mapping[str, Any], decodes: bool) -> dict[str, Any]:
+    """What has another name here and no other meaning."""
+    known = {*RENAMED, *SAME, *OF_DECODER, *OWN}
+    if unknown := sorted(set(model) - known):
+        raise SpecError(f"the published SPAN reads no model.{unknown[0]}; it reads {sorted(known)}")
+    names = {**RENAMED, **{name: name for name in SAME}, **(OF_DECODER if decodes else {})}
+    given = {names[key]: value for key, value in model.items() if key in names}
+    for name in ("positions", "edge", "skip"):
+        if name in given:  # "none", which some files write as null
+            given[name] = str(given[name]).lower()
+    for name in ("share_qkv", "conv_bias"):
+        if name in given:
+            given[name] = bool(given[name])
+    given.setdefault("tokens", [1e-4])
+    return given
 
 
 def _blocks(model: Mapping[str, Any], decodes: bool) -> dict[str, Any]:
