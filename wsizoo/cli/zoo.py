@@ -171,7 +171,7 @@ def show_command(name: str, as_json: bool) -> None:
         click.echo(f"Load it:   wsizoo.load('{name}')")
     elif facts["weights_state"] == "not pinned":
         click.echo(f"Pin it:    wsizoo pin {name}")
-    click.echo(f"Build it:  wsizoo.build('{name}') (random weights)")
+    click.echo(f"Build it:  {facts['build']} (random weights)")
 
 
 def _tell_how_to_load(facts: dict[str, Any]) -> None:
