@@ -103,7 +103,7 @@ BACKENDS = (
         "grid_attention",
         "blocked",
         target="wsizoo.ops.blocked:grid_attention_blocked",
-        why_not="wsizoo.ops.blocked:why_not",
+        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
         priority=10,
     ),
     *(
@@ -111,7 +111,7 @@ BACKENDS = (
             op,
             "gather",
             target=f"wsizoo.ops.gather:{op}_gather",
-            why_not="wsizoo.ops.gather:why_not",
+            why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
             priority=10,
         )
         for op in ("sparse_conv2d", "sparse_conv_transpose2d", "pixel_shuffle_linear")

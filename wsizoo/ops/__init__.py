@@ -1,6 +1,6 @@
 """Ops that several methods share: a plain torch reference each, and faster backends as data."""
 
-from wsizoo.ops._dispatch import Op, ops, use_backend, wished_backend
+from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_backend
 from wsizoo.ops.grid_attention import grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
@@ -35,6 +35,7 @@ __all__ = [
     "sparse_conv2d",
     "sparse_conv_transpose2d",
     "transpose_rulebook",
+    "under_torch_func",
     "use_backend",
     "wished_backend",
 ]

@@ -99,6 +99,16 @@ def wished_backend() -> str:
     return _chosen.get() or os.environ.get(VARIABLE) or AUTO
 
 
+def under_torch_func() -> bool:
+    """Whether torch.func transforms what runs here; it wants autograd functions of another make."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def why_not_under_torch_func(*args: Any, **kwargs: Any) -> str | None:
+    """`why_not` of backends that are an autograd function and take all else."""
+    return "torch.func runs the reference only" if under_torch_func() else None
+
+
 def op(reference: Callable[..., Any]) -> Op:
     """Decorator: this function is the reference of an op of the same name."""
     made = Op(reference)

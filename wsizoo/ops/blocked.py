@@ -293,9 +293,3 @@ def grid_attention_blocked(
     with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
         attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
     return attended
-
-
-def why_not(*args: Any, **kwargs: Any) -> str | None:
-    """Not under torch.func, which wants functions of another make."""
-    functional = torch._C._are_functorch_transforms_active()
-    return "torch.func runs the reference only" if functional else None

@@ -56,12 +56,6 @@ def pixel_shuffle_linear_gather(
     return total.to(x.dtype)
 
 
-def why_not(*args: Any, **kwargs: Any) -> str | None:
-    """Not under torch.func, which wants functions of another make."""
-    functional = torch._C._are_functorch_transforms_active()
-    return "torch.func runs the reference only" if functional else None
-
-
 def _spread(x: Tensor, taps: Tensor, pairs: Pairs, n: int) -> Tensor:
     """As `_spread` of the reference, (N, C_in) -> (n, C_out) in float32 at least."""
     kind, dtype = x.device.type, x.dtype

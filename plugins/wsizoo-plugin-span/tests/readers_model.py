@@ -72,7 +72,7 @@ class Network:
             stages = aggregator.encoder(features, pyramid)
             decoded = aggregator.decoder(stages, pyramid)
             return stages, decoded, pyramid.patches(self.head(decoded[-1].tokens))
-        stages = aggregator.encode(features, pyramid, need_tokens=True)
+        stages = aggregator.encoder(features, pyramid, need_tokens=True)
         return stages, [], self.head(aggregator.pooling(stages))
 
     def gradients(self):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo.ops import wished_backend
+from wsizoo.ops import under_torch_func, wished_backend
 from wsizoo_plugin_span.fused_attention import attention
 from wsizoo_plugin_span.fused_globals import Heard, Plan, Weights
 from wsizoo_plugin_span.fused_rows import finish
@@ -39,8 +39,7 @@ def _is_plain(part: nn.Module) -> bool:
 def _observed() -> bool:
     """Whether somebody looks at the single ops: the reference, a compiler, autocast, torch.func."""
     traced = torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")
-    functional = torch._C._are_functorch_transforms_active()
-    return traced or functional or wished_backend() == "reference"
+    return traced or under_torch_func() or wished_backend() == "reference"
 
 
 def runs(layer: SpanLayer, tokens: Tensor) -> bool:
@@ -66,8 +65,7 @@ def run(
     attended, x = tokens[:0], tokens[:0]
     if need_tokens:
         weights = _weights(layer, normed, asks)
-        pattern = "union" if layer.attention == "long" else "regular"
-        nearby = level.neighbourhood(pattern)
+        nearby = level.neighbourhood(layer.pattern)
         heads = layer.heads, tokens.shape[1] // layer.heads
         plan = Plan(nearby, level.bounds, level.outsiders, *heads, drop, layer.norm1.eps)
         attended, x, heard = attention(tokens, weights, plan)

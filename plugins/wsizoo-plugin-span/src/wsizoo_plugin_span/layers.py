@@ -85,6 +85,14 @@ class GridAttention(nn.Module):
         self.rotary = rotary_width(dim // heads, rotary_share) if rotates else 0
         self.attn_drop = attention_dropout
 
+    def make_projections(self, dim: int, share: bool) -> None:
+        """Queries, keys and values of two attentions, which may share them."""
+        self.q1, self.k1, self.v1 = (nn.Linear(dim, dim) for _ in range(3))
+        if share:
+            self.q2, self.k2, self.v2 = self.q1, self.k1, self.v1
+        else:
+            self.q2, self.k2, self.v2 = (nn.Linear(dim, dim) for _ in range(3))
+
     @property
     def weight_dropout(self) -> float:
         return self.attn_drop if self.training else 0.0
@@ -153,11 +161,7 @@ class SpanLayer(GridAttention):
         )
         self.attention = attention
         self.norm1 = nn.LayerNorm(dim)
-        self.q1, self.k1, self.v1 = (nn.Linear(dim, dim) for _ in range(3))
-        if share_qkv:
-            self.q2, self.k2, self.v2 = self.q1, self.k1, self.v1
-        else:
-            self.q2, self.k2, self.v2 = (nn.Linear(dim, dim) for _ in range(3))
+        self.make_projections(dim, share_qkv)
         self.out = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(dim)
@@ -165,6 +169,11 @@ class SpanLayer(GridAttention):
         self.ffn_in, self.act = nn.Linear(dim, hidden), ACTIVATIONS[activation]()
         self.ffn_out, self.ffn_drop = nn.Linear(hidden, dim), nn.Dropout(dropout)
         self.drop_path = DropPath(drop_path)
+
+    @property
+    def pattern(self) -> str:
+        """Of the windows of the local attention; not "swin", which has two."""
+        return "union" if self.attention == "long" else "regular"
 
     def forward(
         self, tokens: Tensor, globals_: Tensor, level: Level, need_tokens: bool = True
@@ -191,8 +200,7 @@ class SpanLayer(GridAttention):
             q, k, v = self.q2(tokens), self.k2(tokens), self.v2(tokens)
             local = local + self.among(q, k, v, level, "regular")
         else:
-            pattern = "union" if self.attention == "long" else "regular"
-            local = self.among(q, k, v, level, pattern)
+            local = self.among(q, k, v, level, self.pattern)
         others = len(x) - len(tokens)
         mixed = torch.cat([local, local.new_zeros(others, local.shape[1])])
         if others and self.attention != "swin":
@@ -275,11 +283,7 @@ class TwoStepLayer(GridAttention):
         )
         hidden = int(dim * ff_ratio)
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim) for _ in range(4))
-        self.q1, self.k1, self.v1 = (nn.Linear(dim, dim) for _ in range(3))
-        if share_qkv:
-            self.q2, self.k2, self.v2 = self.q1, self.k1, self.v1
-        else:
-            self.q2, self.k2, self.v2 = (nn.Linear(dim, dim) for _ in range(3))
+        self.make_projections(dim, share_qkv)
         self.out, self.out2 = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.ffn = FeedForward(dim, hidden, activation, dropout)
         self.ffn2 = FeedForward(dim, hidden, activation, dropout)

@@ -95,13 +95,8 @@ class Span(_OnGrid):
         self.pooling = make_pooling(settings)
         self.reads_tokens = settings.reads_tokens
 
-    def encode(self, features: Tensor, pyramid: Pyramid, need_tokens: bool) -> list[Staged]:
-        """What each stage gives."""
-        found: list[Staged] = self.encoder(features, pyramid, need_tokens)
-        return found
-
     def run(self, features: Tensor, pyramid: Pyramid) -> Aggregated:
-        stages = self.encode(features, pyramid, self.reads_tokens)
+        stages: list[Staged] = self.encoder(features, pyramid, self.reads_tokens)
         slide = self.pooling(stages)  # (B, out_dim)
         seen = [stage.seen(self.reads_tokens) for stage in stages]
         return Aggregated(slide, lambda: self._scores(seen, pyramid))
