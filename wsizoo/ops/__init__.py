@@ -4,6 +4,7 @@ from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_
 from wsizoo.ops.grid_attention import grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
+from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
 from wsizoo.ops.sparse_conv import (
@@ -21,11 +22,14 @@ __all__ = [
     "Rulebook",
     "Windows",
     "children",
+    "chunks",
     "grid_attention",
     "ops",
+    "outer",
     "patch_merge",
     "pixel_shuffle",
     "pixel_shuffle_linear",
+    "product",
     "rulebook",
     "scratch",
     "segment_max",

@@ -238,7 +238,8 @@ def keep_mask(like: Tensor, dropout: float) -> Tensor:
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
     words.random_(-(1 << 63), None)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
-    return draws >= round(dropout * (1 << 16)) - (1 << 15)
+    kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
+    return torch.ge(draws, round(dropout * (1 << 16)) - (1 << 15), out=kept)
 
 
 def _wide(values: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops.memory import scratch
+from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Pairs, Rulebook
 from wsizoo.ops.sparse_conv import conv_taps, make_up, shuffle_taps, swapped, transpose_taps
 
@@ -120,7 +121,10 @@ def _times(rows: Tensor, tap: Tensor) -> Tensor:
     """(m, groups i) times (groups, i, o) -> (m, groups o); rows may be overwritten."""
     groups, i, o = tap.shape
     if groups == 1:
-        return torch.mm(rows, tap[0], out=scratch(len(rows), o, like=rows))
+        out = scratch(len(rows), o, like=rows)
+        for _, some in chunks(0, len(rows)):
+            product(rows[some], tap[0], out=out[some])
+        return out
     if i == o == 1:
         return rows.mul_(tap.view(groups))
     grouped = rows.view(len(rows), groups, i)
@@ -135,7 +139,9 @@ def _outer(rows: Tensor, given: Tensor, out: Tensor) -> None:
     """Products (m, groups i) by (m, groups o), summed: (groups, i, o); rows may be overwritten."""
     groups, i, o = out.shape
     if groups == 1:
-        torch.mm(rows.T, given, out=out[0])
+        out.zero_()
+        for _, some in chunks(0, len(rows)):
+            outer(rows[some], given[some], out[0])
     elif i == o == 1:
         out[:, 0, 0] = rows.mul_(given).sum(0)
     else:

@@ -6,11 +6,11 @@ import weakref
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from wsizoo_plugin_span import fused, fused_pieces, fused_rows
+from wsizoo_plugin_span import fused, fused_rows
 from wsizoo_plugin_span.model import Span, SpanUNet
 
 from wsizoo import Bag, BagBatch
-from wsizoo.ops import use_backend
+from wsizoo.ops import products, use_backend
 
 SLIDE = {"dim": 32, "head_dim": 16, "half_window": 2}
 UNET = {"dim": 16, "head_dim": 8, "half_window": 2}
@@ -76,7 +76,8 @@ def runs(monkeypatch):
 @pytest.mark.parametrize("sizes", [(60,), (1,), (2,), (40, 3, 75)])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_and_gradients_are_those_of_the_modules(name, sizes, rows, runs, monkeypatch):
-    monkeypatch.setattr(fused_pieces, "ROWS", rows)
+    monkeypatch.setattr(products, "ROWS", rows)
+    monkeypatch.setattr(products, "FEW", rows)
     made, bags = network(*NETWORKS[name]), [bag_of(n, i) for i, n in enumerate(sizes)]
     mine, my_slopes = gradients(made, bags)
     assert runs
@@ -91,6 +92,23 @@ def test_values_and_gradients_are_those_of_the_modules(name, sizes, rows, runs, 
             for slopes in (my_slopes, their_slopes)
         )
         assert (got - expected).abs().max() <= 1e-9 * (1 + expected.abs().max()), key
+
+
+@pytest.mark.parametrize("name", ["defaults", "published decoder", "three global tokens"])
+def test_rows_kept_or_not_and_either_library_give_the_same_in_float32(name, monkeypatch):
+    """Sizes at which oneDNN is asked, where this processor has it."""
+    made, bags = network(*NETWORKS[name]).float(), [bag_of(n, i) for i, n in enumerate((140, 90))]
+    bags = [bag.replace(features=bag.features.float()) for bag in bags]
+    monkeypatch.setattr(products, "SMALL", 0)
+    mine, my_slopes = gradients(made, bags)
+    monkeypatch.setattr(fused_rows, "KEPT", 0)
+    monkeypatch.setattr(products, "_onednn", lambda: None)
+    theirs, their_slopes = gradients(made, bags)
+    assert torch.allclose(mine, theirs, rtol=1e-4, atol=1e-5)
+    for key, expected in their_slopes.items():
+        if expected is not None:
+            gap = (my_slopes[key] - expected).abs().max()
+            assert gap <= 1e-4 * (1 + expected.abs().max()), key
 
 
 def test_parameters_that_a_head_leaves_unread_get_gradients_of_zero():

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wsizoo.ops import scratch
+from wsizoo.ops import chunks, product, scratch
 from wsizoo.ops.blocked import Attended, attend, attend_backward
 from wsizoo_plugin_span.fused_globals import Heard, Meeting, Plan, Weights
-from wsizoo_plugin_span.fused_pieces import NORM, NORM_BACKWARD, Total, chunks
+from wsizoo_plugin_span.fused_pieces import NORM, NORM_BACKWARD, Total
 
 LOCAL = ("q", "k", "v")
 
@@ -66,7 +66,9 @@ class _Attention(torch.autograd.Function):
         grads: dict[str, Tensor | None] = dict.fromkeys(Weights.__dataclass_fields__)
         w, (rows, out, lse, *kept) = Weights(*saved[: len(grads)]), saved[len(grads) :]
         plan, slope = ctx.plan, slope.view_as(out[:-1])  # (T, H, D)
-        delta = torch.linalg.vecdot(slope, out[:-1])  # (T, H) of both attentions
+        delta = slope.new_empty(slope.shape[:2])  # (T, H) of both attentions
+        for _, some in chunks(0, len(slope)):
+            torch.linalg.vecdot(slope[some], out[some], out=delta[some])
         if ctx.meeting is not None:
             ctx.meeting.begin(slope, delta, *of_heard)
         found = Attended(out, lse, kept)
@@ -94,9 +96,9 @@ def _project(x: Tensor, w: Weights, plan: Plan) -> tuple[Tensor, Tensor, tuple[T
         )
         for name, part in zip(LOCAL, rows[some].split(width, 1), strict=True):
             weight, bias = getattr(w, name), getattr(w, f"{name}_bias")
-            torch.mm(normed, weight.t(), out=part).add_(bias)
+            product(normed, weight.t(), bias, out=part)
         rows[some, :width] *= plan.scale
-        torch.mm(normed, columns_of[slide], out=scores[some])
+        product(normed, columns_of[slide], out=scores[some])
     return rows.view(t + 1, 3, plan.heads, -1), scores, (mean, rstd)
 
 
@@ -115,16 +117,17 @@ def _project_backward(
     totals = {name: Total(getattr(w, name), name in wanted) for name in names}
     for slide, some in chunks(*plan.bounds):
         normed, mean, rstd = NORM(x[some], x.shape[1:], w.norm_weight, w.norm_bias, plan.eps)
-        of_normed = Total(normed)
+        of_normed = None
         slopes[some, : x.shape[1]] *= plan.scale
-        for name, slope in zip(LOCAL, slopes[some].split(x.shape[1], 1), strict=True):
-            of_normed.add_product(slope, getattr(w, name))
-            totals[name].add_product(slope.t(), normed)
+        for name, part in zip(LOCAL, slopes[some].split(x.shape[1], 1), strict=True):
+            slope = part.contiguous()
+            of_normed = product(slope, getattr(w, name), added=of_normed)
+            totals[name].add_outer(slope, normed)
             totals[f"{name}_bias"].add(slope.sum(0))
         if meeting is not None:
-            meeting.backward(slide, some, normed, of_normed)
+            of_normed = meeting.backward(slide, some, normed, of_normed)
         of_chunk, of_scale, of_shift = NORM_BACKWARD(
-            *(of_normed.value, x[some], x.shape[1:], mean, rstd),
+            *(of_normed, x[some], x.shape[1:], mean, rstd),
             *(w.norm_weight, w.norm_bias, [True] * 3),
         )
         of_x[some] += of_chunk

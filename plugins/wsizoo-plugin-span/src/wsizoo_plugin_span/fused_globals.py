@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from wsizoo.ops import Neighbourhood
+from wsizoo.ops import Neighbourhood, chunks, product
 from wsizoo.ops.blocked import LOG2_E, NEVER, keep_mask
-from wsizoo_plugin_span.fused_pieces import Total, chunks
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ class Meeting:
         if self.w.reply_keys is not None:
             self.of_keys = torch.zeros_like(self.w.reply_keys)
 
-    def backward(self, slide: int, some: slice, normed: Tensor, of_normed: Total) -> None:
-        """Add what some rows of a slide give to gradients."""
+    def backward(self, slide: int, some: slice, normed: Tensor, of_normed: Tensor) -> Tensor:
+        """Add what some rows of a slide give to gradients; `of_normed` comes back."""
         of_score = self.asks.of_score(slide, some, normed)
         left, right = [of_score, self.asks.weights[some]], [self.w.asks, self.asks.of_mean]
         self.of_asks[slide].addmm_(of_score.t(), normed)
@@ -114,7 +113,8 @@ class Meeting:
             of_reply = self.replies.of_scores[some]
             left, right = [*left, of_reply], [*right, self.w.reply_keys]
             self.of_keys[slide].addmm_(of_reply.t(), normed)
-        of_normed.add_product(torch.cat(left, 1), torch.cat([part[slide] for part in right]))
+        asked = torch.cat([part[slide] for part in right])
+        return product(torch.cat(left, 1), asked, added=of_normed)
 
     def grads(self) -> dict[str, Tensor | None]:
         """Of `Weights`, by name."""

@@ -10,13 +10,13 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
-from wsizoo.ops import Grids, Rulebook, Windows, rulebook
+from wsizoo.ops import Grids, Rulebook, Windows, rulebook, scratch
 from wsizoo_plugin_span.positions import angles
 
 Size = tuple[int, int]
@@ -181,9 +181,9 @@ class Pyramid:
         """(N, C) of the patches -> (T, C) of stage 0; pads are zeros."""
         if self.leads is None:
             return features
-        lengths = [len(range(*run)) for run in self._runs()]
-        slides = zip(torch.split(features, lengths), self.leads, strict=True)
-        return _joined([F.pad(own, (0, 0, lead, 1)) for own, lead in slides])
+        apply: Any = _Padded.apply
+        padded: Tensor = apply(features, self._runs(), len(self.levels[0]))
+        return padded
 
     def patches(self, tokens: Tensor) -> Tensor:
         """(T, ...) of stage 0 -> (N, ...) of the patches."""
@@ -279,6 +279,24 @@ def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, tuple[int, ...]
     grids = Grids(*(torch.tensor(each, device=device) for each in (sizes, origins, bounds)))
     level = Level(_joined(parts), grids, bounds, tuple(sizes), plan.half_window, plan.published)
     return level, tuple(leads) if plan.published else None
+
+
+class _Padded(torch.autograd.Function):
+    """Slides with zeros around them, in memory that steps share; see `Pyramid.tokens`."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, runs: list[tuple[int, int]], length: int) -> Tensor:
+        ctx.runs = runs
+        out = scratch(length, features.shape[1], like=features)
+        end, parts = 0, features.split([b - a for a, b in runs])
+        for (start, stop), part in zip(runs, parts, strict=True):
+            out[end:start], out[start:stop], end = 0, part, stop
+        out[end:] = 0
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, None, None]:
+        return _joined([slope[a:b] for a, b in ctx.runs]), None, None
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
