@@ -128,7 +128,7 @@ def report_command(run: Path) -> None:
     Example:
       wsizoo report RUN
     """
-    from wsizoo.train.run_report import write_report
+    from wsizoo.train.report import write_report
 
     click.echo(write_report(run))
 

@@ -62,7 +62,7 @@ def task_of(config: RunConfig, registry: Registry) -> str:
     return task
 
 
-def classes_of(config: RunConfig, registry: Registry) -> list[str] | None:
+def classes_of(config: RunConfig, registry: Registry) -> list[str]:
     """Names of classes in their order, if model or config state them; else the data decides."""
     stated = spec_of(config, registry).classes
     if stated and config.data.classes not in (None, stated):
@@ -70,7 +70,7 @@ def classes_of(config: RunConfig, registry: Registry) -> list[str] | None:
             f"data.classes is {config.data.classes}, head.classes of '{config.model}' {stated}: "
             "state one of them"
         )
-    return stated or config.data.classes
+    return stated or config.data.classes or []
 
 
 def make_model(
@@ -120,7 +120,6 @@ def _from_data(
         return _of_whole(spec, cohort, registry)
     head = spec.head or {}
     if cohort.task in ("classification", "segmentation") and not spec.classes:
-        assert cohort.classes is not None
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
     elif cohort.task == "survival" and not head.get("edges"):
         found = _edges(config, head, cohort, train)
@@ -142,14 +141,22 @@ def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
 def _edges(
     config: RunConfig, head: dict[str, Any], cohort: Cohort, train: Sequence[int]
 ) -> list[str]:
-    """Bins of time, an equal number of events in each; of a head that states its own number too."""
-    rows = train if config.data.bins_from == "train" else range(len(cohort.records))
+    """Bins of time, an equal number of events in each; a patient counts once.
+
+    Raises:
+        SpecError: another number of bins than the head's. DataError: as `time_edges`.
+    """
+    bins = head.get("bins")
+    if bins not in (None, config.data.bins):
+        raise SpecError(
+            f"data.bins is {config.data.bins}, head.bins of '{config.model}' {bins}: state the same"
+        )
+    rows = train if config.data.bins_from == "train" else range(len(cohort))
     of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
-    times = [float(target["time"]) for target in of_patient.values()]
-    events = [int(target["event"]) for target in of_patient.values()]
-    bins = int(head.get("bins") or config.data.bins)
-    edges = time_edges(times, events, bins)
-    return [f"head.bins={bins}", f"head.edges={json.dumps(edges.tolist())}"]
+    times = [target["time"] for target in of_patient.values()]
+    events = [target["event"] for target in of_patient.values()]
+    edges = time_edges(times, events, config.data.bins).tolist()
+    return [f"head.bins={len(edges) + 1}", f"head.edges={json.dumps(edges)}"]
 
 
 def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> float:
@@ -177,7 +184,6 @@ def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> Tas
             "train.class_weights and train.label_smoothing are of classification, this is "
             f"{cohort.task}"
         )
-    assert cohort.classes is not None
     labels = torch.tensor([int(cohort.records[row].target["label"]) for row in train])
     weights = inverse_frequencies(labels, len(cohort.classes)) if asked.class_weights else None
 
@@ -194,7 +200,6 @@ def check_part(cohort: Cohort, train: Sequence[int], fold: int) -> None:
         raise DataError(f"{where} holds no slides")
     targets = [cohort.records[row].target for row in train]
     if cohort.task == "classification" and len({int(t["label"]) for t in targets}) < 2:
-        assert cohort.classes is not None
         only = cohort.classes[int(targets[0]["label"])]
         raise DataError(
             f"{where} holds {len(train)} slides of one class, '{only}': nothing to tell apart. "

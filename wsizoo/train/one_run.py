@@ -63,14 +63,12 @@ class OneRun:
 
     def digests(self) -> dict[str, str]:
         """Of the slides with their targets, and of which part each is in."""
-        slides = [record.slide for record in self.cohort.records]
-        parts = split_digest(split_rows(self.split, slides))
+        parts = split_digest(split_rows(self.split, self.cohort.slides))
         return {"data_digest": self.cohort.digest, "split_digest": parts}
 
     def samples(self, part: str, edges: Sequence[float] | None) -> Samples:
         """The bags of a part; times as bins between `edges`."""
-        joined = self.config.data.patient_slides == "concat"
-        return Samples(self.cohort, self.split.parts()[part], joined, edges)
+        return Samples(self.cohort, self.split.parts()[part], edges)
 
     def measuring(self, model: SlideModel) -> Measuring:
         """How its predictions are measured."""
@@ -150,11 +148,8 @@ def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, 
 
 
 def _write_parts(run: OneRun, folder: Path) -> None:
-    records = run.cohort.records
-    sites = [str(record.site) for record in records]
-    known = any(record.site is not None for record in records)
-    slides, patients = [r.slide for r in records], [r.patient for r in records]
-    write_split(folder / SPLIT, run.split, slides, patients, sites if known else None)
+    cohort = run.cohort
+    write_split(folder / SPLIT, run.split, cohort.slides, cohort.patients, cohort.sites)
 
 
 def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -> Trained:
@@ -228,6 +223,6 @@ def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], flo
 
 
 def _report(folder: Path) -> None:
-    from wsizoo.train.run_report import write_report
+    from wsizoo.train.report import write_report
 
     write_report(folder)

@@ -12,8 +12,8 @@ import torch
 
 from wsizoo.files import write_json
 from wsizoo.model import SlideModel
-from wsizoo.train.intervals import Measured
-from wsizoo.train.measuring import RESAMPLES, as_json, measure_rows
+from wsizoo.train.intervals import Measured, to_json
+from wsizoo.train.measuring import RESAMPLES, measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
 from wsizoo.train.samples import Samples
@@ -56,7 +56,7 @@ class Measuring:
         for part in PARTS:
             of_part = [row for row in rows if row["part"] == part]
             if of_part:
-                metrics[part] = as_json(self.measure(of_part))
+                metrics[part] = to_json(self.measure(of_part))
         write_json(folder / METRICS, metrics)
         return metrics
 
