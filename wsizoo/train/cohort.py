@@ -114,10 +114,8 @@ class Cohort:
 
     def bag(self, index: int) -> Bag:
         """The features of a slide with its target, read now. Raises DataError, FingerprintError."""
-        record, config = self.records[index], self.config
-        if record.file is None:
-            raise DataError(f"slide '{record.slide}' has no features: say data.features=FOLDER")
-        bag = read_with_report(record.file, self._how(), record.slide).bag
+        record = self.records[index]
+        bag = read_with_report(_there(record), self.reading, record.slide).bag
         if not len(bag):
             raise DataError(f"'{record.file}' holds no patches")
         target: dict[str, Any] = dict(record.target)
@@ -129,39 +127,26 @@ class Cohort:
             else:
                 raise DataError(
                     f"'{record.file}' holds no labels of patches; say where they lie: "
-                    f"data.instances=FOLDER (now {config.instances})"
+                    "data.instances=FOLDER"
                 )
         return bag.replace(target=target)
 
-    def check_features(self, dim: int | None = None) -> list[int]:
-        """The number of patches of each slide, after a look into every feature file.
-
-        Args:
-            dim: width that the model reads; None: any, but one.
-
-        Raises:
-            DataError: all slides without patches, or of another width, at once.
-        """
-        problems, sizes = Problems(), []
-        for record in self.records:
-            if record.file is None:
-                raise DataError(f"slide '{record.slide}' has no features: say data.features=FOLDER")
-            contents = contents_of(record.file, self.config.format)[1]
-            sizes.append(contents.n)
-            dim = contents.dim if dim is None else dim
-            if contents.embedding:
-                problems.add("have the embedding of a slide, no features of patches", record.slide)
-            elif not contents.n:
-                problems.add("have no patches", record.slide)
-            elif contents.dim != dim:
-                problems.add(f"have features of width {contents.dim}, expected {dim}", record.slide)
-        problems.raise_if_any(f"features of '{self.config.table}'")
-        return sizes
-
-    def _how(self) -> ReadAs:
+    @property
+    def reading(self) -> ReadAs:
+        """What files of other tools do not say themselves."""
         c = self.config
         rule = cast(Rule, c.collisions)
         return ReadAs(c.encoder, c.slide_mpp, c.coords_mpp, rule, c.format)
+
+    def sizes(self) -> list[int]:
+        """The number of patches of each slide, as its file states it; features are not read."""
+        return [contents_of(_there(r), self.config.format)[1].n for r in self.records]
+
+
+def _there(record: Record) -> Path:
+    if record.file is None:
+        raise DataError(f"slide '{record.slide}' has no features: say data.features=FOLDER")
+    return record.file
 
 
 @dataclass
@@ -187,7 +172,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def read_cohort(
-    config: DataConfig, task: str | None = None, classes: Sequence[str] = (), *, bags: bool = True
+    config: DataConfig,
+    task: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    bags: bool = True,
 ) -> Cohort:
     """The slides of a table, everything that is wrong with them told at once.
 
@@ -203,10 +192,9 @@ def read_cohort(
     """
     chosen, table = config.task or task or "", read_table(config.table)
     _check_columns(table, config, chosen)
+    classes = config.classes or classes or ()
     if chosen == "classification":
-        classes = classes_of(table, config, classes)
-    elif chosen == "segmentation":
-        classes = config.classes or classes
+        classes = classes_of(table, config.label, classes)
     files = FeatureFiles(config) if bags else None
     records, dropped, problems = {}, [], Problems()
     for line, row in zip(table.lines, table.rows, strict=True):

@@ -64,18 +64,17 @@ def target_of(
     return {key: _number(key, cell) for key, cell in cells.items()}
 
 
-def classes_of(table: Table, config: DataConfig, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """The classes in order: of the config, else those that are `known`, else all of the table.
+def classes_of(table: Table, column: str, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """The classes in order: those that are `known`, else all labels of the table, sorted.
 
     Raises:
         DataError: fewer than two, or one twice.
     """
-    stated = config.classes or list(known)
-    found = stated or _sorted(row[config.label] for row in table.rows)
+    found = list(known) or _sorted(row[column] for row in table.rows)
     if len(found) < 2 or len(set(found)) != len(found):
         raise DataError(
-            f"table '{table.path}': the classes are {found}, expected two or more, each once. "
-            "Say which: data.classes=[normal,tumour]"
+            f"table '{table.path}', column {column}: the classes are {found}, expected two or more, "
+            "each once. Say which: data.classes=[normal,tumour]"
         )
     return tuple(found)
 
