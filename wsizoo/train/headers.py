@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 
@@ -11,8 +10,6 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.inspection import Inspection, inspect
-from wsizoo.formats.read import ReadAs
-from wsizoo.formats.regrid import Rule
 from wsizoo.model import SlideModel
 from wsizoo.train.cohort import Cohort, Record
 from wsizoo.train.loop import common_fingerprint
@@ -50,10 +47,7 @@ def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
 def _look(cohort: Cohort, record: Record) -> Inspection:
     if record.file is None:
         raise DataError(f"slide '{record.slide}' has no features: data.features=FOLDER")
-    config = cohort.config
-    rule = cast(Rule, config.collisions)
-    how = ReadAs(config.encoder, config.slide_mpp, config.coords_mpp, rule, config.format)
-    return inspect(record.file, how)
+    return inspect(record.file, cohort.reading)
 
 
 def _why_not(model: SlideModel, found: Inspection) -> str:

@@ -52,14 +52,18 @@ def task_of(config: RunConfig, registry: Registry) -> str:
             f"'{config.model}' has no head, so its task is not known. Give it one: "
             'overrides=["head=classification"], or of a whole model say: data.task=classification'
         )
-    plugin = registry.plugin_of("head", str(head["name"]))
-    task = str(registry.plugins.load("head", str(head["name"]), plugin).task)
+    task = str(_head_class(head, registry).task)
     if config.data.task not in (None, task):
         raise SpecError(
             f"data.task is {config.data.task}, the head '{head['name']}' of '{config.model}' is of "
             f'{task}. Give it another: overrides=["head={config.data.task}"]'
         )
     return task
+
+
+def _head_class(head: dict[str, Any], registry: Registry) -> Any:
+    name = str(head["name"])
+    return registry.plugins.load("head", name, registry.plugin_of("head", name))
 
 
 def classes_of(config: RunConfig, registry: Registry) -> list[str]:
@@ -121,13 +125,19 @@ def _from_data(
     head = spec.head or {}
     if cohort.task in ("classification", "segmentation") and not spec.classes:
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
-    elif cohort.task == "survival" and not head.get("edges"):
+    elif _wants_edges(head, registry):
         found = _edges(config, head, cohort, train)
     else:
         found = []
     if cohort.task == "segmentation" and head.get("one_logit") and head.get("pos_weight") is None:
         found.append(f"head.pos_weight={_pos_weight(head, cohort, train)!r}")
     return found
+
+
+def _wants_edges(head: dict[str, Any], registry: Registry) -> bool:
+    """Whether a head has bins of time whose edges nobody has stated."""
+    takes = bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
+    return takes and not head.get("edges")
 
 
 def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:

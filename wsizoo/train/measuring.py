@@ -62,7 +62,9 @@ def measure_rows(
     if task == "regression":
         given, found = _column(rows, "value"), _column(rows, "predicted")
         return measure_regression(given, found, groups=groups, resamples=resamples)
-    each = {key: [name for name in rows[0] if name.startswith(f"{key}_")] or [key] for key in COUNTS}
+    each = {
+        key: [name for name in rows[0] if name.startswith(f"{key}_")] or [key] for key in COUNTS
+    }
     tp, fp, fn = (_table(rows, each[key]) for key in COUNTS)
     return measure_segmentation(tp, fp, fn, groups=groups, resamples=resamples)
 

@@ -139,7 +139,7 @@ def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, 
     return {
         "epochs": len(trained.history),
         "best_epoch": trained.best_epoch,
-        "selected": trained.value,
+        "epoch": trained.epoch,
         "stopped_early": trained.stopped_early,
         "seconds": round(spent, 3),
         "seconds_per_slide": round(seconds / max(n, 1), 6),

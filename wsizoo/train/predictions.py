@@ -28,7 +28,9 @@ COUNTS = ("tp", "fp", "fn")
 def classification_row(model: SlideModel, output: SlideOutput, target: Mapping[str, Any]) -> Row:
     """label, predicted (names of classes), and a probability `p_CLASS` each."""
     if output.logits is None:
-        raise DataError(f"'{model.name}' gives no logits of a slide: it cannot be measured by class")
+        raise DataError(
+            f"'{model.name}' gives no logits of a slide: it cannot be measured by class"
+        )
     found = read_classes(model, output.logits)
     shown = {
         f"p_{name}": rounded(p) for name, p in zip(found.names, found.probabilities, strict=True)

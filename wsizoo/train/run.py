@@ -81,9 +81,7 @@ def _each(
 ) -> Path:
     """Every fold and seed that is not finished, then their summary."""
     runs = [
-        OneRun(
-            dataclasses.replace(config, seeds=[seed]), cohort, split, fold, seed, registry
-        )
+        OneRun(dataclasses.replace(config, seeds=[seed]), cohort, split, fold, seed, registry)
         for fold, split in enumerate(splits)
         for seed in config.seeds
     ]
@@ -122,7 +120,7 @@ def splits_of(config: RunConfig, cohort: Cohort) -> list[Split]:
             raise DataError("split.kind is column, and split.column names none: split.column=NAME")
         known["column"] = column_of(cohort, asked.column)
     if asked.kind == "extrapolation":
-        known["sizes"] = cohort.check_features()
+        known["sizes"] = cohort.sizes()
     return make_splits(
         cohort.slides,
         cohort.patients,

@@ -22,6 +22,7 @@ EPOCHS = "epochs.csv"
 RUNNING, FINISHED = "running", "finished"
 MAY_DIFFER = ("train.workers", "train.device")  # change no number
 MOST_TOLD = 6
+CHANGED = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
 
 
 def is_first() -> bool:
@@ -101,11 +102,10 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
     record = read_record(folder)
     for name, digest in digests.items():
         if record and record.get(name) != digest:
-            what = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
             raise DataError(
-                f"'{folder}' was begun with other data: {what.get(name, name)} have changed since "
-                f"({name} {str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as "
-                "it was, or give the new one a folder of its own: -o RUN"
+                f"'{folder}' was begun with other data: {CHANGED[name]} changed since ({name} "
+                f"{str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as it "
+                "was, or give the new one a folder of its own: -o RUN"
             )
     return record.get("state") == FINISHED
 

@@ -53,7 +53,7 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
 def _read(folder: Path) -> dict[str, Any]:
     """One run: which, and the points of its measures."""
     record, metrics = read_record(folder), read_json(folder / METRICS)
-    points = {
+    points: dict[str, Any] = {
         part: {name: one["value"] for name, one in metrics[part].items()}
         for part in ("test", "val")
         if part in metrics
