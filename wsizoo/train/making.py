@@ -67,14 +67,23 @@ def _head_class(head: dict[str, Any], registry: Registry) -> Any:
 
 
 def classes_of(config: RunConfig, registry: Registry) -> list[str]:
-    """Names of classes in their order, if model or config state them; else the data decides."""
-    stated = spec_of(config, registry).classes
-    if stated and config.data.classes not in (None, stated):
+    """Names of classes in their order, where somebody has stated them; [] : the table's labels.
+
+    Those that a registry entry has for its own weights count only for labels of patches, which no
+    table lists.
+
+    Raises:
+        SpecError: data.classes and head.classes of the overrides differ.
+    """
+    stated, own = config.data.classes, spec_of(config, registry).classes
+    overridden = any(text.startswith(("head.classes=", "head={")) for text in config.overrides)
+    if not overridden and config.model in registry.models:
+        return stated or (own if task_of(config, registry) == "segmentation" else [])
+    if overridden and stated and own and stated != own:
         raise SpecError(
-            f"data.classes is {config.data.classes}, head.classes of '{config.model}' {stated}: "
-            "state one of them"
+            f"data.classes is {stated}, head.classes in overrides {own}: state one of them"
         )
-    return stated or config.data.classes or []
+    return stated or own
 
 
 def make_model(
@@ -123,7 +132,7 @@ def _from_data(
     if spec.model is not None:
         return _of_whole(spec, cohort, registry)
     head = spec.head or {}
-    if cohort.task in ("classification", "segmentation") and not spec.classes:
+    if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
     elif _wants_edges(head, registry):
         found = _edges(config, head, cohort, train)

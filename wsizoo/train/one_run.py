@@ -9,9 +9,11 @@ from typing import Any
 
 import wsizoo
 from wsizoo.augment import CoordinateAugmentation
+from wsizoo.errors import SpecError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.model import SlideModel
+from wsizoo.names import suggest
 from wsizoo.publish import save
 from wsizoo.registry import Registry
 from wsizoo.train.cohort import Cohort
@@ -30,7 +32,6 @@ from wsizoo.train.run_folder import (
     RUNNING,
     SPLIT,
     claim,
-    epochs_of,
     is_finished,
     is_first,
     write_record,
@@ -108,7 +109,7 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     metrics = run.measuring(model).write(folder, rows, split)
     facts = training_facts(run.config, run.cohort, run.split, record, metrics)
     save(model, folder / MODEL, training=facts, overwrite=True)
-    record |= _ended(folder, trained, seconds, len(rows))
+    record |= _ended(trained, seconds, len(rows))
     write_record(folder, record, FINISHED)
     _report(folder)
     say(told_of(metrics, folder.name))
@@ -133,9 +134,9 @@ def _begun(
     }
 
 
-def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, Any]:
+def _ended(trained: Trained, seconds: float, n: int) -> dict[str, Any]:
     """What run.json tells besides at the end: best epoch, times in s, memory in MiB."""
-    spent = sum(float(row["seconds"]) for row in epochs_of(folder))
+    spent = sum(float(row.get("seconds", 0.0)) for row in trained.history)
     return {
         "epochs": len(trained.history),
         "best_epoch": trained.best_epoch,
@@ -199,14 +200,22 @@ def settings_of(config: RunConfig, seed: int) -> TrainSettings:
 
 
 def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]] | None:
-    """Measures of the validation part after an epoch, where the choice is made by one."""
-    if run.config.selection.metric == "loss":
+    """The measure of the validation part after an epoch that the choice is made by.
+
+    Raises:
+        SpecError: the task has no such measure.
+    """
+    wanted = run.config.selection.metric
+    if wanted == "loss":
         return None
 
     def measure(model: SlideModel) -> dict[str, float]:
         rows = predict_samples(run.samples("val", None), "val", run.cohort.task, model)[0]
         measured = run.measuring(model).measure(rows, resamples=0)
-        return {name: one.value for name, one in measured.items()}
+        if wanted not in measured:
+            hint = suggest(wanted, measured, "Measures: ")
+            raise SpecError(f"selection.metric is '{wanted}', which {run.cohort.task} lacks. {hint}")
+        return {wanted: measured[wanted].value}
 
     return measure
 

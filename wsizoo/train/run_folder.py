@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -18,7 +17,6 @@ CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
 PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
-EPOCHS = "epochs.csv"
 RUNNING, FINISHED = "running", "finished"
 MAY_DIFFER = ("train.workers", "train.device")  # change no number
 MOST_TOLD = 6
@@ -113,9 +111,3 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
 def write_record(folder: Path, record: Mapping[str, Any], state: str) -> None:
     """run.json."""
     write_json(folder / RUN, {"state": state, **record})
-
-
-def epochs_of(folder: Path) -> list[dict[str, str]]:
-    """Rows of epochs.csv."""
-    with open(folder / EPOCHS, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
