@@ -20,6 +20,7 @@ from wsizoo.train.samples import Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
+FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,10 @@ def edges_of(model: SlideModel) -> list[float] | None:
 def told_of(metrics: Mapping[str, Any], whose: str) -> str:
     """One line of the first measures of the first part that there is."""
     part = next((name for name in PARTS if name in metrics), "")
+    measured = metrics.get(part, {})
     shown = [
-        f"{name.replace('_', ' ')} {one['value']:.3f}"
-        for name, one in metrics.get(part, {}).items()
-        if one["value"] is not None
+        f"{name.replace('_', ' ')} {measured[name]['value']:.3f}"
+        for name in sorted(measured, key=lambda name: name not in FIRST)
+        if measured[name]["value"] is not None
     ]
-    return f"{whose}: {part} {', '.join(shown[:4])}" if shown else f"{whose}: nothing to measure"
+    return f"{whose}: {part} {', '.join(shown[:3])}" if shown else f"{whose}: nothing to measure"
