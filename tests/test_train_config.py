@@ -114,12 +114,12 @@ def test_what_is_wrong_is_named_with_its_key_and_file(
 
 
 def test_a_file_that_is_none_or_holds_no_keys_is_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="No config at '.*none.yaml'"):
+    with pytest.raises(NotFoundError, match=r"No config at '.*none.yaml'"):
         load_config(tmp_path / "none.yaml")
     for text, match in (("[1]", r"holds \[1\], expected keys"), ("a: [", "cannot be read")):
         with pytest.raises(SpecError, match=match):
             read_content(written(tmp_path, text))
-    with pytest.raises(SpecError, match="the config states no data.table"):
+    with pytest.raises(SpecError, match=r"the config states no data\.table"):
         load_config({"model": "m"})
 
 

@@ -42,7 +42,7 @@ def test_every_recipe_of_this_repository_is_found() -> None:
 def test_a_recipe_is_a_whole_run_but_for_its_data(name: str) -> None:
     config = load_config({"recipe": name, "data": {"table": "t.csv"}})
     classes = [] if "surv" in name or "regr" in name else ["head.classes=[no,yes]"]
-    model = wsizoo.build(config.model, *config.overrides, *classes)
+    model = wsizoo.build(config.model, *config.overrides, "aggregator.dim=64", *classes)
     task = "classification" if name == "span-v1" else name.partition("-")[2]
     assert model.head is not None
     assert model.head.task == task
@@ -74,11 +74,11 @@ def test_spans_recipes_have_the_published_numbers() -> None:
 
 
 def test_a_near_name_or_all_names_are_told(tmp_path: Path) -> None:
-    with pytest.raises(NotFoundError, match="No recipe named 'span-clasification'.*Did you mean"):
+    with pytest.raises(NotFoundError, match=r"No recipe named 'span-clasification'.*Did you mean"):
         find_recipe("span-clasification")
-    with pytest.raises(NotFoundError, match="named 'zzz' is installed. Recipes: baseline-"):
+    with pytest.raises(NotFoundError, match=r"named 'zzz' is installed. Recipes: baseline-"):
         find_recipe("zzz")
-    with pytest.raises(NotFoundError, match="No recipe at 'none.yaml'"):
+    with pytest.raises(NotFoundError, match=r"No recipe at 'none.yaml'"):
         find_recipe("none.yaml")
     (tmp_path / "own.yaml").write_text("model: m\n")
     assert find_recipe(str(tmp_path / "own.yaml")) == tmp_path / "own.yaml"

@@ -51,6 +51,6 @@ def write_first_run(folder: Path, cohort: Sequence[CohortSlide]) -> Path:
         for number, slide in enumerate(cohort)
     ]
     write_csv(folder / TABLE, rows, ["slide", "patient", "part", *CLASSES])
-    text = TEXT.format(folder=folder.name, config=CONFIG, table=TABLE)
+    text = TEXT.format(folder=folder.as_posix(), config=CONFIG, table=TABLE)
     write_text(folder / CONFIG, text)
     return folder / CONFIG
