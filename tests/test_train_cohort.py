@@ -246,7 +246,7 @@ def test_feature_files_are_found_by_name_or_by_a_column(tmp_path: Path) -> None:
     folder = features(tmp_path, "a", "b", "c.svs")
     file = table(tmp_path, "a.svs,p,no,1,1,1", "b,q,yes,1,1,1", "c.svs,q,yes,1,1,1")
     cohort = read(table=file, features=folder)
-    assert [record.file and record.file.name for record in cohort.records] == [
+    assert [record.file.name for record in cohort.records] == [
         "a.h5", "b.h5", "c.svs.h5",
     ]  # fmt: skip
     (tmp_path / "features" / "a.pt").write_bytes(b"")

@@ -1,6 +1,7 @@
 """wsizoo.train.config: what a run is, from files, recipes and texts, and what is refused."""
 
 import dataclasses
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,3 +196,15 @@ def test_the_config_of_augmentation_is_that_of_the_augmentation() -> None:
 def test_no_key_is_lost_between_the_yaml_and_the_dataclass() -> None:
     told = yaml.safe_load(to_yaml(load_config(LEAST)))
     assert list(told) == [field.name for field in dataclasses.fields(RunConfig)]
+
+
+def test_every_key_is_in_the_manual_with_its_default() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text(encoding="utf-8")
+    shown = dict(re.findall(r"^\| `([a-z_.]+)` \| (.+?) \|", page, re.MULTILINE))
+    config = dataclasses.replace(load_config(LEAST), augment=AugmentConfig())
+    there = {".".join(path): value for path, value in leaves(dataclasses.asdict(config))}
+    for key, value in there.items():
+        written = yaml.safe_dump(value, default_flow_style=True).splitlines()[0].strip("'")
+        expected = "required" if key in ("model", "data.table") else f"`{written}`"
+        assert shown.pop(key).replace("1e-05", "1.0e-05") == expected, key
+    assert not [key for key in shown if "." in key]
