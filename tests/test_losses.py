@@ -260,10 +260,10 @@ def test_smoothed_labels_are_those_of_torch(smoothing: float, weights: list[floa
     factors = None if weights is None else torch.tensor(weights, dtype=torch.float64)
     expected = F.cross_entropy(logits, label, factors, ignore_index=-1, label_smoothing=smoothing)
     found = cross_entropy(logits, label, factors, smoothing)
-    assert float(found) == pytest.approx(float(expected))
+    assert found.item() == pytest.approx(expected.item())
     (slope,), (other,) = (torch.autograd.grad(loss, logits) for loss in (found, expected))
     assert torch.allclose(slope, other, atol=1e-12)
-    assert float(cross_entropy(logits, torch.full((5,), -1), factors, smoothing)) == 0.0
+    assert cross_entropy(logits, torch.full((5,), -1), factors, smoothing).item() == 0.0
 
 
 def test_smooth_l1_is_quadratic_near_zero_and_linear_far_away() -> None:

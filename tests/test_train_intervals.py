@@ -1,7 +1,9 @@
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -300,3 +302,18 @@ ONE = [0.5, 0.5]
 def test_what_cannot_be_measured_is_named(measure: Callable[[], Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         measure()
+
+
+def test_the_page_on_measures_has_all_of_them() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "measures.md").read_text(encoding="utf-8")
+    table = [[0.9, 0.1], [0.8, 0.2]]
+    names = {
+        *measure_classification([0, 1], table, resamples=0),
+        *measure_survival([1, 2], [1, 1], [2, 1], survival=table, edges=[1], resamples=0),
+        *measure_regression([1, 2], [1, 2], resamples=0),
+        *measure_segmentation([1], [1], [1], resamples=0),
+    }
+    found = {re.sub(r"^recall of \d$", "recall of CLASS", name) for name in names}
+    assert len(found) == 24
+    for name in found:
+        assert f"`{name}`" in page
