@@ -1,12 +1,14 @@
 import json
 import math
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as reference
@@ -87,6 +89,7 @@ def forecasts(draw: Any) -> tuple[np.ndarray, np.ndarray]:
     return np.array(labels), table / table.sum(1, keepdims=True)
 
 
+@settings(max_examples=50, deadline=None)
 @given(forecasts())
 def test_measures_of_classes_are_those_of_scikit_learn(
     given_: tuple[np.ndarray, np.ndarray],
@@ -238,7 +241,7 @@ def test_measures_go_through_a_json_file_and_nan_with_them() -> None:
 
 def test_a_time_dependent_and_a_concordance_measure_come_without_a_survival_function() -> None:
     rng = np.random.default_rng(0)
-    times, events = rng.integers(1, 30, 40), rng.integers(0, 2, 40)
+    times, events = rng.permutation(40), rng.integers(0, 2, 40)
     found = measure_survival(times, events, -times, resamples=20)
     assert set(found) == {"c_index", "time_dependent_auc"}
     assert found["c_index"].value == 1.0
@@ -299,3 +302,18 @@ ONE = [0.5, 0.5]
 def test_what_cannot_be_measured_is_named(measure: Callable[[], Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         measure()
+
+
+def test_the_page_on_measures_has_all_of_them() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "measures.md").read_text(encoding="utf-8")
+    table = [[0.9, 0.1], [0.8, 0.2]]
+    names = {
+        *measure_classification([0, 1], table, resamples=0),
+        *measure_survival([1, 2], [1, 1], [2, 1], survival=table, edges=[1], resamples=0),
+        *measure_regression([1, 2], [1, 2], resamples=0),
+        *measure_segmentation([1], [1], [1], resamples=0),
+    }
+    found = {re.sub(r"^recall of \d$", "recall of CLASS", name) for name in names}
+    assert len(found) == 24
+    for name in found:
+        assert f"`{name}`" in page

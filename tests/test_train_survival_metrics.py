@@ -31,6 +31,7 @@ from wsizoo.train.survival_metrics import (
 sksurv: Any = pytest.importorskip("sksurv.metrics")
 Cohort = tuple[np.ndarray, np.ndarray]
 NAN = math.nan
+SLOW = settings(deadline=None)
 
 # Times with many ties, some of events with censored ones; risks with ties.
 COHORT = st.lists(
@@ -59,18 +60,20 @@ def ones(patients: Cohort) -> np.ndarray:
     return np.ones((1, len(patients[0])))
 
 
+@SLOW
 @given(COHORT)
 def test_concordance_is_that_of_scikit_survival(rows: list[tuple[int, bool, int]]) -> None:
     (times, events), risk = columns(rows)
     found = concordance_index(times, events, risk)
     if math.isnan(found):
-        with pytest.raises((ValueError, sksurv.NoComparablePairException)):
+        with pytest.raises((ValueError, RuntimeWarning)):  # all censored, or 0 of 0 pairs
             sksurv.concordance_index_censored(events, times, risk)
     else:
         expected = sksurv.concordance_index_censored(events, times, risk)[0]
         assert found == pytest.approx(expected, abs=1e-9)
 
 
+@SLOW
 @given(COHORT, st.integers(0, 9))
 def test_brier_scores_are_those_of_scikit_survival(
     rows: list[tuple[int, bool, int]], seed: int
@@ -89,6 +92,7 @@ def test_brier_scores_are_those_of_scikit_survival(
     assert found == pytest.approx(total, abs=1e-9)
 
 
+@SLOW
 @given(COHORT)
 def test_aucs_over_time_are_those_of_scikit_survival(rows: list[tuple[int, bool, int]]) -> None:
     patients, risk = columns(rows)
@@ -103,6 +107,7 @@ def test_aucs_over_time_are_those_of_scikit_survival(rows: list[tuple[int, bool,
     assert mean_auc(patients, risk, at)(ones(patients))[0] == pytest.approx(mean, abs=1e-9)
 
 
+@SLOW
 @given(COHORT, COHORT)
 def test_censoring_may_be_told_by_the_training_part(
     rows: list[tuple[int, bool, int]], train: list[tuple[int, bool, int]]
@@ -123,7 +128,7 @@ def test_censoring_may_be_told_by_the_training_part(
     assert found == pytest.approx(mean, abs=1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(COHORT)
 def test_kaplan_meier_in_resamples_is_that_of_lifelines(rows: list[tuple[int, bool, int]]) -> None:
     lifelines = pytest.importorskip("lifelines")
@@ -137,7 +142,7 @@ def test_kaplan_meier_in_resamples_is_that_of_lifelines(rows: list[tuple[int, bo
         assert found == pytest.approx(expected, abs=1e-9)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(COHORT)
 def test_halves_of_a_cohort_have_curves_and_a_log_rank_test(
     rows: list[tuple[int, bool, int]],

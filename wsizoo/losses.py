@@ -214,7 +214,7 @@ def cox_partial_likelihood(
     at_risk = _log_sum_exp(risk, time >= when[:, None])
     if ties == "efron":
         together = when == when[:, None]  # (e, e)
-        share = together.tril(-1).sum(1) / together.sum(1)
+        share = together.tril(-1).sum(1).to(risk) / together.sum(1)  # k / d
         of_these = _log_sum_exp(risk[seen], together)
         at_risk = at_risk + torch.log1p(-share * torch.exp(of_these - at_risk))
     return (at_risk - risk[seen]).mean()
