@@ -138,8 +138,12 @@ def _tell(out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"run": str(out.absolute()), **metrics}, indent=2))
         return
+    rows = _of_several(metrics) if "runs" in metrics else _of_one(metrics)
+    if not rows:
+        click.echo("No test or validation slides, so nothing is measured.")
+        return
     click.echo("")
-    print_table(_of_several(metrics) if "runs" in metrics else _of_one(metrics))
+    print_table(rows)
     click.echo(f"\nOpen {report}")
 
 

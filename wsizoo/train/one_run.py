@@ -27,6 +27,7 @@ from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
     FINISHED,
+    METRICS,
     MODEL,
     REPORT,
     RUNNING,
@@ -34,6 +35,7 @@ from wsizoo.train.run_folder import (
     claim,
     is_finished,
     is_first,
+    read_json,
     write_record,
 )
 from wsizoo.train.samples import Samples
@@ -232,6 +234,8 @@ def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], flo
 
 
 def _report(folder: Path) -> None:
+    """report.html; a run that kept no slides to measure has none."""
     from wsizoo.train.report import write_report
 
-    write_report(folder)
+    if not {"test", "val"}.isdisjoint(read_json(folder / METRICS)):
+        write_report(folder)
