@@ -47,9 +47,8 @@ def test_a_run_reads_the_folder_of_another_tool(tmp_path: Path) -> None:
     """The two STAMP files with made-up labels: what is trained on them is a run like any other."""
     torch.set_num_threads(1)
     stems = [Path(name).name for name in FILES if name.startswith("stamp_eagle")]
-    (tmp_path / "table.csv").write_text(
-        "slide,label,part\n" + "".join(f"{s},{label},train\n" for s, label in zip(stems, "ab", strict=True))
-    )
+    rows = [f"{stem},{label},train\n" for stem, label in zip(stems, "ab", strict=True)]
+    (tmp_path / "table.csv").write_text("slide,label,part\n" + "".join(rows))
     config = {
         "model": "abmil-uni",
         "overrides": ["encoder={name: ctranspath, dim: 768}"],
