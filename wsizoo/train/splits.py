@@ -9,6 +9,7 @@ Source: `tasks/vision/shared/data.py` of https://github.com/wwyi1828/SPAN at 08e
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wsizoo.errors import DataError
@@ -24,6 +25,11 @@ SPAN_FRACTIONS = {  # of training and validation; what is left is the test part
 
 
 PARTS = ("train", "val", "test")
+WORDS = {  # what tables and files call the parts
+    **dict.fromkeys(("train", "training", "train_names"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "tune", "dev", "val_names"), "val"),
+    **dict.fromkeys(("test", "testing", "test_names"), "test"),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,25 @@ class Split:
     def parts(self) -> dict[str, list[int]]:
         """Name of the part -> its slides; also of those that are empty."""
         return {name: getattr(self, name) for name in PARTS}
+
+
+def split_of_words(words: Sequence[str], rows: Sequence[int]) -> Split:
+    """Rows by the word for their part; an empty one is of none.
+
+    Args:
+        words: (n,). rows: of them, in the order that parts are to have.
+
+    Raises:
+        DataError: a word that names no part.
+    """
+    split = Split([], [], [])
+    for row in rows:
+        word = words[row].strip().lower()
+        if word and word not in WORDS:
+            raise DataError(f"'{words[row]}' names no part of a split, expected train, val or test")
+        if word:
+            split.parts()[WORDS[word]].append(row)
+    return split
 
 
 def permuted_split(n: int, fractions: tuple[float, float], seed: int) -> Split:
