@@ -162,6 +162,6 @@ def _check_labels(
         )
     if trains and lacks:
         raise DataError(
-            f"{whose} has no slide of class '{lacks[0]}', which another part has: the class has too "
-            "few patients. Leave it out, or join it with another"
+            f"{whose} has no slide of class '{lacks[0]}', which another part has: it has too few "
+            "patients. Leave it out, or join it with another"
         )

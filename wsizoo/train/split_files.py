@@ -137,7 +137,8 @@ def read_assigned(file: Path | str) -> list[Assigned]:
         return [[(name, part) for name, part in cells if name and name.lower() != "nan"]]
     raise DataError(
         f"'{file}' is no split that is known, it has the columns {', '.join(header[:8])}. Expected "
-        "slide,part, or train,val,test with a name in each cell, or slide_id,fold_0,fold_1,..."
+        "slide,part, or train,val,test with a name in each cell, or slide_id,fold_0,fold_1,... A "
+        "column of the table of slides itself is read as kind=column"
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from wsizoo.errors import DataError
 
@@ -45,22 +46,43 @@ class Split:
         return {name: getattr(self, name) for name in PARTS}
 
 
-def split_of_words(words: Sequence[str], rows: Sequence[int]) -> Split:
-    """Rows by the word for their part; an empty one is of none.
+def splits_of_column(values: Sequence[Any], rows: Sequence[int]) -> list[Split]:
+    """One split if the values name parts; if they are numbers of folds, one a fold, which tests.
 
     Args:
-        words: (n,). rows: of them, in the order that parts are to have.
+        values: (n,), None, empty or NaN: in no part. rows: of them, in the order of the parts.
 
     Raises:
-        DataError: a word that names no part.
+        DataError: a word that names no part, or a single fold.
     """
+    texts = ["" if value is None else str(value).strip().lower() for value in values]
+    texts = ["" if text == "nan" else text for text in texts]
+    try:
+        numbers = [float(text) if text else None for text in texts]
+    except ValueError:
+        return [_split_of_words(texts, rows)]
+    folds = sorted({number for number in numbers if number is not None})
+    if len(folds) < 2:
+        raise DataError(
+            f"the column of the split holds {folds or 'nothing'}, expected the number of a fold, of "
+            "2 folds at least, or train, val and test"
+        )
+    known = [i for i in rows if numbers[i] is not None]
+    return [
+        Split(
+            [i for i in known if numbers[i] != fold], [], [i for i in known if numbers[i] == fold]
+        )
+        for fold in folds
+    ]
+
+
+def _split_of_words(words: Sequence[str], rows: Sequence[int]) -> Split:
     split = Split([], [], [])
     for row in rows:
-        word = words[row].strip().lower()
-        if word and word not in WORDS:
-            raise DataError(f"'{words[row]}' names no part of a split, expected train, val or test")
-        if word:
-            split.parts()[WORDS[word]].append(row)
+        if words[row] and words[row] not in WORDS:
+            raise DataError(f"'{words[row]}' names no part, expected train, val or test")
+        if words[row]:
+            split.parts()[WORDS[words[row]]].append(row)
     return split
 
 

@@ -21,7 +21,7 @@ from wsizoo.train.grouping import (
     one_each,
     time_strata,
 )
-from wsizoo.train.splits import Split, split_of_words
+from wsizoo.train.splits import Split, splits_of_column
 
 KINDS = ("holdout", "kfold", "extrapolation", "column")
 FRACTIONS = {"holdout": (0.7, 0.15, 0.15), "extrapolation": (0.6, 0.2, 0.2)}  # unless told others
@@ -149,16 +149,11 @@ def _by_folds(grouped: Grouped, folds: int, val_fraction: float, key: str) -> li
             f"{patients} patients cannot make {folds} folds: ask for {patients} at most"
         )
     tests = grouped.dealt(grouped.rows(), [1 / folds] * folds, key)
-    every = set(grouped.rows())
-    return [
-        carved(
-            grouped,
-            Split(grouped.by_name(every - set(test)), [], test),
-            val_fraction,
-            f"{key}/{fold}",
-        )
-        for fold, test in enumerate(tests)
-    ]
+    splits = []
+    for fold, test in enumerate(tests):
+        rest = grouped.by_name(set(grouped.rows()) - set(test))
+        splits.append(carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
+    return splits
 
 
 def carved(grouped: Grouped, split: Split, val_fraction: float, key: str) -> Split:
@@ -198,21 +193,7 @@ def _by_size(
 def _by_column(
     grouped: Grouped, values: Sequence[Any], val_fraction: float, key: str
 ) -> list[Split]:
-    """Each fold tests once, if the values are numbers; else they are names of parts."""
-    texts = ["" if value is None or value != value else str(value).strip() for value in values]
-    try:
-        numbers = [int(float(text)) if text else None for text in texts]
-    except ValueError:
-        return [carved(grouped, split_of_words(texts, grouped.rows()), val_fraction, key)]
-    folds = sorted({number for number in numbers if number is not None})
-    if len(folds) < 2:
-        raise DataError(
-            f"the column of folds holds {folds or 'nothing'}, expected the number of a fold for each "
-            "slide, 2 folds at least, or train, val and test"
-        )
-    splits = []
-    for fold in folds:
-        test = [i for i in grouped.rows() if numbers[i] == fold]
-        rest = [i for i in grouped.rows() if numbers[i] not in (fold, None)]
-        splits.append(carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
-    return splits
+    splits = splits_of_column(values, grouped.rows())
+    return [
+        carved(grouped, split, val_fraction, f"{key}/{fold}") for fold, split in enumerate(splits)
+    ]
