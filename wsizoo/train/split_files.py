@@ -121,7 +121,8 @@ def read_assigned(file: Path | str) -> list[Assigned]:
     file = Path(file)
     if file.suffix.lower() == ".json":
         return [_from_json(file)]
-    header, rows = read_table(file)
+    table = read_table(file)
+    header, rows = table.columns, table.rows
     lower = {name.lower(): name for name in header}
     who = next((lower[name] for name in (*SLIDE_COLUMNS, *PATIENT_COLUMNS) if name in lower), None)
     folds = sorted((int(m[1]), name) for name in header if (m := FOLD.fullmatch(name.lower())))

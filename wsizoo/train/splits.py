@@ -64,8 +64,8 @@ def splits_of_column(values: Sequence[Any], rows: Sequence[int]) -> list[Split]:
     folds = sorted({number for number in numbers if number is not None})
     if len(folds) < 2:
         raise DataError(
-            f"the column of the split holds {folds or 'nothing'}, expected the number of a fold, of "
-            "2 folds at least, or train, val and test"
+            f"the column of the split holds {folds or 'nothing'}, expected numbers of folds, at "
+            "least 2, or train, val and test"
         )
     known = [i for i in rows if numbers[i] is not None]
     return [

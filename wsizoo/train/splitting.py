@@ -7,6 +7,7 @@ same table in another order, another NumPy or another computer gives the same sp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -21,9 +22,10 @@ from wsizoo.train.grouping import (
     one_each,
     time_strata,
 )
+from wsizoo.train.split_files import read_split
 from wsizoo.train.splits import Split, splits_of_column
 
-KINDS = ("holdout", "kfold", "extrapolation", "column")
+KINDS = ("holdout", "kfold", "file", "column", "extrapolation")
 FRACTIONS = {"holdout": (0.7, 0.15, 0.15), "extrapolation": (0.6, 0.2, 0.2)}  # unless told others
 
 
@@ -37,6 +39,7 @@ def make_splits(
     sites: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     column: Sequence[Any] | None = None,
+    file: Path | str | None = None,
     kind: str = "holdout",
     fractions: Sequence[float] = (),
     folds: int = 5,
@@ -57,12 +60,14 @@ def make_splits(
             the values of a regression.
         sites: (n,), for `site="preserve"`. sizes: (n,) patches, for `kind="extrapolation"`.
         column: (n,) the part of each slide, or its fold, for `kind="column"`: each fold tests once.
-        kind: "holdout" (by fractions), "kfold", "column", or "extrapolation": the patients with the
-            smallest slides train, those with larger ones, at random, validate and test. A patient
-            is as large as the largest of its slides.
+        file: as `read_split` takes it, for `kind="file"`.
+        kind: "holdout" (by fractions), "kfold", "file", "column", or "extrapolation": the patients
+            with the smallest slides train, those with larger ones, at random, validate and test. A
+            patient is as large as the largest of its slides.
         fractions: of patients that train, validate and test; by default `FRACTIONS[kind]`.
-        val_fraction: of the patients that do not test, for the kinds that state no such part.
-        repeats: of holdout, kfold and extrapolation, each drawn anew.
+        val_fraction: of the patients that train, to validate: of each fold, and of files and
+            columns that say nothing of validation. Files and columns that do are taken as they are.
+        seed: of the first of `repeats`; the others have seed + 1 and so on.
         stratify: by label, or by event and quantile of time.
         site: "preserve": all patients of a site in one part.
         bins: quantiles of time to stratify by.
@@ -90,10 +95,17 @@ def make_splits(
         grouped.strata = time_strata(grouped, times, events, bins, parts)
     elif stratify and labels is not None:
         grouped.strata = class_strata(grouped, check_column("labels", labels, n))
-    keys = [f"{seed}/{repeat}" for repeat in range(repeats)]
-    if kind == "column":
-        given = check_column("values of the column", column, n)
-        splits = _by_column(grouped, given, val_fraction, keys[0])
+    keys = [f"{seed + repeat}" for repeat in range(repeats)]
+    if kind in ("file", "column"):
+        if kind == "file":
+            given = read_split(file or "", grouped.slides, grouped.patients)
+        else:
+            given = splits_of_column(
+                check_column("values of the column", column, n), grouped.rows()
+            )
+        splits = [
+            carved(grouped, one, val_fraction, f"{seed}/{fold}") for fold, one in enumerate(given)
+        ]
     elif kind == "kfold":
         splits = [one for key in keys for one in _by_folds(grouped, folds, val_fraction, key)]
     else:
@@ -110,10 +122,7 @@ def make_splits(
 def check_options(kind: str, folds: int, val_fraction: float, repeats: int, site: str) -> None:
     """Raise DataError for options that no table could be split by."""
     if kind not in KINDS:
-        raise DataError(
-            f"no kind of split is called '{kind}', expected one of {', '.join(KINDS)}. A file of "
-            "a split is read by wsizoo.train.split_files.read_split"
-        )
+        raise DataError(f"no kind of split is called '{kind}', expected one of {', '.join(KINDS)}")
     if site not in ("mix", "preserve"):
         raise DataError(f"site is '{site}', expected mix or preserve")
     if folds < 2 or repeats < 1:
@@ -188,12 +197,3 @@ def _by_size(
         )
     share = shares[1] / sum(shares[1:])
     return Split(train, *grouped.dealt(large, (share, 1 - share), key))
-
-
-def _by_column(
-    grouped: Grouped, values: Sequence[Any], val_fraction: float, key: str
-) -> list[Split]:
-    splits = splits_of_column(values, grouped.rows())
-    return [
-        carved(grouped, split, val_fraction, f"{key}/{fold}") for fold, split in enumerate(splits)
-    ]
