@@ -145,7 +145,7 @@ def _by_folds(grouped: Grouped, folds: int, val_fraction: float, key: str) -> li
     splits = []
     for fold, test in enumerate(tests):
         rest = grouped.by_name(set(grouped.rows()) - set(test))
-        splits.append(carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
+        splits.append(_carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
     return splits
 
 
