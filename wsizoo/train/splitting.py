@@ -85,7 +85,6 @@ def make_splits(
     check_options(kind, folds, val_fraction, repeats, site)
     grouped = group(slides, patients)
     if site == "preserve":
-        _check_site_kind(kind)
         grouped.sites = one_each("site", grouped, grouped.checked("sites", sites))
     if stratify:
         parts = folds if kind == "kfold" else 3
@@ -115,10 +114,7 @@ def check_options(kind: str, folds: int, val_fraction: float, repeats: int, site
         )
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}, expected at least 0 and less than 1")
-
-
-def _check_site_kind(kind: str) -> None:
-    if kind not in ("holdout", "kfold"):
+    if site == "preserve" and kind not in ("holdout", "kfold"):
         raise DataError(
             f"site=preserve cannot be held by kind '{kind}', which says itself who is where: ask "
             "for holdout or kfold, or for site=mix"
