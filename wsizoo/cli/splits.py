@@ -202,7 +202,7 @@ def audit_command(
     site_column: str | None,
     as_json: bool,
 ) -> None:
-    """Hold SPLIT to its table, and say what would make its numbers untrue.
+    """Hold SPLIT to its table, and say what is wrong.
 
     Slides and patients in two parts, labels that disagree within a patient, slides that are the
     same, names that only one of the two has, parts of one class. Sites and classes of the parts are
