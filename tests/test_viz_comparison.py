@@ -33,7 +33,7 @@ def test_points_and_guide_lie_within_the_axis():
     svg = interval_plot([("a", 5, 4, 6)], "s", points={"a": [1, 9, float("nan")]}, guide=12)
     assert len(dots(svg, "2.5")) == 2
     guide = next(e for e in ET.fromstring(svg).iter("line") if e.get("class") == "guide")
-    assert 14 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
+    assert 18 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
 
 
 def test_the_best_rank_is_on_top():

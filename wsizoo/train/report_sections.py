@@ -165,7 +165,8 @@ def _calibration(sure: Any, right: Any, pooled: str) -> tuple[str, str]:
     return chart, (
         f"Expected calibration error {gap:.3f}, n {len(right)}, {CALIBRATION_BINS} bins of equal "
         "width. On the dashed line a confidence is the share of right calls; below it the model is "
-        f"too sure. Whiskers: 95 % of the share (Wilson).{pooled}"
+        "too sure. Whiskers: 95 % of the share (Wilson); numbers over the axis: how many are in a "
+        f"bin.{pooled}"
     )
 
 

@@ -115,7 +115,7 @@ def _rows(title: str, ticks: Sequence[float], label: str, count: int) -> tuple[D
     """An empty chart of so many rows over one axis."""
     bottom = ROW * count + 4
     chart = Drawing(title, bottom + 46)
-    scale = Scale(ticks[0], ticks[-1], 14, chart.width - 18)
+    scale = Scale(ticks[0], ticks[-1], 18, chart.width - 18)
     for tick, text in zip(ticks, tick_labels(ticks), strict=True):
         chart.line((scale(tick), 0), (scale(tick), bottom), "grid")
         chart.text((scale(tick), bottom + 18), text, "middle", soft=True)

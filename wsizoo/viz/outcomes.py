@@ -119,6 +119,8 @@ def _cell(
 def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     """Predicted probabilities against what came true; on the diagonal they mean what they say.
 
+    How many a bin holds stands over the x axis.
+
     Args:
         bins: those that hold anything. label: what was predicted.
 
@@ -137,10 +139,8 @@ def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     plot.series([b.predicted for b in bins], [b.seen for b in bins], 0)
     for one in bins:
         plot.line(plot.at(one.predicted, one.low), plot.at(one.predicted, one.high), "whisker")
-        x, y = plot.at(one.predicted, one.seen)
-        plot.circle((x, y), 4.5, "f0")
-        side = "end" if one.predicted > 0.9 else "start"
-        plot.text((x + (-8 if side == "end" else 8), y + 4), f"n {one.n}", side, soft=True)
+        plot.circle(plot.at(one.predicted, one.seen), 4.5, "f0")
+        plot.text((plot.x(one.predicted), plot.y.start - 8), str(one.n), "middle", soft=True)
     return plot.svg()
 
 

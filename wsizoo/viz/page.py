@@ -63,7 +63,7 @@ th:last-child, td:last-child {{ padding-right: 0; }}
   :root {{ color-scheme: light; {_LIGHT} --paper: #ffffff; }}
   main {{ max-width: none; padding: 0; }} nav {{ display: none; }}
   h2 {{ break-after: avoid; }} figure, tr, .facts {{ break-inside: avoid; }}
-  .scroll {{ overflow: visible; }}
+  .scroll {{ overflow: visible; }} .pair {{ grid-template-columns: 1fr 1fr; }}
   figure img {{ width: auto !important; max-height: 17cm; }}
 }}
 {CHART_STYLE}"""
