@@ -259,6 +259,15 @@ def test_few_patients_and_rare_classes_are_told(tmp_path):
     assert "Fewer than" not in large
 
 
+def test_an_interval_without_width_is_not_passed_off_as_certainty(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "An interval without width" not in page(run).text
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["test"]["auc"] |= {"value": 1.0, "low": 1.0, "high": 1.0}
+    write_json(run / "metrics.json", metrics)
+    assert "An interval without width does not mean certainty" in page(run).text
+
+
 def change(run, edit):
     """Edit every row of both tables of predictions."""
     for name in ("predictions.csv", "predictions_patients.csv"):
