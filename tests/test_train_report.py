@@ -250,6 +250,12 @@ def test_equal_risks_are_not_split(tmp_path):
     assert "Log-rank" not in found.text
 
 
+def test_without_events_there_is_no_test(tmp_path):
+    run = write_run(tmp_path / "run", "survival", n=8)
+    change(run, lambda row: row | {"event": 0})
+    assert "Log-rank p is not defined: no event was seen." in page(run).text
+
+
 def test_few_patients_and_rare_classes_are_told(tmp_path):
     small = page(write_run(tmp_path / "small", n=12)).text
     assert "12 patients were tested: intervals are wide" in small

@@ -28,8 +28,7 @@ def write_report(run: Path | str) -> Path:
         The page; it opens from file:// and fetches nothing.
 
     Raises:
-        DataError: a file is missing, empty or damaged.
-        BackendError: scikit-learn or lifelines is not installed.
+        DataError: a file is missing, empty or damaged; lifelines is not installed.
     """
     folder = Path(run)
     if not folder.is_dir():
