@@ -250,6 +250,12 @@ def test_equal_risks_are_not_split(tmp_path):
     assert "Log-rank" not in found.text
 
 
+def test_without_events_there_is_no_test(tmp_path):
+    run = write_run(tmp_path / "run", "survival", n=8)
+    change(run, lambda row: row | {"event": 0})
+    assert "Log-rank p is not defined: no event was seen." in page(run).text
+
+
 def test_few_patients_and_rare_classes_are_told(tmp_path):
     small = page(write_run(tmp_path / "small", n=12)).text
     assert "12 patients were tested: intervals are wide" in small
@@ -257,6 +263,15 @@ def test_few_patients_and_rare_classes_are_told(tmp_path):
     large = page(write_run(tmp_path / "large", n=120)).text
     assert "intervals are wide" not in large
     assert "Fewer than" not in large
+
+
+def test_an_interval_without_width_is_not_passed_off_as_certainty(tmp_path):
+    run = write_run(tmp_path / "run")
+    assert "An interval without width" not in page(run).text
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["test"]["auc"] |= {"value": 1.0, "low": 1.0, "high": 1.0}
+    write_json(run / "metrics.json", metrics)
+    assert "An interval without width does not mean certainty" in page(run).text
 
 
 def change(run, edit):

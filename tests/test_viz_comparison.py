@@ -36,6 +36,11 @@ def test_points_and_guide_lie_within_the_axis():
     assert 18 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
 
 
+def test_shares_that_are_all_equal_get_an_axis_of_shares():
+    ticks = texts(interval_plot([("a", 1.0, 1.0, 1.0), ("b", 1.0, None, None)], "AUC"))
+    assert ticks[:6] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+
+
 def test_the_best_rank_is_on_top():
     svg = rank_plot(["worse", "better"], [1.75, 1.25], each=[[2, 1.5], [1, 1.5]], critical=0.4)
     assert [t for t in texts(svg) if t in ("worse", "better")] == ["better", "worse"]

@@ -60,6 +60,14 @@ def test_long_names_of_classes_are_turned_and_stay_in_the_picture():
         assert x + w <= width and y + h <= height
 
 
+def test_cells_of_many_classes_do_not_overlap():
+    svg = confusion_chart([[7] * 30] * 30, [f"class {i}" for i in range(30)])
+    cells = [box(cell) for cell in all_of(svg, "rect", "cell")]
+    assert len(cells) == 900
+    assert all(width >= 18 and height >= 18 for *_, width, height in cells)
+    assert cells[0][0] + cells[0][2] <= cells[1][0]
+
+
 def test_precision_starts_at_recall_0_and_chance_is_level():
     svg = precision_recall_chart([("a", [1, 0.5, 0], [0.5, 1, 1], 0.8)], chance=0.5)
     (guide,) = all_of(svg, "line", "guide")
