@@ -238,6 +238,15 @@ def test_a_training_part_without_anyone_left_defines_nothing() -> None:
     assert math.isnan(found["time_dependent_auc"].value) and found["c_index"].value == 1
 
 
+def test_what_is_unknown_after_the_last_patient_left_is_nan() -> None:
+    forecast, at = np.full((3, 2), 0.5), np.array([2.0, 4.0])
+    left = np.array([1.0, 2, 3]), np.array([True, True, False])  # the third was censored at 3
+    known, unknown = brier_over_time(left, forecast, at)(np.ones((1, 3)))[0]
+    assert known == pytest.approx(0.25) and math.isnan(unknown)
+    died = left[0], np.array([True, True, True])
+    assert brier_over_time(died, forecast, at)(np.ones((1, 3)))[0].tolist() == [0.25, 0.25]
+
+
 def survival_tables() -> list[Path]:
     folder = Path(os.environ.get("WSIZOO_DATA", "nowhere")) / "survival"
     return sorted(folder.glob("tcga_*_risk_fold*.csv"))
