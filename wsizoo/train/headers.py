@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -27,7 +28,7 @@ def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
 
     Cost: coordinates are read, features are not.
     """
-    found = [inspect(record.file, cohort.reading) for record in cohort.records]
+    found = _headers(cohort)
     slides = cohort.slides
     wrong = [
         f"slide '{slide}' ({one.path}): {why}"
@@ -42,6 +43,12 @@ def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
             "Extract them again, or leave their slides out of the table"
         )
     return common_fingerprint(model, _empty_bags(slides, found))
+
+
+@functools.lru_cache(maxsize=1)
+def _headers(cohort: Cohort) -> list[Inspection]:
+    """Of every slide; looked at once for all folds and seeds."""
+    return [inspect(record.file, cohort.reading) for record in cohort.records]
 
 
 def _why_not(model: SlideModel, found: Inspection) -> str:

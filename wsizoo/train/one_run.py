@@ -212,8 +212,10 @@ def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]]
     if wanted == "loss":
         return None
 
+    samples = run.samples("val", None)
+
     def measure(model: SlideModel) -> dict[str, float]:
-        rows = predict_samples(run.samples("val", None), "val", run.cohort.task, model)[0]
+        rows = predict_samples(samples, "val", run.cohort.task, model)[0]
         measured = run.measuring(model).measure(rows, resamples=0)
         if wanted not in measured:
             hint = suggest(wanted, measured, "Measures: ")

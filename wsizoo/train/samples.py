@@ -10,6 +10,8 @@ from wsizoo.bag import Bag
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.survival import time_bins
 
+KEPT = 256 * 2**20  # of a part; small cohorts are read once, not once an epoch
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -29,8 +31,9 @@ class Sample:
 class Samples:
     """The bags of some slides of a cohort, read when asked for, with what a head trains on.
 
-    Several threads may ask. As `data.patient_slides` says, all slides of a patient are one bag on
-    one grid with gaps ("concat"), or each is its own.
+    Several threads may ask. The first `KEPT` bytes of features stay in memory. As
+    `data.patient_slides` says, all slides of a patient are one bag on one grid with gaps
+    ("concat"), or each is its own.
 
     Args:
         rows: of the cohort, slides of one part.
@@ -44,6 +47,8 @@ class Samples:
         edges: Sequence[float] | None = None,
     ) -> None:
         self.cohort, self.edges = cohort, edges
+        self._kept: dict[int, Bag] = {}
+        self._room = KEPT
         joined = cohort.config.patient_slides == "concat"
         groups: dict[str, list[int]] = {}
         for row in rows:
@@ -61,6 +66,15 @@ class Samples:
 
     def __getitem__(self, index: int) -> Bag:
         """The bag with its target."""
+        bag = self._kept.get(index)
+        if bag is None:
+            bag = self._read(index)
+            if self._room >= bag.features.nbytes:  # threads may both pass: a bag more is no harm
+                self._room -= bag.features.nbytes
+                self._kept[index] = bag
+        return bag
+
+    def _read(self, index: int) -> Bag:
         sample = self.samples[index]
         bags = [self.cohort.bag(row) for row in sample.rows]
         bag = bags[0] if len(bags) == 1 else Bag.concat(bags)
