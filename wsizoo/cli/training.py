@@ -53,9 +53,8 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     \b
     Examples:
       wsizoo train wsizoo-demo/train.yaml -o RUN
-      wsizoo train wsizoo-demo/train.yaml -o RUN5 split.kind=kfold split.folds=5 "seeds=[0,1]"
-      wsizoo train baseline-classification -o RUN model=abmil-uni data.table=slides.csv \\
-          data.features=features
+      wsizoo train my.yaml -o RUN5 split.kind=kfold split.folds=5 "seeds=[0,1]"
+      wsizoo train baseline-classification -o RUN data.table=t.csv data.features=f
       wsizoo train --list
       torchrun --nproc-per-node 2 -m wsizoo train my.yaml -o RUN
     """
@@ -102,8 +101,8 @@ def evaluate_command(
     \b
     Examples:
       wsizoo evaluate RUN -o val --part val
-      wsizoo evaluate RUN -o other data.table=other.csv data.features=other/features
-      wsizoo evaluate hf:me/model@COMMIT -o out data.table=t.csv data.features=features
+      wsizoo evaluate RUN -o other data.table=t.csv data.features=features
+      wsizoo evaluate hf:me/model@COMMIT -o out data.table=t.csv data.features=f
     """
     from wsizoo.train.evaluation import evaluate_run
 
@@ -122,7 +121,8 @@ def evaluate_command(
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
-def report_command(run: Path) -> None:
+@click.option("--json", "as_json", is_flag=True, help="For scripts.")
+def report_command(run: Path, as_json: bool) -> None:
     """Write RUN/report.html anew, from the files of a run, an evaluation or several runs.
 
     \b
@@ -131,7 +131,8 @@ def report_command(run: Path) -> None:
     """
     from wsizoo.train.report import write_report
 
-    click.echo(write_report(run))
+    page = write_report(run)
+    click.echo(json.dumps({"report": str(page.absolute())}) if as_json else page)
 
 
 def _tell(out: Path, as_json: bool) -> None:
