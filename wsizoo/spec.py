@@ -1,6 +1,6 @@
 """Registry entries as checked structures: what a model or an encoder is, in data.
 
-The only module that imports omegaconf. Nothing is computed: interpolations (`${...}`) are refused.
+Nothing is computed: interpolations (`${...}`) are refused.
 """
 
 from __future__ import annotations
@@ -8,16 +8,14 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar, cast
-
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from wsizoo.errors import SpecError
 from wsizoo.hookspecs import Kind
-from wsizoo.names import check_distribution, suggest
+from wsizoo.names import check_distribution
 from wsizoo.overrides import in_full, lay_over
+from wsizoo.structured import MISSING, structured
 
 PARTS: tuple[Kind, ...] = ("selector", "aggregator", "head", "model")
 
@@ -126,8 +124,8 @@ def model_spec(name: str, record: Any, overrides: Sequence[str] = ()) -> ModelSp
 
 def model_record(spec: Described) -> dict[str, Any]:
     """The entry as plain data for config.json, without what is null or empty."""
-    record: Any = OmegaConf.to_container(OmegaConf.structured(spec))
-    return {str(key): value for key, value in record.items() if value not in (None, [], {})}
+    entry: Any = spec
+    return {key: value for key, value in asdict(entry).items() if value not in (None, [], {})}
 
 
 def _mapping(whose: str, record: Any) -> dict[str, Any]:
@@ -144,18 +142,7 @@ def checked(schema: type[Spec], whose: str, record: Any) -> Spec:
     for key in (*PARTS, "encoder", "weights"):
         if not isinstance(content.get(key), dict | None):
             raise SpecError(f"{whose}: {key} is {content[key]!r}, expected {{name: ..., ...}}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(content))
-        spec = cast(Spec, OmegaConf.to_object(merged))
-    except ConfigKeyError as error:
-        known = [f.name for f in fields(error.object_type)]  # type: ignore[arg-type]
-        hint = suggest(str(error.key), known, "Fields: ")
-        raise SpecError(f"{whose}: unknown field '{error.full_key}'. {hint}") from error
-    except MissingMandatoryValue as error:
-        raise SpecError(f"{whose} states no {error.full_key}") from error
-    except (OmegaConfBaseException, TypeError, ValueError) as error:
-        where = getattr(error, "full_key", None) or "a field"
-        raise SpecError(f"{whose}: {where}: {str(error).splitlines()[0]}") from error
+    spec = structured(schema, whose, content)
     check_distribution(whose, spec.plugin)
     for required in ("summary", "licence", "source"):
         if not getattr(spec, required).strip():

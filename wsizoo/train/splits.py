@@ -11,8 +11,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 
-import torch
-
 from wsizoo.errors import DataError
 
 SPAN_FRACTIONS = {  # of training and validation; what is left is the test part
@@ -25,6 +23,9 @@ SPAN_FRACTIONS = {  # of training and validation; what is left is the test part
 }
 
 
+PARTS = ("train", "val", "test")
+
+
 @dataclass(frozen=True)
 class Split:
     """Indices of the slides of each part, each slide in one."""
@@ -32,6 +33,10 @@ class Split:
     train: list[int]
     val: list[int]
     test: list[int] = field(default_factory=list)
+
+    def parts(self) -> dict[str, list[int]]:
+        """Name of the part -> its slides; also of those that are empty."""
+        return {name: getattr(self, name) for name in PARTS}
 
 
 def permuted_split(n: int, fractions: tuple[float, float], seed: int) -> Split:
@@ -41,6 +46,8 @@ def permuted_split(n: int, fractions: tuple[float, float], seed: int) -> Split:
         fractions: of training and validation, e.g. `SPAN_FRACTIONS["classification"]`.
         seed: of torch.randperm on a CPU.
     """
+    import torch
+
     _check(n, fractions)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     train, val = (int(n * fraction) for fraction in fractions)

@@ -74,12 +74,12 @@ def bar_chart(rows: Sequence[Bar], label: str) -> str:
     if not rows:
         raise DataError("no bar to draw, expected at least one (name, value, low, high)")
     for row in rows:
-        _check_bar(row)
+        check_bar(row)
     numbers = [float(v) for _, *values in rows for v in values if v is not None]
     ticks = _bar_ticks(min(numbers), max(numbers))
     height = BAR_ROW * len(rows)
     decimals = shared_decimals(numbers, 3)
-    readings = [_reading(row, decimals) for row in rows]
+    readings = [reading_of(row, decimals) for row in rows]
     spoken = "; ".join(f"{row[0]} {text}" for row, text in zip(rows, readings, strict=True))
     chart = Drawing(f"{label}: {spoken}", height + 46)
     scale = Scale(ticks[0], ticks[-1], 14, chart.width - 18)
@@ -114,8 +114,8 @@ def curve_chart(
     for key, ys in lines.items():
         if len(ys) != len(at):
             raise DataError(f"{name}: series {key!r} has {len(ys)} values for {len(at)} points")
-    y_low, y_high = _finite_range(name, (y for ys in lines.values() for y in ys))
-    x_low, x_high = _finite_range(f"{name}, x axis", at)
+    y_low, y_high = finite_range(name, (y for ys in lines.values() for y in ys))
+    x_low, x_high = finite_range(f"{name}, x axis", at)
     plot = Plot(
         f"{name}: {', '.join(lines)}",
         nice_ticks(x_low, x_high),
@@ -139,7 +139,7 @@ def histogram_chart(values: Sequence[float], label: str, bins: int = 20) -> str:
         DataError: nothing finite to draw.
     """
     finite = [float(value) for value in values if math.isfinite(value)]
-    edges = nice_ticks(*_finite_range(label, finite), count=bins)
+    edges = nice_ticks(*finite_range(label, finite), count=bins)
     step = edges[1] - edges[0]
     counts = [0] * (len(edges) - 1)
     for value in finite:
@@ -154,7 +154,8 @@ def histogram_chart(values: Sequence[float], label: str, bins: int = 20) -> str:
     return plot.svg()
 
 
-def _check_bar(row: Bar) -> None:
+def check_bar(row: Bar) -> None:
+    """Raise DataError unless the value is finite and within its interval."""
     name, value, low, high = row
     if not math.isfinite(value):
         raise DataError(f"bar {name!r} is {value}, expected a finite number")
@@ -171,7 +172,8 @@ def _bar_ticks(low: float, high: float) -> list[float]:
     return nice_ticks(min(0.0, low), max(0.0, high))
 
 
-def _reading(row: Bar, decimals: int) -> str:
+def reading_of(row: Bar, decimals: int) -> str:
+    """Value and interval as text."""
     _, value, low, high = row
     if low is None or high is None:
         return f"{value:.{decimals}f}"
@@ -195,7 +197,8 @@ def _draw_bar(chart: Drawing, scale: Scale, row: Bar, reading: str, top: float) 
             chart.line((scale(end), middle - 4), (scale(end), middle + 4), "whisker")
 
 
-def _finite_range(what: str, values: Iterable[float]) -> tuple[float, float]:
+def finite_range(what: str, values: Iterable[float]) -> tuple[float, float]:
+    """The smallest and the largest of the finite values; raises DataError if there is none."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite:
         raise DataError(f"{what}: no finite number to draw")

@@ -1,0 +1,77 @@
+"""Charts that compare models and runs."""
+
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from wsizoo.errors import DataError
+from wsizoo.viz.comparison import interval_plot, rank_plot
+
+EVIL = '<script>alert("x")</script>&'
+
+
+def texts(svg):
+    return [e.text for e in ET.fromstring(svg).iter("text")]
+
+
+def dots(svg, radius="4.5"):
+    return [float(e.get("cx")) for e in ET.fromstring(svg).iter("circle") if e.get("r") == radius]
+
+
+def test_dots_lie_as_their_values_do_and_whiskers_at_the_ends():
+    svg = interval_plot([("a", 0.5, 0.4, 0.6), ("b", 0.75, None, None), ("c", 1.0, 0.5, 1)], "AUC")
+    a, b, c = dots(svg)
+    assert b - a == pytest.approx(c - b, abs=0.02)
+    whiskers = [e for e in ET.fromstring(svg).iter("line") if e.get("class") == "whisker"]
+    assert len(whiskers) == 6
+    assert float(whiskers[3].get("x1")) == pytest.approx(a, abs=0.02)
+    assert "0.500 (0.400 to 0.600)" in texts(svg)
+    assert "0.750" in texts(svg)
+
+
+def test_points_and_guide_lie_within_the_axis():
+    svg = interval_plot([("a", 5, 4, 6)], "s", points={"a": [1, 9, float("nan")]}, guide=12)
+    assert len(dots(svg, "2.5")) == 2
+    guide = next(e for e in ET.fromstring(svg).iter("line") if e.get("class") == "guide")
+    assert 14 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
+
+
+def test_the_best_rank_is_on_top():
+    svg = rank_plot(["worse", "better"], [1.75, 1.25], each=[[2, 1.5], [1, 1.5]], critical=0.4)
+    assert [t for t in texts(svg) if t in ("worse", "better")] == ["better", "worse"]
+    better, worse = dots(svg)
+    assert better < worse
+    assert len(dots(svg, "2.5")) == 4
+    bar = next(ET.fromstring(svg).iter("rect"))
+    assert float(bar.get("x")) == pytest.approx(better)
+    assert float(bar.get("x")) + float(bar.get("width")) < worse
+
+
+def test_one_model_and_many_models_have_an_axis():
+    assert "1.00" in texts(rank_plot(["only"], [1.0]))
+    many = [f"m{i}" for i in range(25)]
+    assert set(many) <= set(texts(rank_plot(many, [float(i + 1) for i in range(25)])))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: interval_plot([(EVIL, 1, 0, 2)], EVIL, points={EVIL: [1]}),
+        lambda: rank_plot([EVIL, "b"], [1, 2], label=EVIL),
+    ],
+)
+def test_text_stays_text(draw):
+    svg = draw()
+    assert "<script" not in svg
+    assert any("<script>" in (e.text or "") for e in ET.fromstring(svg).iter())
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(DataError, match="no interval to draw"):
+        interval_plot([], "AUC")
+    with pytest.raises(DataError, match="bar 'a' is nan, expected a finite number"):
+        interval_plot([("a", float("nan"), None, None)], "AUC")
+    with pytest.raises(DataError, match="1 ranks for 2 models, expected one each"):
+        rank_plot(["a", "b"], [1])
+    with pytest.raises(DataError, match=r"ranks of 'b' are \[3\], expected 1 to 2"):
+        rank_plot(["a", "b"], [1, 3])

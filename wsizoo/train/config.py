@@ -1,0 +1,305 @@
+"""What a training run is, in data: a YAML file, a recipe under it, `key=value` texts over it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.names import suggest
+from wsizoo.structured import MISSING, structured
+from wsizoo.yaml_data import read_value, read_yaml
+
+INFINITY = math.inf
+
+
+def _one_of(default: str | None, *allowed: str) -> Any:
+    return field(default=default, metadata={"allowed": allowed})
+
+
+def _number(default: float | None, least: float, most: float = INFINITY) -> Any:
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The slides, their features and their targets.
+
+    Args:
+        table: csv or tsv, also zipped, a row a slide.
+        features: folder with a feature file a slide; null: that of the table.
+        file: column of the table with the feature file of each slide, within `features`; null:
+            the file is looked up by the name of the slide.
+        encoder, slide_mpp: what feature files of other tools do not state, see
+            `wsizoo.formats.read.ReadOptions`.
+        task: null: that of the model's head.
+        slide, patient, site, label, time, event, censorship, value: columns of the table. With
+            `censorship` (1: censored) there is no need of `event` (1: seen). Without a patient
+            column every slide is a patient of its own.
+        classes: in order; null: all labels of the table, sorted.
+        bins, bins_from: of survival times, an equal number of events in each: of the training
+            part, or, as papers did, of the whole cohort.
+        instances: folder with the labels of each slide's patches.
+        patient_slides: what a sample is: a slide ("each"), all slides of a patient as one bag
+            ("concat"), a slide, but the mean over a patient's slides is measured ("late_mean").
+        missing: slides without features or target: an error, or left out ("drop").
+    """
+
+    table: str = MISSING
+    features: str | None = None
+    file: str | None = None
+    encoder: str | None = None
+    slide_mpp: float | None = _number(None, 0)
+    task: str | None = _one_of(None, "classification", "survival", "regression", "segmentation")
+    slide: str = "slide"
+    patient: str | None = "patient"
+    site: str | None = None
+    label: str = "label"
+    classes: list[str] | None = None
+    time: str = "time"
+    event: str = "event"
+    censorship: str | None = None
+    bins: int = _number(4, 2)
+    bins_from: str = _one_of("train", "train", "whole_cohort")
+    value: str = "value"
+    instances: str | None = None
+    patient_slides: str = _one_of("each", "each", "concat", "late_mean")
+    missing: str = _one_of("error", "error", "drop")
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """Which slides train, validate and test; see `wsizoo.train.splitting`.
+
+    Args:
+        kind: "holdout" by `fractions`, "kfold", a `file` of parts, a `column` of the table, or
+            "extrapolation": small slides train, large ones test.
+        fractions: of train, val and test, which sum to 1.
+        val_fraction: of what is left of a fold to train on.
+        repeats: holdouts, or k-folds, with seeds `seed`, `seed` + 1, ...
+        stratify: parts have the classes, or events, of the whole in like shares.
+        site: "preserve": no site (hospital) is in two parts.
+    """
+
+    kind: str = _one_of("holdout", "holdout", "kfold", "file", "column", "extrapolation")
+    file: str | None = None
+    column: str | None = None
+    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])
+    folds: int = _number(5, 2)
+    val_fraction: float = _number(0.15, 0, 1)
+    repeats: int = _number(1, 1)
+    seed: int = _number(0, 0)
+    stratify: bool = True
+    site: str = _one_of("mix", "mix", "preserve")
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """What turns gradients into steps."""
+
+    name: str = _one_of("adamw", "adamw", "adam", "sgd")
+    lr: float = _number(1e-4, 0)
+    weight_decay: float = _number(1e-5, 0)
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    momentum: float = _number(0.9, 0, 1)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the learning rate goes: up over `warmup_epochs`, then down to `end_factor` of itself."""
+
+    name: str = _one_of("cosine", "cosine", "constant")
+    warmup_epochs: float = _number(0.0, 0)
+    end_factor: float = _number(0.0, 0, 1)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop.
+
+    Args:
+        batch_size: slides packed into a step. accumulate: steps to a change of the weights.
+        clip: largest norm of a gradient. ema: decay of the mean of weights.
+        precision: "32-true", "bf16-mixed", "16-mixed", as Lightning Fabric has it.
+        patience: epochs without a better value of the selection's metric before the end.
+        workers: threads that read features.
+        class_weights: "inverse": of the classes' frequency in the training part.
+        loss: another than the head's own, see `wsizoo.losses`.
+        max_patches: of a slide in training, drawn anew each time.
+    """
+
+    epochs: int = _number(20, 1)
+    batch_size: int = _number(1, 1)
+    accumulate: int = _number(1, 1)
+    clip: float | None = _number(None, 0)
+    precision: str = "32-true"
+    ema: float | None = _number(None, 0, 1)
+    patience: int | None = _number(None, 1)
+    workers: int = _number(2, 0)
+    device: str = "auto"
+    class_weights: str | None = _one_of(None, "inverse")
+    label_smoothing: float = _number(0.0, 0, 1)
+    loss: str | None = None
+    max_patches: int | None = _number(None, 1)
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """How the coordinates of a training slide are changed: `wsizoo.augment`, field by field."""
+
+    mirror: float = _number(0.75, 0, 1)
+    shear: float = _number(0.75, 0, 1)
+    rotate: float = _number(0.75, 0, 1)
+    shear_degrees: float = _number(10.0, 0, 89)
+    rotate_degrees: float = _number(30.0, 0, 360)
+    quarter_turns: bool = False
+    drop: float = _number(0.0, 0, 1)
+    end: float = _number(0.2, 0, 1)
+    decay: str = _one_of("cosine", "cosine", "linear")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which epoch's weights are kept: the best of the validation part by `metric`, or the last."""
+
+    metric: str = "loss"
+    checkpoint: str = _one_of("best", "best", "last")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training run, whole.
+
+    Args:
+        recipe: what this file starts from: a shipped recipe, or another file.
+        model: what `wsizoo.build` takes. overrides: of it; `head.classes` comes from the data.
+        init: adapt the trained weights of this name or folder, in place of random ones.
+        augment: null: none.
+        seeds: a run each.
+    """
+
+    recipe: str | None = None
+    model: str = MISSING
+    overrides: list[str] = field(default_factory=list)
+    init: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    augment: AugmentConfig | None = None
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    seeds: list[int] = field(default_factory=lambda: [0])
+
+
+PATHS = ("data.table", "data.features", "data.instances", "split.file")
+
+
+def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """A run from its YAML file (or its content), checked.
+
+    A recipe lies under the file, the overrides lie over it. Paths in a file are relative to its
+    folder, those in overrides to the current one; in the result they are absolute.
+
+    Args:
+        overrides: `"optimiser.lr=1e-3"`, `"seeds=[0,1,2]"`, `"augment=null"`.
+
+    Raises:
+        NotFoundError: no such file or recipe.
+        SpecError: an unknown key (the near one named), a wrong type, a value out of its range.
+    """
+    if isinstance(source, Mapping):
+        whose, content = "the config", dict(source)
+    else:
+        whose, content = f"config '{source}'", _read(Path(source))
+        _anchor(content, Path(source).absolute().parent)
+    over: dict[str, Any] = {}
+    for text in overrides:
+        _lay_over(whose, over, text)
+    _anchor(over, Path.cwd())
+    content = merge(content, over)
+    config = structured(RunConfig, whose, content)
+    _check(whose, config)
+    return config
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Every key with its value; `load_config` of it is the same config."""
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+
+
+def config_digest(config: RunConfig) -> str:
+    """sha256 hex of all values."""
+    return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` laid on `under`, mapping by mapping; lists and null replace what was there."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, Mapping) and isinstance(value, Mapping)
+        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = read_yaml(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise NotFoundError(f"No config at '{path}'") from error
+    except (OSError, ValueError) as error:
+        raise SpecError(f"config '{path}' cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise SpecError(f"config '{path}' holds {content!r}, expected keys such as model and data")
+    return content
+
+
+def _anchor(content: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute, in place."""
+    for name in PATHS:
+        group, key = name.split(".")
+        inside = content.get(group)
+        if isinstance(inside, dict) and isinstance(inside.get(key), str):
+            content[group] = {**inside, key: str(folder / inside[key])}
+
+
+def _lay_over(whose: str, content: dict[str, Any], text: str) -> None:
+    key, equals, raw = text.partition("=")
+    if not equals:
+        raise SpecError(
+            f"{whose}: cannot read the override '{text}', expected KEY=VALUE, for instance "
+            "optimiser.lr=1e-3"
+        )
+    *path, last = key.split(".")
+    try:
+        value = read_value(last, raw)
+    except ValueError as error:
+        raise SpecError(f"{whose}: cannot read the override '{text}': {error}") from error
+    for step in path:
+        if not isinstance(content.get(step), dict):
+            content[step] = {}
+        content = content[step]
+    content[last] = value
+
+
+def _check(whose: str, of: Any, prefix: str = "") -> None:
+    """Raise SpecError where a value is not among those allowed, or out of its range."""
+    for one in fields(of):
+        value, name = getattr(of, one.name), prefix + one.name
+        if is_dataclass(value):
+            _check(whose, value, f"{name}.")
+            continue
+        allowed, least = one.metadata.get("allowed"), one.metadata.get("least", -INFINITY)
+        if allowed and value is not None and value not in allowed:
+            hint = suggest(value, allowed, "Expected: ")
+            raise SpecError(f"{whose}: {name} is '{value}'. {hint}")
+        most = one.metadata.get("most", INFINITY)
+        if isinstance(value, int | float) and not least <= value <= most:
+            raise SpecError(f"{whose}: {name} is {value}, expected {least:g} to {most:g}")
