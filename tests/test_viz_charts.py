@@ -80,7 +80,7 @@ def test_roc_starts_at_one_corner_of_its_axes_and_ends_at_the_other():
     ("curves", "message"),
     [
         ([], "no ROC curve to draw"),
-        ([("a", [0, 1], [0], 0.5)], "'a': 2 false and 1 true positive rates"),
+        ([("a", [0, 1], [0], 0.5)], "'a': 2 rates along x and 1 along y"),
         ([("a", [0, 1.2], [0, 1], 0.5)], "'a' holds a rate outside"),
         ([("a", [0, math.nan], [0, 1], 0.5)], "'a' holds a rate outside"),
     ],

@@ -14,6 +14,7 @@ import yaml
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.names import suggest
 from wsizoo.structured import MISSING, structured
+from wsizoo.train.recipes import find_recipe, is_file
 from wsizoo.yaml_data import read_value, read_yaml
 
 INFINITY = math.inf
@@ -80,7 +81,8 @@ class SplitConfig:
     Args:
         kind: "holdout" by `fractions`, "kfold", a `file` of parts, a `column` of the table, or
             "extrapolation": small slides train, large ones test.
-        fractions: of train, val and test, which sum to 1.
+        fractions: of train, val and test, which sum to 1; none: 0.7, 0.15, 0.15, for
+            "extrapolation" 0.6, 0.2, 0.2.
         val_fraction: of what is left of a fold to train on.
         repeats: holdouts, or k-folds, with seeds `seed`, `seed` + 1, ...
         stratify: parts have the classes, or events, of the whole in like shares.
@@ -90,7 +92,7 @@ class SplitConfig:
     kind: str = _one_of("holdout", "holdout", "kfold", "file", "column", "extrapolation")
     file: str | None = None
     column: str | None = None
-    fractions: list[float] = field(default_factory=lambda: [0.7, 0.15, 0.15])
+    fractions: list[float] = field(default_factory=list)
     folds: int = _number(5, 2)
     val_fraction: float = _number(0.15, 0, 1)
     repeats: int = _number(1, 1)
@@ -103,7 +105,7 @@ class SplitConfig:
 class OptimiserConfig:
     """What turns gradients into steps."""
 
-    name: str = _one_of("adamw", "adamw", "adam", "sgd")
+    name: str = _one_of("adamw", "adamw", "adam", "radam", "sgd")
     lr: float = _number(1e-4, 0)
     weight_decay: float = _number(1e-5, 0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
@@ -132,13 +134,15 @@ class TrainConfig:
         class_weights: "inverse": of the classes' frequency in the training part.
         loss: another than the head's own, see `wsizoo.losses`.
         max_patches: of a slide in training, drawn anew each time.
+        checkpoint_steps: steps between writes of the last checkpoint within an epoch.
+        loggers: of "tensorboard" and "wandb", beside the csv and JSON lines that are always there.
     """
 
     epochs: int = _number(20, 1)
     batch_size: int = _number(1, 1)
     accumulate: int = _number(1, 1)
     clip: float | None = _number(None, 0)
-    precision: str = "32-true"
+    precision: str = _one_of("32-true", "32-true", "bf16-mixed", "16-mixed")
     ema: float | None = _number(None, 0, 1)
     patience: int | None = _number(None, 1)
     workers: int = _number(2, 0)
@@ -147,6 +151,8 @@ class TrainConfig:
     label_smoothing: float = _number(0.0, 0, 1)
     loss: str | None = None
     max_patches: int | None = _number(None, 1)
+    checkpoint_steps: int | None = _number(None, 1)
+    loggers: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -218,12 +224,13 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
         whose, content = "the config", dict(source)
     else:
         whose, content = f"config '{source}'", _read(Path(source))
-        _anchor(content, Path(source).absolute().parent)
     over: dict[str, Any] = {}
     for text in overrides:
         _lay_over(whose, over, text)
     _anchor(over, Path.cwd())
-    content = merge(content, over)
+    content = _on_recipe(whose, merge(content, over))
+    if "${" in str(content):
+        raise SpecError(f"{whose} holds '${{': a config is data, nothing is computed")
     config = structured(RunConfig, whose, content)
     _check(whose, config)
     return config
@@ -249,7 +256,19 @@ def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def _on_recipe(whose: str, content: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The content laid on its recipe, and that on its own."""
+    name = content.get("recipe")
+    if name is None:
+        return content
+    file = find_recipe(str(name))
+    if file in above:
+        raise SpecError(f"{whose}: the recipe '{name}' starts from itself")
+    return merge(_on_recipe(f"recipe '{name}'", _read(file), (*above, file)), content)
+
+
 def _read(path: Path) -> dict[str, Any]:
+    """A file's content, its paths made absolute."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -258,11 +277,14 @@ def _read(path: Path) -> dict[str, Any]:
         raise SpecError(f"config '{path}' cannot be read: {error}") from error
     if not isinstance(content, dict):
         raise SpecError(f"config '{path}' holds {content!r}, expected keys such as model and data")
+    _anchor(content, path.absolute().parent)
     return content
 
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, in place."""
+    if is_file(content.get("recipe")):
+        content["recipe"] = str(folder / content["recipe"])
     for name in PATHS:
         group, key = name.split(".")
         inside = content.get(group)

@@ -21,6 +21,7 @@ Curve = tuple[str, Sequence[float], Sequence[float], float]
 Bar = tuple[str, float, float | None, float | None]
 
 FEW = 7  # counts that are ticked one by one
+SQUARE = 370.0  # height of the plotting area of rates against rates, drawing units
 BAR_ROW = 42.0  # drawing units: a line of text and a bar
 
 
@@ -36,29 +37,37 @@ def roc_chart(curves: Sequence[Curve]) -> str:
     """
     if not curves:
         raise DataError("no ROC curve to draw, expected at least one (name, fpr, tpr, auc)")
-    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
-    names = [f"AUC {auc:.3f}, {name}" for name, _, _, auc in curves]
-    plot = Plot(
-        "ROC: " + "; ".join(names),
-        ticks,
-        ticks,
-        x_label="False positive rate (1 - specificity)",
-        y_label="True positive rate (sensitivity)",
-        inner=370,
-    )
+    axes = ("False positive rate (1 - specificity)", "True positive rate (sensitivity)")
+    plot = rates_plot("ROC", "AUC", curves, axes)
     plot.line(plot.at(0, 0), plot.at(1, 1), "guide")
-    for index, (name, fpr, tpr, _) in enumerate(curves):
-        false, true = [float(v) for v in fpr], [float(v) for v in tpr]
-        if len(false) != len(true) or len(false) < 2:
-            raise DataError(
-                f"ROC of {name!r}: {len(false)} false and {len(true)} true positive rates, "
-                "expected as many of both, two or more"
-            )
-        if not all(0 <= rate <= 1 for rate in false + true):
-            raise DataError(f"ROC of {name!r} holds a rate outside [0, 1]")
-        plot.series(false, true, index)
-    plot.key(names)
     return plot.svg()
+
+
+def rates_plot(kind: str, area: str, curves: Sequence[Curve], axes: tuple[str, str]) -> Plot:
+    """Curves in the unit square, with their areas in the key.
+
+    Args:
+        kind: of curve. area: what the area is called. axes: labels of x and y.
+
+    Raises:
+        DataError: as `roc_chart`.
+    """
+    ticks = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
+    names = [f"{area} {value:.3f}, {name}" for name, _, _, value in curves]
+    title = f"{kind}: " + "; ".join(names)
+    plot = Plot(title, ticks, ticks, x_label=axes[0], y_label=axes[1], inner=SQUARE)
+    for index, (name, along, up, _) in enumerate(curves):
+        xs, ys = [float(v) for v in along], [float(v) for v in up]
+        if len(xs) != len(ys) or len(xs) < 2:
+            raise DataError(
+                f"{kind} of {name!r}: {len(xs)} rates along x and {len(ys)} along y, expected as "
+                "many of both, two or more"
+            )
+        if not all(0 <= rate <= 1 for rate in xs + ys):
+            raise DataError(f"{kind} of {name!r} holds a rate outside [0, 1]")
+        plot.series(xs, ys, index)
+    plot.key(names)
+    return plot
 
 
 def bar_chart(rows: Sequence[Bar], label: str) -> str:
@@ -99,12 +108,14 @@ def curve_chart(
     xs: Sequence[float],
     series: Mapping[str, Sequence[float | None]],
     x_label: str = "Epoch",
+    mark: tuple[float, str] | None = None,
 ) -> str:
     """Lines over one x axis: learning curves and the like.
 
     Args:
         name: what is measured, the y axis' label. xs: (P,) ascending.
         series: name -> (P,) values; None or NaN leaves a gap.
+        mark: an x that matters, and what it is called.
 
     Raises:
         DataError: lengths that differ, or nothing finite to draw.
@@ -118,11 +129,17 @@ def curve_chart(
     x_low, x_high = finite_range(f"{name}, x axis", at)
     plot = Plot(
         f"{name}: {', '.join(lines)}",
-        nice_ticks(x_low, x_high),
+        _ticks_of(at, x_low, x_high),
         nice_ticks(y_low, y_high),
         x_label=x_label,
         y_label=name,
     )
+    if mark is not None:
+        x, called = plot.x(mark[0]), mark[1]
+        plot.line((x, plot.y.start), (x, plot.y.end), "guide")
+        left = x > (plot.x.start + plot.x.end) / 2
+        at_text = (x - 5 if left else x + 5, plot.y.end + FONT)
+        plot.text(at_text, called, "end" if left else "start", soft=True)
     for index, ys in enumerate(lines.values()):
         plot.series(at, ys, index)
     plot.key(list(lines))
@@ -163,6 +180,13 @@ def check_bar(row: Bar) -> None:
         raise DataError(f"bar {name!r} has one end of an interval only, expected both or None")
     if low is not None and high is not None and not low <= value <= high:
         raise DataError(f"bar {name!r} is {value:g}, outside its interval {low:g} to {high:g}")
+
+
+def _ticks_of(xs: Sequence[float], low: float, high: float) -> list[float]:
+    """Whole numbers (of epochs) one by one as long as they are few."""
+    if all(x == int(x) for x in xs if math.isfinite(x)) and high - low < FEW:
+        return [float(x) for x in range(int(low), max(int(high), int(low) + 1) + 1)]
+    return nice_ticks(low, high)
 
 
 def _bar_ticks(low: float, high: float) -> list[float]:

@@ -56,12 +56,12 @@ def interval_plot(
         chart.line((scale(guide), 0), (scale(guide), ROW * len(rows) + 4), "guide")
     for index, ((name, value, low, high), reading) in enumerate(zip(rows, readings, strict=True)):
         y = _name(chart, scale, name, reading, index)
-        for point in single.get(name, ()):
-            chart.circle((scale(point), y), 2.5, "bar")
         if low is not None and high is not None:
             chart.line((scale(low), y), (scale(high), y), "whisker")
             for end in (low, high):
                 chart.line((scale(end), y - 4), (scale(end), y + 4), "whisker")
+        for point in single.get(name, ()):
+            chart.circle((scale(point), y), 2.5, "bar")
         chart.circle((scale(value), y), 4.5, "f0")
     return chart.svg()
 

@@ -24,7 +24,9 @@ SERIES = 7  # colours in STYLE; dashes tell apart what comes after
 STYLE = """
 svg.chart { display: block; width: 100%; max-width: 31rem; height: auto; font-size: 11px;
   font-family: inherit; font-variant-numeric: tabular-nums; }
-.chart text { fill: var(--ink); } .chart .soft { fill: var(--soft); }
+.chart text { fill: var(--ink); }
+.chart .soft { fill: var(--soft); paint-order: stroke; stroke: var(--paper); stroke-width: 3px; }
+.chart .cell { fill: var(--bar); } .chart .dot { fill: var(--s0); fill-opacity: 0.65; }
 .chart .grid { stroke: var(--line); stroke-width: 1; }
 .chart .axis { stroke: var(--soft); stroke-width: 1; }
 .chart .guide { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 3 4; }
@@ -116,12 +118,15 @@ class Drawing:
             f'y2="{number(y2)}"/>'
         )
 
-    def rectangle(self, corner: Point, width: float, height: float, style: str) -> None:
+    def rectangle(
+        self, corner: Point, width: float, height: float, style: str, opacity: float = 1.0
+    ) -> None:
         """A filled rectangle; corner: top-left."""
         x, y = corner
+        faint = "" if opacity == 1 else f' fill-opacity="{number(opacity)}"'
         self._parts.append(
             f'<rect class="{style}" x="{number(x)}" y="{number(y)}" '
-            f'width="{number(max(width, 0))}" height="{number(height)}" rx="2"/>'
+            f'width="{number(max(width, 0))}" height="{number(height)}" rx="2"{faint}/>'
         )
 
     def circle(self, centre: Point, radius: float, style: str) -> None:
