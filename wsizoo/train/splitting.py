@@ -6,26 +6,27 @@ same table in another order, another NumPy or another computer gives the same sp
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from wsizoo.errors import DataError
-from wsizoo.train.dealing import deal, deal_sites
-from wsizoo.train.splits import PARTS, Split
+from wsizoo.train.grouping import (
+    Grouped,
+    check_classes,
+    check_column,
+    class_strata,
+    group,
+    one_each,
+    time_strata,
+)
+from wsizoo.train.split_files import read_split
+from wsizoo.train.splits import Split, splits_of_column
 
-KINDS = ("holdout", "kfold", "extrapolation", "column")
+KINDS = ("holdout", "kfold", "file", "column", "extrapolation")
 FRACTIONS = {"holdout": (0.7, 0.15, 0.15), "extrapolation": (0.6, 0.2, 0.2)}  # unless told others
-WORDS = {  # what tables call the parts
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "tune", "dev"),
-    "test": ("test", "testing"),
-}
 
 
 def make_splits(
@@ -38,6 +39,7 @@ def make_splits(
     sites: Sequence[str] | None = None,
     sizes: Sequence[int] | None = None,
     column: Sequence[Any] | None = None,
+    file: Path | str | None = None,
     kind: str = "holdout",
     fractions: Sequence[float] = (),
     folds: int = 5,
@@ -58,12 +60,14 @@ def make_splits(
             the values of a regression.
         sites: (n,), for `site="preserve"`. sizes: (n,) patches, for `kind="extrapolation"`.
         column: (n,) the part of each slide, or its fold, for `kind="column"`: each fold tests once.
-        kind: "holdout" (by fractions), "kfold", "column", or "extrapolation": the patients with the
-            smallest slides train, those with larger ones, at random, validate and test. A patient
-            is as large as the largest of its slides.
+        file: as `read_split` takes it, for `kind="file"`.
+        kind: "holdout" (by fractions), "kfold", "file", "column", or "extrapolation": the patients
+            with the smallest slides train, those with larger ones, at random, validate and test. A
+            patient is as large as the largest of its slides.
         fractions: of patients that train, validate and test; by default `FRACTIONS[kind]`.
-        val_fraction: of the patients that do not test, for the kinds that state no such part.
-        repeats: of holdout, kfold and extrapolation, each drawn anew.
+        val_fraction: of the patients that train, to validate: of each fold, and of files and
+            columns that say nothing of validation. Files and columns that do are taken as they are.
+        seed: of the first of `repeats`; the others have seed + 1 and so on.
         stratify: by label, or by event and quantile of time.
         site: "preserve": all patients of a site in one part.
         bins: quantiles of time to stratify by.
@@ -80,4 +84,116 @@ def make_splits(
     (they solve a quadratic programme; ours is a search). Extrapolation: Li et al., "Rethinking
     Transformer for Long Contextual Histopathology Whole Slide Image Analysis", NeurIPS 2024.
     """
-    raise NotImplementedError
+    check_options(kind, folds, val_fraction, repeats, site)
+    grouped = group(slides, patients)
+    n = len(grouped.slides)
+    if site == "preserve":
+        _check_site_kind(kind)
+        grouped.sites = one_each("site", grouped, check_column("sites", sites, n))
+    if stratify and times is not None:
+        parts = folds if kind == "kfold" else 3
+        grouped.strata = time_strata(grouped, times, events, bins, parts)
+    elif stratify and labels is not None:
+        grouped.strata = class_strata(grouped, check_column("labels", labels, n))
+    keys = [f"{seed + repeat}" for repeat in range(repeats)]
+    if kind in ("file", "column"):
+        if kind == "file":
+            given = read_split(file or "", grouped.slides, grouped.patients)
+        else:
+            given = splits_of_column(
+                check_column("values of the column", column, n), grouped.rows()
+            )
+        splits = [
+            carved(grouped, one, val_fraction, f"{seed}/{fold}") for fold, one in enumerate(given)
+        ]
+    elif kind == "kfold":
+        splits = [one for key in keys for one in _by_folds(grouped, folds, val_fraction, key)]
+    else:
+        shares = _checked_fractions(tuple(fractions) or FRACTIONS[kind])
+        if kind == "extrapolation":
+            largest = _largest(grouped, check_column("sizes", sizes, n))
+            splits = [_by_size(grouped, largest, shares, key) for key in keys]
+        else:
+            splits = [Split(*grouped.dealt(grouped.rows(), shares, key)) for key in keys]
+    check_classes(splits, labels, events if times is not None else None)
+    return splits
+
+
+def check_options(kind: str, folds: int, val_fraction: float, repeats: int, site: str) -> None:
+    """Raise DataError for options that no table could be split by."""
+    if kind not in KINDS:
+        raise DataError(f"no kind of split is called '{kind}', expected one of {', '.join(KINDS)}")
+    if site not in ("mix", "preserve"):
+        raise DataError(f"site is '{site}', expected mix or preserve")
+    if folds < 2 or repeats < 1:
+        raise DataError(
+            f"there are to be {folds} folds and {repeats} repeats, expected 2 and 1 at least"
+        )
+    if not 0 <= val_fraction < 1:
+        raise DataError(f"val_fraction is {val_fraction}, expected at least 0 and less than 1")
+
+
+def _check_site_kind(kind: str) -> None:
+    if kind not in ("holdout", "kfold"):
+        raise DataError(
+            f"site=preserve cannot be held by kind '{kind}', which says itself who is where: ask "
+            "for holdout or kfold, or for site=mix"
+        )
+
+
+def _checked_fractions(fractions: tuple[float, ...]) -> tuple[float, ...]:
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise DataError(
+            f"fractions are {fractions}, expected those of train, val and test, 1 together"
+        )
+    if fractions[0] == 0:
+        raise DataError(f"fractions are {fractions}, which leave nobody to train on")
+    return fractions
+
+
+def _by_folds(grouped: Grouped, folds: int, val_fraction: float, key: str) -> list[Split]:
+    patients = len(set(grouped.patients))
+    if patients < folds:
+        raise DataError(
+            f"{patients} patients cannot make {folds} folds: ask for {patients} at most"
+        )
+    tests = grouped.dealt(grouped.rows(), [1 / folds] * folds, key)
+    splits = []
+    for fold, test in enumerate(tests):
+        rest = grouped.by_name(set(grouped.rows()) - set(test))
+        splits.append(carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
+    return splits
+
+
+def carved(grouped: Grouped, split: Split, val_fraction: float, key: str) -> Split:
+    """The split with a share of its training patients to validate, unless it has some that do."""
+    if split.val or not split.train:
+        return split
+    train, val = grouped.dealt(split.train, (1 - val_fraction, val_fraction), key)
+    return Split(train, val, split.test)
+
+
+def _largest(grouped: Grouped, sizes: Sequence[Any]) -> dict[str, int]:
+    """Patches of the largest slide of each patient."""
+    found: dict[str, int] = {}
+    for patient, size in zip(grouped.patients, sizes, strict=True):
+        found[patient] = max(int(size), found.get(patient, 0))
+    return found
+
+
+def _by_size(
+    grouped: Grouped, largest: dict[str, int], shares: tuple[float, ...], key: str
+) -> Split:
+    if sum(shares[1:]) == 0:
+        raise DataError(f"fractions are {shares}, which leave no large slides to test on")
+    order = sorted(largest, key=lambda patient: (largest[patient], patient))
+    small = set(order[: round(len(order) * shares[0])])
+    train = [i for i in grouped.rows() if grouped.patients[i] in small]
+    large = [i for i in grouped.rows() if grouped.patients[i] not in small]
+    if not train or not large:
+        raise DataError(
+            f"{len(order)} patients leave none that are small, or none that are large, with "
+            f"fractions {shares}: there are too few"
+        )
+    share = shares[1] / sum(shares[1:])
+    return Split(train, *grouped.dealt(large, (share, 1 - share), key))
