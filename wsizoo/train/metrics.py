@@ -9,15 +9,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsizoo.errors import DataError
+from wsizoo.train import weighted
 from wsizoo.train.survival import times_and_events
+from wsizoo.train.survival_metrics import checked_risk, concordance
+from wsizoo.train.weighted import value_of
 
 Scores = NDArray[np.float64]
 Ints = NDArray[np.int64]
 NORMAL_95 = 1.959964  # two-sided
-SAME_RISK = 1e-8  # risks closer than that are tied
 
 
-def roc_auc(labels: NDArray[np.int64], scores: Scores) -> float:
+def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
     """Area under the ROC curve: the chance that a positive scores above a negative, ties half.
 
     Args:
@@ -29,33 +31,28 @@ def roc_auc(labels: NDArray[np.int64], scores: Scores) -> float:
     Raises:
         DataError: other labels, NaN among the scores, lengths that differ.
     """
-    labels, scores = _checked(labels, scores)
-    positive, negative = scores[labels == 1], np.sort(scores[labels == 0])
-    if len(positive) == 0 or len(negative) == 0:
-        return float("nan")
-    below = np.searchsorted(negative, positive, "left")  # (p,)
-    not_above = np.searchsorted(negative, positive, "right")  # (p,)
-    return float((below + not_above).sum() / (2 * len(positive) * len(negative)))
+    given, found = checked_scores(labels, scores)
+    return value_of(weighted.auc(given == 1, found), len(given))
 
 
-def roc_curve(labels: NDArray[np.int64], scores: Scores) -> tuple[Scores, Scores]:
+def roc_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Scores, Scores]:
     """False- and true-positive rates at every threshold, from (0, 0) to (1, 1).
 
     Raises:
         DataError: as `roc_auc`, and when only one class is there.
     """
-    labels, scores = _checked(labels, scores)
-    if len(np.unique(labels)) < 2:
+    given, found = checked_scores(labels, scores)
+    if len(np.unique(given)) < 2:
         raise DataError("A ROC curve needs slides of both classes, 0 and 1")
-    order = np.argsort(-scores, kind="stable")
-    hits, ranked = labels[order] == 1, scores[order]
+    order = np.argsort(-found, kind="stable")
+    hits, ranked = given[order] == 1, found[order]
     last_of_tie = np.append(ranked[1:] != ranked[:-1], True)
     tpr = np.cumsum(hits)[last_of_tie] / hits.sum()
     fpr = np.cumsum(~hits)[last_of_tie] / (~hits).sum()
     return np.insert(fpr, 0, 0.0), np.insert(tpr, 0, 0.0)
 
 
-def auc_interval(labels: NDArray[np.int64], scores: Scores) -> tuple[float, float]:
+def auc_interval(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     """95 % score interval of the AUC; not of width 0 at an AUC of 0 or 1, as a bootstrap's is.
 
     NaN, NaN when only one class is there. Raises DataError as `roc_auc`.
@@ -85,15 +82,16 @@ def _edge(inside: float, outside: float, too_far: Callable[[float], bool]) -> fl
     return inside
 
 
-def _checked(labels: NDArray[np.int64], scores: Scores) -> tuple[NDArray[np.int64], Scores]:
-    labels, scores = np.asarray(labels), np.asarray(scores, dtype=np.float64)
-    if labels.ndim != 1 or labels.shape != scores.shape:
-        raise DataError(f"labels are {labels.shape} and scores {scores.shape}, expected (n,) both")
-    if not np.isin(labels, (0, 1)).all():
-        raise DataError(f"labels are {np.unique(labels).tolist()}, expected 0 and 1")
-    if np.isnan(scores).any():
-        raise DataError(f"{int(np.isnan(scores).sum())} of {len(scores)} scores are NaN")
-    return labels, scores
+def checked_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Scores]:
+    """Both as (n,). Raises DataError unless labels are 0 and 1 and no score is NaN."""
+    given, found = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if given.ndim != 1 or given.shape != found.shape:
+        raise DataError(f"labels are {given.shape} and scores {found.shape}, expected (n,) both")
+    if not np.isin(given, (0, 1)).all():
+        raise DataError(f"labels are {np.unique(given).tolist()}, expected 0 and 1")
+    if np.isnan(found).any():
+        raise DataError(f"{int(np.isnan(found).sum())} of {len(found)} scores are NaN")
+    return given.astype(np.int64), found
 
 
 def one_vs_rest_auc(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
@@ -107,7 +105,7 @@ def one_vs_rest_auc(labels: ArrayLike, probabilities: ArrayLike) -> Scores:
     table = np.asarray(probabilities, dtype=np.float64)
     if table.ndim != 2:
         raise DataError(f"probabilities are {table.shape}, expected (n, C)")
-    given, _ = _indices(labels, np.zeros(len(table), np.int64))
+    given, _ = class_indices(labels, np.zeros(len(table), np.int64))
     if len(given) and not 0 <= given.min() <= given.max() < table.shape[1]:
         raise DataError(
             f"labels go from {given.min()} to {given.max()}, of {table.shape[1]} classes"
@@ -126,7 +124,7 @@ class Macro:
 
 def accuracy(labels: ArrayLike, predicted: ArrayLike) -> float:
     """Share of the predictions (n,) that are the label (n,); NaN of none."""
-    given, found = _indices(labels, predicted)
+    given, found = class_indices(labels, predicted)
     return float((given == found).mean()) if len(given) else float("nan")
 
 
@@ -138,7 +136,7 @@ def macro(labels: ArrayLike, predicted: ArrayLike) -> Macro:
 
     Source: scikit-learn's `average="macro", zero_division=0`.
     """
-    given, found = _indices(labels, predicted)
+    given, found = class_indices(labels, predicted)
     each = [_overlap(given == c, found == c) for c in np.unique(np.concatenate([given, found]))]
     if not each:
         return Macro(*[float("nan")] * 3)
@@ -162,7 +160,7 @@ def overlap(labels: ArrayLike, predicted: ArrayLike) -> Overlap:
     Args:
         labels, predicted: (n,) 0 or 1, of the patches of one slide or of many end to end.
     """
-    given, found = _indices(labels, predicted)
+    given, found = class_indices(labels, predicted)
     if not np.isin(np.concatenate([given, found]), (0, 1)).all():
         raise DataError("overlap is of labels and predictions that are 0 or 1")
     return _overlap(given == 1, found == 1)
@@ -191,22 +189,12 @@ def concordance_index(times: ArrayLike, events: ArrayLike, risk: ArrayLike) -> f
     ties as in scikit-survival's `concordance_index_censored`.
     """
     known, seen = times_and_events(times, events)
-    scores = np.asarray(risk, dtype=np.float64)
-    if scores.shape != known.shape or np.isnan([scores, known]).any():
-        raise DataError(
-            f"risks are {scores.shape} for {len(known)} times, expected as many, no NaN"
-        )
-    right, pairs = 0.0, 0
-    for i in np.flatnonzero(seen):
-        later = (known > known[i]) | ((known == known[i]) & ~seen)
-        below = scores[i] - scores[later]
-        tied = np.abs(below) <= SAME_RISK
-        right += float(((below > 0) & ~tied).sum() + tied.sum() / 2)
-        pairs += int(later.sum())
-    return right / pairs if pairs else float("nan")
+    scores = checked_risk(risk, known)
+    return value_of(concordance(known, seen, scores), len(known))
 
 
-def _indices(labels: ArrayLike, predicted: ArrayLike) -> tuple[Ints, Ints]:
+def class_indices(labels: ArrayLike, predicted: ArrayLike) -> tuple[Ints, Ints]:
+    """Both as (n,) int64. Raises DataError for shapes that differ and for fractions."""
     given, found = np.asarray(labels), np.asarray(predicted)
     if given.ndim != 1 or given.shape != found.shape:
         raise DataError(
