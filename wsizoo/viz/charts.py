@@ -171,14 +171,14 @@ def histogram_chart(values: Sequence[float], label: str, bins: int = 20) -> str:
     return plot.svg()
 
 
-def check_bar(row: Bar) -> None:
-    """Raise DataError unless the value is finite and within its interval."""
+def check_bar(row: Bar, within: bool = True) -> None:
+    """Raise DataError unless the value is finite and, if it must be, within its interval."""
     name, value, low, high = row
     if not math.isfinite(value):
         raise DataError(f"bar {name!r} is {value}, expected a finite number")
     if (low is None) != (high is None):
         raise DataError(f"bar {name!r} has one end of an interval only, expected both or None")
-    if low is not None and high is not None and not low <= value <= high:
+    if within and low is not None and high is not None and not low <= value <= high:
         raise DataError(f"bar {name!r} is {value:g}, outside its interval {low:g} to {high:g}")
 
 

@@ -42,7 +42,7 @@ def interval_plot(
     if not rows:
         raise DataError("no interval to draw, expected at least one (name, value, low, high)")
     for row in rows:
-        check_bar(row)
+        check_bar(row, within=False)  # a bootstrap interval need not hold its point
     single = {name: [p for p in ps if math.isfinite(p)] for name, ps in (points or {}).items()}
     shown = [float(v) for _, *values in rows for v in values if v is not None]
     every = [*shown, *(p for ps in single.values() for p in ps)]

@@ -7,8 +7,10 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +27,25 @@ Picture = NDArray[np.uint8] | Image.Image | Path | str
 JPEG_QUALITY = 88
 FEW_COLOURS = 256  # up to so many, PNG is smaller and exact
 EMBEDDED_AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table that is more than a value.
+
+    Args:
+        text: what stands there. beside: a file it links to, relative to the report.
+        marked: whether to point at it.
+    """
+
+    text: str
+    beside: str = ""
+    marked: bool = False
+
+    def html(self) -> str:
+        """The text with its link and mark."""
+        shown = _link(self.text, self.beside) if self.beside else html.escape(self.text)
+        return f"<strong>{shown}</strong>" if self.marked else shown
 
 
 class Report:
@@ -55,6 +76,11 @@ class Report:
                 self._add(f"<p>{html.escape(paragraph.strip())}</p>")
         return self
 
+    def files(self, files: Mapping[str, str]) -> Self:
+        """Links to files beside the report: what they are called -> relative path."""
+        links = ", ".join(_link(name, path) for name, path in files.items())
+        return self._add(f"<p>{links}</p>")
+
     def code(self, text: str) -> Self:
         """Commands or code, line by line as they stand."""
         return self._add(f'<pre class="scroll"><code>{html.escape(text.strip())}</code></pre>')
@@ -71,6 +97,8 @@ class Report:
         self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str], caption: str = ""
     ) -> Self:
         """One row a mapping; a missing value is an empty cell. The first column names the row.
+
+        Values are numbers, texts or `Cell`s.
 
         Raises:
             DataError: no column, or a column that no row has.
@@ -135,9 +163,10 @@ class Report:
         series: Mapping[str, Sequence[float | None]],
         x_label: str = "Epoch",
         caption: str = "",
+        mark: tuple[float, str] | None = None,
     ) -> Self:
-        """Lines over one x axis: name -> values; None or NaN leaves a gap."""
-        return self.figure(curve_chart(name, xs, series, x_label), caption)
+        """Lines over one x axis: name -> values; None or NaN leaves a gap; mark: an x, named."""
+        return self.figure(curve_chart(name, xs, series, x_label, mark), caption)
 
     def html(self) -> str:
         """The whole document; equal reports give equal text."""
@@ -261,5 +290,11 @@ def _cells(row: Mapping[str, Any], columns: Sequence[str], decimals: Mapping[str
         tag, scope = ("th", ' scope="row"') if i == 0 else ("td", "")
         value = row.get(column)
         text = _aligned(value, decimals[column]) if column in decimals else _shown(value)
-        cells.append(f"<{tag}{scope}{_align(column in decimals)}>{html.escape(text)}</{tag}>")
+        inner = value.html() if isinstance(value, Cell) else html.escape(text)
+        cells.append(f"<{tag}{scope}{_align(column in decimals)}>{inner}</{tag}>")
     return "".join(cells)
+
+
+def _link(text: str, path: str) -> str:
+    """To a file beside the report; no name of a file can become another kind of address."""
+    return f'<a href="{html.escape(quote(path))}">{html.escape(text)}</a>'

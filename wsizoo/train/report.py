@@ -1,0 +1,210 @@
+"""report.html of a run, or of a folder of runs: one file, from the files that training left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsizoo.errors import DataError
+from wsizoo.train.report_files import RunFiles, cells_of, read_run
+from wsizoo.train.report_numbers import PAGE, PARTS, add_measures, add_runs, title
+from wsizoo.train.report_sections import Shown, add_predictions
+from wsizoo.train.report_slides import add_slides
+from wsizoo.viz.report import Report
+
+FEW = 100  # patients; of fewer the report says that intervals are wide
+FEW_OF_A_CLASS = 10
+
+
+def write_report(run: Path | str) -> Path:
+    """Write RUN/report.html from the files of a run, or of a folder of folds and seeds.
+
+    Returns:
+        The page; it opens from file:// and fetches nothing.
+
+    Raises:
+        DataError: a file is missing, empty or damaged.
+        BackendError: scikit-learn or lifelines is not installed.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise DataError(f"no run at '{folder}', expected the folder that -o named: wsizoo train")
+    cells = cells_of(folder)
+    report = _report_of_runs(folder, cells) if cells else _report_of_one(read_run(folder))
+    report.write(folder / PAGE)
+    return folder / PAGE
+
+
+def _report_of_one(run: RunFiles) -> Report:
+    rows = run.reported()
+    report = Report(str(run.facts.get("model", run.folder.name)), _subtitle(run, len(rows)))
+    report.heading("Results")
+    _add_part_note(report, run)
+    add_measures(report, run)
+    _add_run(report, run)
+    _add_learning(report, run)
+    add_predictions(report, Shown(run.task, run.classes, {run.folder.name: rows}, run.level))
+    add_slides(report, {"": run})
+    _add_limits(report, [run])
+    _add_config(report, run)
+    return report
+
+
+def _report_of_runs(folder: Path, cells: Sequence[Path]) -> Report:
+    runs = {cell.name: read_run(cell) for cell in cells}
+    first, *others = runs.values()
+    for other in others:
+        if (other.task, other.classes, other.part) != (first.task, first.classes, first.part):
+            raise DataError(
+                f"'{other.folder}' is of another task, other classes or another part than "
+                f"'{first.folder}': runs of one report must agree. Move it elsewhere"
+            )
+    rows = {name: run.reported() for name, run in runs.items()}
+    subtitle = f"{_subtitle(first, sum(map(len, rows.values())))} of {len(runs)} runs"
+    report = Report(str(first.facts.get("model", folder.name)), subtitle)
+    report.heading("Results")
+    _add_part_note(report, first)
+    add_runs(report, folder, runs)
+    _add_run(report, first)
+    add_predictions(report, Shown(first.task, first.classes, rows, first.level))
+    add_slides(report, runs)
+    _add_limits(report, list(runs.values()))
+    _add_config(report, first)
+    return report
+
+
+def _subtitle(run: RunFiles, n: int) -> str:
+    return f"{run.task.capitalize()}, {PARTS[run.part]}: {n} {run.level}s"
+
+
+def _add_part_note(report: Report, run: RunFiles) -> None:
+    if run.part != "test":
+        report.text(
+            "There is no test part: these numbers are of the validation part, which chose the "
+            "epoch. They are too good to be reported as results."
+        )
+
+
+def _add_run(report: Report, run: RunFiles) -> None:
+    """What was run, on what, with what."""
+    facts, data = run.facts, run.config.get("data") or {}
+    libraries = run.environment.get("libraries") or {}
+    plugins = run.environment.get("plugins") or {}
+    versions = {"wsizoo": facts.get("version"), **plugins, **libraries}
+    python = run.environment.get("python")
+    shown = {
+        "Model": facts.get("model"),
+        "Parameters": _whole(facts.get("parameters")),
+        "Recipe": run.config.get("recipe"),
+        "Starts from": run.config.get("init"),
+        "Table": data.get("table"),
+        "Features": data.get("features"),
+        "Encoder": _encoder(facts.get("encoder")),
+        "Classes": ", ".join(run.classes),
+        "Slides": _counts([row["part"] for row in run.slides]),
+        "Split": _short(facts.get("split_digest")),
+        "Data": _short(facts.get("data_digest")),
+        "Seed": facts.get("seed"),
+        "Fold": facts.get("fold"),
+        "Time": None if facts.get("seconds") is None else f"{facts['seconds']:.0f} s",
+        "Peak memory": _memory(facts.get("peak_mb")),
+        "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+        "Python": " on ".join(str(v) for v in (python, run.environment.get("platform")) if v),
+    }
+    report.heading("What was run")
+    report.facts({name: value for name, value in shown.items() if value not in (None, "")})
+
+
+def _add_learning(report: Report, run: RunFiles) -> None:
+    """Loss and other measures by epoch."""
+    report.heading("Learning curves")
+    if not run.epochs:
+        report.text("There is no epochs.csv: here a model was evaluated, not trained.")
+        return
+    columns = {key: [_float(row.get(key)) for row in run.epochs] for key in run.epochs[0]}
+    epochs = columns.pop("epoch")
+    losses = {
+        name: columns.pop(key)
+        for name, key in (("training", "train_loss"), ("validation", "val_loss"))
+        if key in columns
+    }
+    best = run.facts.get("best_epoch")
+    mark = None if best is None else (float(best), f"kept: epoch {best}")
+    kept = "" if best is None else " The dashed line is the epoch whose weights were kept."
+    if any(math.isfinite(v) for values in losses.values() for v in values):
+        report.curve("Loss", epochs, losses, caption=f"Loss by epoch.{kept}", mark=mark)
+    for key, values in columns.items():
+        if key.startswith("val_") and any(map(math.isfinite, values)):
+            name = title(key.removeprefix("val_"))
+            caption = f"{name} of the validation part by epoch.{kept}"
+            report.curve(name, epochs, {"validation": values}, caption=caption, mark=mark)
+
+
+def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
+    first = runs[0]
+    patients = {row["patient"] for run in runs for row in run.reported_slides()}
+    report.heading("Limits")
+    report.text("Research only. Not validated for diagnosis.")
+    if len(patients) < FEW:
+        report.text(
+            f"{len(patients)} patients were tested: intervals are wide, and models whose intervals "
+            "overlap much are not told apart. Compare two models by a paired test instead."
+        )
+    labels = [row["label"] for run in runs[:1] for row in run.reported()] if first.classes else []
+    rare = [c for c in first.classes if labels and labels.count(c) < FEW_OF_A_CLASS]
+    if rare:
+        report.text(
+            f"Fewer than {FEW_OF_A_CLASS} {first.level}s"
+            + (" a run" if len(runs) > 1 else "")
+            + f" have the label {', '.join(rare)}: what is measured of such a class can change "
+            "with a single one."
+        )
+    report.text(
+        "Intervals draw patients anew from those that were tested. They say nothing of other "
+        "hospitals, scanners or stainings, and leave out that training again gives another model."
+    )
+    if len(runs) > 1:
+        report.text(
+            "Runs that share data are not independent: their standard deviation is no standard "
+            "error. Probabilities and risks of different runs are not on one scale."
+        )
+
+
+def _add_config(report: Report, run: RunFiles) -> None:
+    if run.config_text:
+        report.heading("Configuration")
+        report.code(run.config_text)
+
+
+def _whole(value: Any) -> str | None:
+    return f"{value:,}" if isinstance(value, int) else None
+
+
+def _short(digest: Any) -> str | None:
+    return f"sha256 {str(digest)[:16]}" if digest else None
+
+
+def _encoder(told: Any) -> str | None:
+    """A fingerprint as text."""
+    if isinstance(told, Mapping):
+        return ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, "", [], {}))
+    return None if told is None else str(told)
+
+
+def _memory(peak: Any) -> str | None:
+    """MiB, of the process or of each kind of memory."""
+    kinds = peak if isinstance(peak, Mapping) else {} if peak is None else {"memory": peak}
+    return ", ".join(f"{kind} {value:.0f} MiB" for kind, value in kinds.items()) or None
+
+
+def _counts(parts: Sequence[str]) -> str:
+    return ", ".join(f"{parts.count(part)} {part}" for part in dict.fromkeys(parts))
+
+
+def _float(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan

@@ -1,0 +1,179 @@
+"""The files of a finished run, as a report reads them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsizoo.errors import DataError
+from wsizoo.yaml_data import read_yaml
+
+Row = dict[str, str]
+CELL = re.compile(r"fold(\d+)-seed(\d+)")  # a run of several
+TASKS = {
+    "classification": ("label", "predicted"),
+    "survival": ("time", "event", "risk"),
+    "regression": ("value", "predicted"),
+    "segmentation": ("dice", "iou"),
+}
+KEYS = ("slide", "patient", "part")
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """What one run left.
+
+    Args:
+        facts: run.json. metrics: metrics.json. config: config.yaml, environment: environment.json,
+            {} where a folder has none (an evaluation has no config).
+        config_text: config.yaml as it stands. epochs: epochs.csv, [] where nothing was trained.
+        slides, patients: predictions.csv and predictions_patients.csv, rows of all parts.
+        part: which rows are reported, "test", or "val" where nothing was kept for a test.
+    """
+
+    folder: Path
+    facts: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    config: Mapping[str, Any]
+    config_text: str
+    environment: Mapping[str, Any]
+    epochs: Sequence[Row] = field(repr=False)
+    slides: Sequence[Row] = field(repr=False)
+    patients: Sequence[Row] = field(repr=False)
+    part: str
+
+    @property
+    def task(self) -> str:
+        """Of TASKS."""
+        return str(self.facts["task"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of classes; [] for other tasks."""
+        return [str(name) for name in self.facts.get("classes") or []]
+
+    @property
+    def level(self) -> str:
+        """What was measured, "patient" or "slide"."""
+        return str(self.metrics.get("level", "slide"))
+
+    def reported(self) -> list[Row]:
+        """Rows of the reported part, one a patient or slide, as they were measured."""
+        of_level = self.patients if self.level == "patient" else self.slides
+        return [row for row in of_level if row["part"] == self.part]
+
+    def reported_slides(self) -> list[Row]:
+        """Rows of the reported part, one a slide."""
+        return [row for row in self.slides if row["part"] == self.part]
+
+    def measured(self, part: str = "") -> dict[str, dict[str, Any]]:
+        """Measures of a part (the reported one) with their intervals, by name."""
+        return dict(self.metrics.get(part or self.part) or {})
+
+
+def cells_of(run: Path) -> list[Path]:
+    """The runs that a folder of several holds, by fold and seed."""
+    found = [(CELL.fullmatch(path.name), path) for path in run.iterdir() if path.is_dir()]
+    keyed = [((int(m[1]), int(m[2])), path) for m, path in found if m]
+    return [path for _, path in sorted(keyed)]
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read the files of one run.
+
+    Raises:
+        DataError: a file is missing, empty or damaged, or holds another task's columns.
+    """
+    facts, metrics = read_object(folder / "run.json"), read_object(folder / "metrics.json")
+    if facts.get("task") not in TASKS:
+        raise DataError(
+            f"'{folder / 'run.json'}' states the task {facts.get('task')!r}, expected one of "
+            f"{', '.join(TASKS)}"
+        )
+    wanted = (*KEYS[1:], *TASKS[facts["task"]])
+    slides = _table(folder / "predictions.csv", ("slide", *wanted))
+    of_patients = folder / "predictions_patients.csv"
+    patients = _table(of_patients, wanted) if metrics.get("level") == "patient" else []
+    config = folder / "config.yaml"
+    text = config.read_text(encoding="utf-8") if config.exists() else ""
+    environment, epochs = folder / "environment.json", folder / "epochs.csv"
+    return RunFiles(
+        folder=folder,
+        facts=facts,
+        metrics=metrics,
+        config=_config(config, text),
+        config_text=text,
+        environment=read_object(environment) if environment.exists() else {},
+        epochs=_table(epochs, ("epoch",)) if epochs.exists() else [],
+        slides=slides,
+        patients=patients,
+        part=_part(folder, slides),
+    )
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a run. Raises DataError: missing or damaged."""
+    try:
+        found = json.loads(_text(path))
+    except ValueError as error:
+        raise DataError(f"'{path}' is damaged ({error}). {_again(path)}") from None
+    if not isinstance(found, dict):
+        raise DataError(f"'{path}' holds no JSON object. {_again(path)}")
+    return found
+
+
+def _table(path: Path, wanted: Sequence[str]) -> list[Row]:
+    lines = _text(path).splitlines()
+    rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(lines)]
+    if not rows:
+        raise DataError(f"'{path}' holds no row. {_again(path)}")
+    if missing := [name for name in wanted if name not in rows[0]]:
+        raise DataError(
+            f"'{path}' has no column {', '.join(missing)}; it has {', '.join(rows[0])}. "
+            f"{_again(path)}"
+        )
+    return rows
+
+
+def _part(folder: Path, rows: Sequence[Row]) -> str:
+    parts = {row["part"] for row in rows}
+    for part in ("test", "val"):
+        if part in parts:
+            return part
+    raise DataError(
+        f"'{folder / 'predictions.csv'}' has rows of {', '.join(sorted(parts))} only: a report "
+        "needs a test part. Give the split one: split.fractions=[0.7,0.15,0.15]"
+    )
+
+
+def _config(path: Path, text: str) -> dict[str, Any]:
+    try:
+        found = read_yaml(text) or {}
+    except ValueError as error:
+        raise DataError(f"'{path}' is damaged ({error}). {_again(path)}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise DataError(
+            f"no {path.name} that can be read in '{path.parent}'. {_again(path)}"
+        ) from None
+    if not text.strip():
+        raise DataError(f"'{path}' is empty. {_again(path)}")
+    return text
+
+
+def _again(path: Path) -> str:
+    """What to type."""
+    return (
+        f"A finished run has it; the same command goes on where one stopped: wsizoo train "
+        f"CONFIG.yaml -o {path.parent}"
+    )
