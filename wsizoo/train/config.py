@@ -223,7 +223,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     if isinstance(source, Mapping):
         whose, content = "the config", dict(source)
     else:
-        whose, content = f"config '{source}'", _read(Path(source))
+        whose, content = f"config '{source}'", read_content(Path(source))
     over: dict[str, Any] = {}
     for text in overrides:
         _lay_over(whose, over, text)
@@ -264,10 +264,10 @@ def _on_recipe(whose: str, content: dict[str, Any], above: tuple[Path, ...] = ()
     file = find_recipe(str(name))
     if file in above:
         raise SpecError(f"{whose}: the recipe '{name}' starts from itself")
-    return merge(_on_recipe(f"recipe '{name}'", _read(file), (*above, file)), content)
+    return merge(_on_recipe(f"recipe '{name}'", read_content(file), (*above, file)), content)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_content(path: Path) -> dict[str, Any]:
     """A file's content, its paths made absolute."""
     try:
         content = read_yaml(path.read_text(encoding="utf-8"))

@@ -1,0 +1,155 @@
+"""Finished cells: what their folders say, their test predictions together, and in pairs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsizoo.errors import DataError
+from wsizoo.train.benchmark_cells import Cell, Work
+from wsizoo.train.bootstrap import Resamples
+from wsizoo.train.compare import delong, paired_bootstrap
+from wsizoo.train.intervals import (
+    Measured,
+    regression_measures,
+    segmentation_measures,
+    survival_measures,
+    with_intervals,
+)
+from wsizoo.train.probabilities import classification_measures
+from wsizoo.train.weighted import Weighted
+
+MAIN = {  # what models are ranked by
+    "classification": "auc",
+    "survival": "c_index",
+    "regression": "r2",
+    "segmentation": "dice_per_slide",
+}
+FACTS = ("parameters", "seconds", "ms_per_slide", "peak_mb")
+Rows = Mapping[tuple[int, int, str], Mapping[str, str]]
+"""(fold, seed, slide or patient) -> the row of predictions."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished cell.
+
+    Args:
+        metrics: of its test part. facts: `FACTS`, None where unknown.
+        predictions: rows of the test part, a patient each (a slide each where those differ).
+    """
+
+    cell: Cell
+    task: str
+    classes: tuple[str, ...]
+    metrics: Mapping[str, float]
+    facts: Mapping[str, float | None]
+    predictions: tuple[Mapping[str, str], ...]
+
+
+def read_result(work: Work, cell: Cell) -> Result:
+    """What a finished cell's run directory says. Raises DataError where it is damaged."""
+    run = work.path(cell)
+    try:
+        told = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        measured = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        of_patients = measured["level"] == "patient"
+        file = "predictions_patients.csv" if of_patients else "predictions.csv"
+        with open(run / file, newline="", encoding="utf-8") as opened:
+            rows = [row for row in csv.DictReader(opened) if row["part"] == "test"]
+        spent = told.get("seconds_per_slide")
+        facts = {**told, "ms_per_slide": None if spent is None else 1000 * spent}
+        return Result(
+            cell,
+            told["task"],
+            tuple(told.get("classes") or ()),
+            {name: _number(each["value"]) for name, each in measured["test"].items()},
+            {name: facts.get(name) for name in FACTS},
+            tuple(rows),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the run directory '{run}' is damaged ({error!r}): delete it and run the same command"
+        ) from error
+
+
+def pooled_measure(results: Sequence[Result], resamples: int) -> Measured:
+    """The main metric of all test predictions of a model together, patients resampled."""
+    rows = list(_pooled(results).values())
+    main = MAIN[results[0].task]
+    drawn = Resamples(len(rows), [row["patient"] for row in rows], resamples)
+    return with_intervals({main: _measure(rows, results[0])}, drawn)[main]
+
+
+def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) -> float:
+    """Of no difference in the main metric, on the predictions that both have; NaN if none.
+
+    Two AUCs of two classes are compared by DeLong's test, of the mean of a patient's scores over
+    folds and seeds, since it takes rows as independent; all else by a paired bootstrap of patients.
+    """
+    first, second = (_pooled(results) for results in (ours, others))
+    both = sorted(set(first) & set(second))
+    if not both:
+        return math.nan
+    rows = [first[key] for key in both], [second[key] for key in both]
+    once = max(Counter((*key[:2], first[key]["patient"]) for key in both).values()) == 1
+    if ours[0].task == "classification" and len(ours[0].classes) == 2 and once:
+        positive = ours[0].classes[1]
+        labels, a = _by_patient(rows[0], positive)
+        return delong(labels, a, _by_patient(rows[1], positive)[1]).p
+    measures = _measure(rows[0], ours[0]), _measure(rows[1], ours[0])
+    patients = [row["patient"] for row in rows[0]]
+    return paired_bootstrap(*measures, len(both), patients, resamples=resamples).p
+
+
+def _pooled(results: Sequence[Result]) -> Rows:
+    return {
+        (result.cell.fold, result.cell.seed, row.get("slide") or row["patient"]): row
+        for result in results
+        for row in result.predictions
+    }
+
+
+def _by_patient(
+    rows: Sequence[Mapping[str, str]], positive: str
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Label and mean score of each patient, by name."""
+    labels, scores = {}, dict[str, list[float]]()
+    for row in rows:
+        labels[row["patient"]] = int(row["label"] == positive)
+        scores.setdefault(row["patient"], []).append(float(row[f"p_{positive}"]))
+    names = sorted(labels)
+    means = [math.fsum(scores[name]) / len(scores[name]) for name in names]
+    return np.array([labels[name] for name in names]), np.array(means)
+
+
+def _measure(rows: Sequence[Mapping[str, str]], of: Result) -> Weighted:
+    """The main metric of these rows, in any resample."""
+
+    def column(name: str) -> NDArray[np.float64]:
+        return np.array([row[name] for row in rows], dtype=np.float64)
+
+    found: Mapping[str, Weighted]
+    if of.task == "classification":
+        labels = [of.classes.index(row["label"]) for row in rows]
+        table = np.stack([column(f"p_{name}") for name in of.classes], 1)  # (n, C)
+        found = classification_measures(labels, table, classes=of.classes)
+    elif of.task == "survival":
+        found = survival_measures(column("time"), column("event"), column("risk"))
+    elif of.task == "regression":
+        found = regression_measures(column("value"), column("predicted"))
+    else:
+        found = segmentation_measures(column("tp"), column("fp"), column("fn"))
+    return found[MAIN[of.task]]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,106 @@
+"""benchmark.html: the table of a benchmark with its charts, in one file."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+from wsizoo.train.benchmark_compare import MAIN
+from wsizoo.train.benchmark_results import Row
+from wsizoo.train.benchmark_tables import TITLES, cells
+from wsizoo.viz.comparison import interval_plot, rank_plot
+from wsizoo.viz.page import page
+
+
+def benchmark_page(
+    rows: Sequence[Row], task: str, failures: Sequence[tuple[str, str]], told: str
+) -> str:
+    """The page.
+
+    Args:
+        failures: (cell, reason) of those that failed. told: one line on what was run.
+    """
+    body = [
+        "<h1>Benchmark</h1>",
+        f'<p class="subtitle">{html.escape(told)}</p>',
+        _table(rows, task),
+        *_charts(rows, MAIN[task]),
+        *_failures(failures),
+        "<h2>How to read it</h2>",
+        *(f"<p>{html.escape(text)}</p>" for text in HOW),
+    ]
+    return page("Benchmark", "\n".join(body))
+
+
+HOW = (
+    "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of all test "
+    "predictions of a row together, patients drawn with replacement: the spread that another "
+    "sample of patients would give, which the standard deviation over seeds does not show.",
+    "p compares with the first row: DeLong's test of two AUCs, else a paired bootstrap of "
+    "patients, each patient's predictions averaged over seeds; Holm's correction. The best row is "
+    "chosen by the same data, so p is a guide.",
+    "Rank is the mean over folds and seeds. Every run had one thread of a processor, or the GPU.",
+)
+
+
+def _table(rows: Sequence[Row], task: str) -> str:
+    head, *body = cells(rows, task, "±", html.escape, lambda text: f"<strong>{text}</strong>")
+    lines = ["".join(f"<th{_side(i)}>{text}</th>" for i, text in enumerate(head))]
+    lines += ["".join(f"<td{_side(i)}>{text}</td>" for i, text in enumerate(row)) for row in body]
+    first, *others = (f"<tr>{line}</tr>" for line in lines)
+    rows_text = "\n".join(others)
+    return (
+        f'<div class="scroll"><table><thead>{first}</thead><tbody>\n{rows_text}\n</tbody>'
+        "</table></div>"
+    )
+
+
+def _side(column: int) -> str:
+    return "" if column < 2 else ' class="number"'
+
+
+def _charts(rows: Sequence[Row], main: str) -> list[str]:
+    """Intervals and ranks of the rows that have them."""
+    known = [row for row in rows if row.pooled is not None and math.isfinite(row.pooled)]
+    names = {id(row): _name(row, known) for row in known}
+    charts = []
+    if known:
+        bars = [(names[id(row)], *_pooled(row)) for row in known]
+        points = {names[id(row)]: row.values[main] for row in known}
+        plot = interval_plot(bars, TITLES[main], points=points)
+        caption = "Large: all test predictions together, with their interval. Small: single runs."
+        charts += [
+            f"<h2>{html.escape(TITLES[main])}</h2>",
+            f"<figure>{plot}<figcaption>{caption}</figcaption></figure>",
+        ]
+    ranked = [row for row in known if row.rank is not None]
+    if len(ranked) > 1:
+        plot = rank_plot(
+            [names[id(row)] for row in ranked],
+            [row.rank or 1.0 for row in ranked],
+            each=[row.ranks for row in ranked],
+        )
+        charts += ["<h2>Ranks</h2>", f"<figure>{plot}</figure>"]
+    return charts
+
+
+def _pooled(row: Row) -> tuple[float, float | None, float | None]:
+    """Value and interval as the chart takes them."""
+    ends = [None if v is None or not math.isfinite(v) else v for v in (row.low, row.high)]
+    return float(row.pooled or 0), ends[0], ends[1]
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """The model's, with its features where there are several sets."""
+    several = len({each.features for each in rows}) > 1
+    return f"{row.model}, {row.features}" if several else row.model
+
+
+def _failures(failures: Sequence[tuple[str, str]]) -> list[str]:
+    if not failures:
+        return []
+    items = "".join(
+        f"<dt>{html.escape(cell)}</dt><dd>{html.escape(reason)}</dd>" for cell, reason in failures
+    )
+    return ["<h2>Runs that failed</h2>", f'<dl class="facts">{items}</dl>']
