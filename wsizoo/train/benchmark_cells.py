@@ -93,9 +93,7 @@ class Work:
         return Outcome(cell, "done")
 
 
-def in_processes(
-    work: Work, cells: Sequence[Cell], jobs: int
-) -> Generator[Outcome, None, None]:
+def in_processes(work: Work, cells: Sequence[Cell], jobs: int) -> Generator[Outcome, None, None]:
     """Each cell as soon as it is finished, `jobs` at a time; closing it ends those under way."""
     waiting = deque(cells)
     running: dict[Any, tuple[Cell, BaseProcess]] = {}
@@ -146,9 +144,7 @@ def _serve(work: Work, cell: Cell, pipe: Any) -> None:
     pipe.send(work.run(cell))
 
 
-def on_ray(
-    work: Work, cells: Sequence[Cell], jobs: int | None
-) -> Generator[Outcome, None, None]:
+def on_ray(work: Work, cells: Sequence[Cell], jobs: int | None) -> Generator[Outcome, None, None]:
     """The same on a Ray cluster (RAY_ADDRESS, or one of this machine), one task a cell.
 
     Features, table and the benchmark's folder must lie where every node sees them.

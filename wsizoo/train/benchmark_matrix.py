@@ -21,10 +21,8 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 
 
-def make_cells(
-    asked: Asked, splits: Path, registry: Registry, say: Say
-) -> tuple[list[Cell], str]:
-    """All cells, and the task; the splits are written to files, from which every cell reads its own.
+def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tuple[list[Cell], str]:
+    """All cells, and the task; each fold is written to a file, which its cells read.
 
     Raises: as `run_benchmark`.
     """
@@ -39,7 +37,7 @@ def make_cells(
                 f"'{next(iter(cohorts))}' of {len(first.records)}, or of others: they cannot be "
                 "compared. Extract what is missing, or leave one set out"
             )
-    base = _base(asked)
+    base = asked.config()
     folds = splits_of(base, first)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
@@ -58,24 +56,16 @@ def make_cells(
     return cells, first.task
 
 
-def _base(asked: Asked) -> RunConfig:
-    """What all cells share; the first model stands in where the file names none."""
-    stated = "model" in asked.shared or "recipe" in asked.shared or not asked.models
-    return asked.config(None if stated or not asked.models else asked.models[0])
-
-
 def _cohort(asked: Asked, folder: str, registry: Registry) -> Cohort:
     from wsizoo.train.cohort import read_cohort
     from wsizoo.train.making import classes_of, task_of
 
-    base = _base(asked)
+    base = asked.config()
     task, classes = task_of(base, registry), classes_of(base, registry)
     return read_cohort(replace(base.data, features=folder), task=task, classes=classes)
 
 
-def _split_file(
-    folder: Path, fold: int, split: Split, cohort: Cohort
-) -> tuple[Path, str]:
+def _split_file(folder: Path, fold: int, split: Split, cohort: Cohort) -> tuple[Path, str]:
     """The file of a fold, named by its content, and its digest."""
     from wsizoo.train.run import write_parts
     from wsizoo.train.split_files import split_digest, split_rows
@@ -108,8 +98,9 @@ def _fitting(
     """The models that fit every set of features; a named one that does not is an error."""
     candidates = asked.models
     if candidates is None:
-        candidates = tuple(installed_candidates(_base(asked).model, registry))
-    kept, reasons = [], {}
+        candidates = tuple(installed_candidates(asked.config().model, registry))
+    kept: list[Candidate] = []
+    reasons: dict[str, str] = {}
     for candidate in candidates:
         for name, cohort in cohorts.items():
             config = _config(asked, candidate, name, cohort, registry)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.names import suggest
 from wsizoo.registry import Registry
+from wsizoo.structured import MISSING, structured
 from wsizoo.train.config import RunConfig, load_config, read_content
 from wsizoo.train.recipes import is_file
 
 if TYPE_CHECKING:
     from wsizoo.bag import Bag
 
-OWN = ("optimiser", "schedule", "train", "augment", "selection")
+OWN = frozenset(
+    ("model", "overrides", "init", "optimiser", "schedule", "train", "augment", "selection")
+)
 """What a model with a recipe of its own takes from that, instead of from the benchmark."""
-FIELDS = ("name", "model", "overrides", "recipe")
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,24 @@ class Candidate:
     """One model of a benchmark.
 
     Args:
-        name: in the tables. model: what `wsizoo.build` takes; None: the benchmark's own.
-        overrides: of it. recipe: whose `OWN` settings it is trained with, in place of the others'.
+        name: in the tables. model: what `wsizoo.build` takes; None: the recipe's, or else the
+            benchmark's. overrides: of it, after the benchmark's.
+        recipe: whose `OWN` settings hold in place of the benchmark's.
     """
 
     name: str
     model: str | None = None
     overrides: tuple[str, ...] = ()
+    recipe: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A mapping in the list `models`, see `Candidate`."""
+
+    name: str = MISSING
+    model: str | None = None
+    overrides: list[str] = field(default_factory=list)
     recipe: str | None = None
 
 
@@ -54,6 +67,8 @@ class Asked:
     def config(self, candidate: Candidate | None = None) -> RunConfig:
         """The run of a candidate, or what all share. Raises as `load_config`."""
         content = dict(self.shared)
+        if candidate is None and self.models and not {"model", "recipe"} & set(content):
+            candidate = self.models[0]  # stands in: the task is that of any of them
         if candidate and candidate.recipe:
             content = {key: value for key, value in content.items() if key not in OWN}
             content["recipe"] = candidate.recipe
@@ -85,104 +100,97 @@ def read_benchmark(
         whose, folder = f"benchmark '{source}'", Path(source).absolute().parent
         content = read_content(Path(source))
     listed = content.pop("models", None)
-    sets = _feature_sets(whose, content.pop("features", None), content.get("data"))
+    sets = content.pop("features", None)
     base = str(content.get("model", ""))
-    found = _candidates(whose, listed, registry, folder)
+    if not (listed is None or (isinstance(listed, list) and listed)):
+        raise SpecError(f"{whose}: models is {listed!r}, expected a list of names")
+    found = [_candidate(whose, each, base, registry, folder) for each in listed or ()]
     if models is not None:
-        own = {candidate.name: candidate for candidate in found or ()}
-        found = [own.get(name) or _named(name, registry, list(own)) for name in models]
-    _check_names(whose, [candidate.name for candidate in found or ()])
-    kept = None if found is None else tuple(_on(base, each, registry) for each in found)
-    features = {name: str(folder / path) for name, path in sets.items()}
-    return Asked(content, tuple(overrides), kept, features)
+        own = {candidate.name: candidate for candidate in found}
+        found = [own.get(name) or _named(name, base, registry, list(own)) for name in models]
+    _check_names(whose, [candidate.name for candidate in found])
+    asked = Asked(content, tuple(overrides), tuple(found) or None, {})
+    if sets is None or any(text.startswith("data.features=") for text in overrides):
+        return replace(asked, features=_one_set(whose, asked.config().data.features))
+    return replace(asked, features=_feature_sets(whose, sets, folder))
 
 
 def installed_candidates(base: str, registry: Registry) -> list[Candidate]:
     """The base model with each installed aggregator in the place of its own."""
     offered = registry.plugins.components("aggregator")
-    return [_on(base, Candidate(component.name), registry) for component in offered]
+    return [_with_aggregator(base, component.name, registry) for component in offered]
 
 
-def overrides_for(candidate: Candidate, config: RunConfig, bag: Bag, registry: Registry) -> list[str]:
+def overrides_for(
+    candidate: Candidate, config: RunConfig, bag: Bag, registry: Registry
+) -> list[str]:
     """All overrides of a cell's model: the benchmark's, the encoder of its features, its own."""
-    shared = [] if candidate.model else list(config.overrides)
     made = bag.encoder.encoder if bag.encoder else None
-    uses = registry.models[config.model].part("encoder") if config.model in registry.models else made
+    uses = (
+        registry.models[config.model].part("encoder") if config.model in registry.models else made
+    )
     encoder = []
     if made and made != uses:
         encoder = [f"encoder={json.dumps({'name': made, 'dim': bag.features.shape[1]})}"]
-    return [*shared, *encoder, *candidate.overrides]
+    return [*config.overrides, *encoder, *candidate.overrides]
 
 
-def _feature_sets(whose: str, sets: Any, data: Any) -> dict[str, str]:
-    """Name -> folder, of `features: {name: folder}` or of `data.features`."""
-    if sets is None:
-        folder = data.get("features") if isinstance(data, dict) else None
-        if not folder:
-            raise SpecError(f"{whose} names no features. Give it some: features: {{uni: FOLDER}}")
-        return {Path(folder).name: str(folder)}
+def _one_set(whose: str, folder: str | None) -> dict[str, str]:
+    if folder is None:
+        raise SpecError(f"{whose} names no features. Give it some: features: {{uni: FOLDER}}")
+    return {Path(folder).name: folder}
+
+
+def _feature_sets(whose: str, sets: Any, folder: Path) -> dict[str, str]:
+    """Name -> folder, of a mapping or of a list of mappings."""
+    pairs = sets.items() if isinstance(sets, dict) else []
     if isinstance(sets, list) and all(isinstance(each, dict) for each in sets):
-        names = [str(name) for each in sets for name in each]
-        _check_names(whose, names)
-        sets = {name: folder for each in sets for name, folder in each.items()}
-    if not isinstance(sets, dict) or not all(isinstance(path, str) for path in sets.values()):
+        pairs = [pair for each in sets for pair in each.items()]
+    if not pairs or not all(isinstance(path, str) for _, path in pairs):
         raise SpecError(f"{whose}: features is {sets!r}, expected {{name: folder, ...}}")
-    return {str(name): path for name, path in sets.items()}
+    _check_names(whose, [str(name) for name, _ in pairs])
+    found = {str(name): folder / path for name, path in pairs}
+    for name, path in found.items():
+        if not path.is_dir():
+            raise NotFoundError(f"{whose}: no folder '{path}' of the features '{name}'")
+    return {name: str(path) for name, path in found.items()}
 
 
-def _candidates(
-    whose: str, listed: Any, registry: Registry, folder: Path
-) -> list[Candidate] | None:
-    if listed is None:
-        return None
-    if not isinstance(listed, list) or not listed:
-        raise SpecError(f"{whose}: models is {listed!r}, expected a list of names")
-    found = []
-    for each in listed:
-        if isinstance(each, str):
-            found.append(_named(each, registry, []))
-            continue
-        if not isinstance(each, dict) or not isinstance(each.get("name"), str):
-            raise SpecError(f"{whose}: a model is {each!r}, expected a name, or {{name: ..., ...}}")
-        for key in set(each) - set(FIELDS):
-            hint = suggest(str(key), FIELDS, "Fields: ")
-            raise SpecError(f"{whose}: unknown field '{key}' of model '{each['name']}'. {hint}")
-        recipe = each.get("recipe")
-        found.append(
-            Candidate(
-                each["name"],
-                each.get("model"),
-                tuple(each.get("overrides") or ()),
-                str(folder / recipe) if is_file(recipe) else recipe,
-            )
-        )
-    return found
+def _candidate(whose: str, each: Any, base: str, registry: Registry, folder: Path) -> Candidate:
+    """Of an entry of `models`: a name, or a mapping."""
+    if isinstance(each, str):
+        return _named(each, base, registry, [])
+    if not isinstance(each, dict):
+        raise SpecError(f"{whose}: a model is {each!r}, expected a name, or {{name: ..., ...}}")
+    entry = structured(Entry, f"{whose}: a model", each)
+    if len(each) == 1:
+        return _named(entry.name, base, registry, [])
+    recipe = str(folder / str(entry.recipe)) if is_file(entry.recipe) else entry.recipe
+    return Candidate(entry.name, entry.model, tuple(entry.overrides), recipe)
 
 
-def _named(name: str, registry: Registry, own: Sequence[str]) -> Candidate:
-    """A model of the registry, or the benchmark's own with an aggregator of that name."""
+def _named(name: str, base: str, registry: Registry, others: Sequence[str]) -> Candidate:
+    """A model of the registry, or the base model with an aggregator of that name.
+
+    Args:
+        others: names that might have been meant.
+    """
     if name in registry.models:
         return Candidate(name, name)
     offered = [component.name for component in registry.plugins.components("aggregator")]
     if name in offered:
-        return Candidate(name)
-    known = [*own, *offered, *registry.models]
+        return _with_aggregator(base, name, registry)
     plugin = registry.plugin_of("aggregator", name)
+    known = [*others, *offered, *registry.models]
     hint = f"Install it: pip install {plugin}" if plugin else suggest(name, known, "Known: ")
-    raise NotFoundError(f"No model or aggregator named '{name}'. {hint}")
+    raise NotFoundError(f"No model or aggregator named '{name}' is installed. {hint}")
 
 
-def _on(base: str, candidate: Candidate, registry: Registry) -> Candidate:
-    """A candidate that is the name of an aggregator gets it by an override of the base model."""
-    offered = {component.name for component in registry.plugins.components("aggregator")}
-    if candidate.model or candidate.overrides or candidate.name not in offered:
-        return candidate
+def _with_aggregator(base: str, name: str, registry: Registry) -> Candidate:
+    """With the arguments that the base gives it, where it is the base's own; else the defaults."""
     entry = registry.models.get(base)
-    if entry is not None and entry.part("aggregator") == candidate.name:
-        return candidate  # with the arguments that the base model gives it
-    return Candidate(
-        candidate.name, None, (f"aggregator={candidate.name}",), candidate.recipe
-    )
+    own = entry is not None and entry.part("aggregator") == name
+    return Candidate(name, None, () if own else (f"aggregator={name}",))
 
 
 def _check_names(whose: str, names: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from wsizoo.train.benchmark_cells import Cell
 from wsizoo.train.benchmark_compare import FACTS, MAIN, Result, p_value, pooled_measure
 from wsizoo.train.compare import holm
 
+
 @dataclass(frozen=True)
 class Row:
     """A model on a feature set, over folds and seeds.
@@ -50,9 +51,7 @@ class Row:
         return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
-def summarise(
-    cells: Sequence[Cell], results: Sequence[Result], resamples: int = 1000
-) -> list[Row]:
+def summarise(cells: Sequence[Cell], results: Sequence[Result], resamples: int = 1000) -> list[Row]:
     """A row a model and feature set, the best first, those without a finished cell last.
 
     Args:
@@ -70,8 +69,7 @@ def summarise(
     main = MAIN[results[0].task]
     ranks = _ranks(found, main, max(map(len, asked.values())))
     rows = [
-        _row(pair, found[pair], len(asked[pair]), ranks.get(pair, ()), resamples)
-        for pair in asked
+        _row(pair, found[pair], len(asked[pair]), ranks.get(pair, ()), resamples) for pair in asked
     ]
     rows.sort(key=lambda row: _descending(row.mean(main)))
     return _with_p(rows, found, main, resamples)

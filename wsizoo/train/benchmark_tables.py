@@ -87,7 +87,9 @@ def cells(
             [
                 mark(escaped(row.model)),
                 escaped(row.features),
-                str(row.finished) if row.finished == row.asked else f"{row.finished} of {row.asked}",
+                str(row.finished)
+                if row.finished == row.asked
+                else f"{row.finished} of {row.asked}",
                 mark(mean_std(row, main, plus_minus)),
                 _interval(row),
                 escaped(p_text(row)),
@@ -135,9 +137,7 @@ def record(row: Row, metrics: Sequence[str], task: str) -> dict[str, Any]:
     return told | {name: _known(row.facts.get(name)) for name in FACTS}
 
 
-def result_records(
-    outcomes: Sequence[Outcome], results: Sequence[Result]
-) -> list[dict[str, Any]]:
+def result_records(outcomes: Sequence[Outcome], results: Sequence[Result]) -> list[dict[str, Any]]:
     """Rows of results.csv: a cell each, with its reason where it failed."""
     found = {result.cell.folder: result for result in results}
     records = []
