@@ -34,11 +34,11 @@ class DataConfig:
 
     Args:
         table: csv or tsv, also zipped, a row a slide.
-        features: folder with a feature file a slide; null: that of the table.
-        file: column of the table with the feature file of each slide, within `features`; null:
-            the file is looked up by the name of the slide.
-        encoder, slide_mpp: what feature files of other tools do not state, see
-            `wsizoo.formats.read.ReadOptions`.
+        features: folder with a feature file a slide.
+        file: column of the table with the feature file of each slide, within `features` (or the
+            table's folder); null: the file is looked up by the name of the slide.
+        encoder, slide_mpp, coords_mpp, collisions, format: what feature files of other tools do
+            not state, see `wsizoo.formats.read.ReadAs`.
         task: null: that of the model's head.
         slide, patient, site, label, time, event, censorship, value: columns of the table. With
             `censorship` (1: censored) there is no need of `event` (1: seen). Without a patient
@@ -57,6 +57,9 @@ class DataConfig:
     file: str | None = None
     encoder: str | None = None
     slide_mpp: float | None = _number(None, 0)
+    coords_mpp: float | None = _number(None, 0)
+    collisions: str = _one_of("error", "error", "nearest", "mean", "first")
+    format: str | None = None
     task: str | None = _one_of(None, "classification", "survival", "regression", "segmentation")
     slide: str = "slide"
     patient: str | None = "patient"
@@ -238,7 +241,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
 
 def to_yaml(config: RunConfig) -> str:
     """Every key with its value; `load_config` of it is the same config."""
-    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
+    return str(yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True))
 
 
 def config_digest(config: RunConfig) -> str:

@@ -1,0 +1,323 @@
+"""A cohort: slides of a table, their patients, targets and feature files, checked as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, cast
+
+from wsizoo.bag import Bag
+from wsizoo.errors import DataError, NotFoundError
+from wsizoo.formats.detect import contents_of
+from wsizoo.formats.read import ReadAs, read_with_report
+from wsizoo.formats.regrid import Rule
+from wsizoo.slides.manifest import COLUMNS, SLIDE_SUFFIXES
+from wsizoo.sources import FEATURE_SUFFIXES
+from wsizoo.train.config import DataConfig
+from wsizoo.train.patch_labels import SUFFIXES as LABEL_SUFFIXES
+from wsizoo.train.patch_labels import read_patch_labels
+from wsizoo.train.row_targets import (
+    LackingError,
+    Target,
+    UnreadableError,
+    classes_of,
+    target_columns,
+    target_of,
+)
+from wsizoo.train.tables import Table, read_table
+
+SHOWN = 10  # slides that an error names
+IMAGES = SLIDE_SUFFIXES | {".png", ".jpg", ".jpeg"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """A slide of the table.
+
+    Args:
+        file: with its features; None in a cohort without bags. row: of the table, as text.
+        target: `label` (an index), `time` and `event`, or `value`; empty for segmentation.
+    """
+
+    slide: str
+    patient: str
+    site: str | None
+    file: Path | None
+    target: Target
+    row: Mapping[str, str]
+    instances: Path | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Cohort:
+    """Slides in the order of the table.
+
+    Args:
+        classes: of classification and segmentation, in order.
+        dropped: (slide, reason) of those that were left out on request.
+    """
+
+    config: DataConfig
+    task: str
+    records: tuple[Record, ...]
+    classes: tuple[str, ...] = ()
+    dropped: tuple[tuple[str, str], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    @property
+    def slides(self) -> list[str]:
+        return [record.slide for record in self.records]
+
+    @property
+    def patients(self) -> list[str]:
+        return [record.patient for record in self.records]
+
+    @property
+    def sites(self) -> list[str] | None:
+        """Of each slide; None without a column of sites."""
+        return [r.site or "" for r in self.records] if self.config.site else None
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The class of each slide; None where slides have none."""
+        if self.task != "classification":
+            return None
+        return [self.classes[int(record.target["label"])] for record in self.records]
+
+    def values(self, key: str) -> list[float]:
+        """`time`, `event`, `value` or `label` of each slide."""
+        return [record.target[key] for record in self.records]
+
+    @property
+    def digest(self) -> str:
+        """sha256 hex of task, classes, and each slide with patient and target, in any order."""
+        rows = sorted((r.slide, r.patient, sorted(r.target.items())) for r in self.records)
+        text = json.dumps([self.task, self.classes, rows])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def at_odds(self) -> dict[str, list[str]]:
+        """Patients whose slides have different targets -> those slides."""
+        slides: dict[str, list[Record]] = {}
+        for record in self.records:
+            slides.setdefault(record.patient, []).append(record)
+        return {
+            patient: [record.slide for record in own]
+            for patient, own in slides.items()
+            if any(record.target != own[0].target for record in own)
+        }
+
+    def bag(self, index: int) -> Bag:
+        """The features of a slide with its target, read now. Raises DataError, FingerprintError."""
+        record = self.records[index]
+        bag = read_with_report(_there(record), self.reading, record.slide).bag
+        if not len(bag):
+            raise DataError(f"'{record.file}' holds no patches")
+        target: dict[str, Any] = dict(record.target)
+        if self.task == "segmentation":
+            if record.instances is not None:
+                target["instances"] = read_patch_labels(record.instances, bag, self.classes)
+            elif "instances" in (bag.target or {}):
+                target["instances"] = cast(Mapping[str, Any], bag.target)["instances"]
+            else:
+                raise DataError(
+                    f"'{record.file}' holds no labels of patches; say where they lie: "
+                    "data.instances=FOLDER"
+                )
+        return bag.replace(target=target)
+
+    @property
+    def reading(self) -> ReadAs:
+        """What files of other tools do not say themselves."""
+        c = self.config
+        rule = cast(Rule, c.collisions)
+        return ReadAs(c.encoder, c.slide_mpp, c.coords_mpp, rule, c.format)
+
+    def sizes(self) -> list[int]:
+        """The number of patches of each slide, as its file states it; features are not read."""
+        return [contents_of(_there(r), self.config.format)[1].n for r in self.records]
+
+
+def _there(record: Record) -> Path:
+    if record.file is None:
+        raise DataError(f"slide '{record.slide}' has no features: say data.features=FOLDER")
+    return record.file
+
+
+@dataclass
+class Problems:
+    """What is wrong with which slides, to be told at once."""
+
+    slides: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, what: str, slide: str) -> None:
+        self.slides.setdefault(what, []).append(slide)
+
+    def raise_if_any(self, whose: str, hint: str = "") -> None:
+        """Raises DataError: a line a problem, with the first slides and how many."""
+        if not self.slides:
+            return
+        lines = [f"{len(names)} {what}: {_some(names)}" for what, names in self.slides.items()]
+        raise DataError("\n  ".join([f"{whose}:", *lines]) + (f"\n{hint}" if hint else ""))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def read_cohort(
+    config: DataConfig,
+    task: str | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    bags: bool = True,
+) -> Cohort:
+    """The slides of a table, everything that is wrong with them told at once.
+
+    Args:
+        task, classes: of the model, where the config states none.
+        bags: with feature files; without, what needs the table alone can be done.
+
+    Raises:
+        NotFoundError: no such table or folder.
+        DataError: a column that is not there (the near one named); slides without features or
+            target (unless they are to be dropped), twice, or that cannot be understood; a patient
+            whose slides contradict each other.
+    """
+    chosen, table = config.task or task or "", read_table(config.table)
+    _check_columns(table, config, chosen)
+    classes = config.classes or classes or ()
+    if chosen == "classification":
+        classes = classes_of(table, config.label, classes)
+    files = FeatureFiles(config) if bags else None
+    records, dropped, problems = {}, [], Problems()
+    for line, row in zip(table.lines, table.rows, strict=True):
+        name = slide_name(row[config.slide])
+        if not name:
+            problems.add("rows name no slide", f"line {line}")
+        elif name in records:
+            problems.add("stand in the table a second time", f"{name} (line {line})")
+        else:
+            try:
+                records[name] = _record(name, row, config, chosen, classes, files)
+            except UnreadableError as error:
+                problems.add(str(error), name)
+            except LackingError as error:
+                if config.missing == "error":
+                    problems.add(str(error), name)
+                dropped.append((name, str(error)))
+    hint = "To leave out slides without features or target: data.missing=drop" if dropped else ""
+    problems.raise_if_any(f"slides of table '{table.path}'", hint)
+    if not records:
+        raise DataError(f"table '{table.path}': all {len(dropped)} slides {dropped[0][1]}")
+    cohort = Cohort(config, chosen, tuple(records.values()), tuple(classes), tuple(dropped))
+    _check_patients(cohort)
+    return cohort
+
+
+def slide_name(cell: str) -> str:
+    """The name of a slide, without folders and without the suffix of an image or feature file."""
+    name = PurePosixPath(cell.replace("\\", "/")).name
+    suffix = PurePosixPath(name).suffix
+    return name.removesuffix(suffix) if suffix.lower() in IMAGES | FEATURE_SUFFIXES else name
+
+
+def _record(
+    name: str,
+    row: Mapping[str, str],
+    config: DataConfig,
+    task: str,
+    classes: Sequence[str],
+    files: FeatureFiles | None,
+) -> Record:
+    target = target_of(row, config, task, classes)
+    column = _patient_column(config, row)
+    patient = row[column] if column else name
+    if not patient:
+        raise UnreadableError(f"have no patient (column {column})")
+    instances = None
+    if task == "segmentation" and config.instances is not None and files is not None:
+        places = [Path(config.instances) / f"{name}{suffix}" for suffix in LABEL_SUFFIXES]
+        instances = next((place for place in places if place.is_file()), None)
+        if instances is None:
+            wanted = " or ".join(f"SLIDE{suffix}" for suffix in LABEL_SUFFIXES)
+            raise LackingError(f"have no labels of patches in '{config.instances}' ({wanted})")
+    file = files.of(name, row) if files else None
+    site = row[config.site] if config.site else None
+    return Record(name, patient, site, file, target, row, instances)
+
+
+class FeatureFiles:
+    """The feature files of a folder by the names of slides."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+        self.folder = Path(config.features or Path(config.table).parent)
+        if config.features is None and config.file is None:
+            raise DataError(
+                "data.features names no folder with feature files: data.features=FOLDER"
+            )
+        if not self.folder.is_dir():
+            raise NotFoundError(f"No folder of features at '{self.folder}'")
+        self.named: dict[str, list[Path]] = {}
+        for file in [] if config.file else sorted(self.folder.iterdir()):
+            if file.suffix.lower() in FEATURE_SUFFIXES:
+                self.named.setdefault(file.name.removesuffix(file.suffix), []).append(file)
+
+    def of(self, slide: str, row: Mapping[str, str]) -> Path:
+        """The file of a slide. Raises LackingError, UnreadableError."""
+        if self.config.file:
+            file = self.folder / row[self.config.file]
+            if not row[self.config.file] or not file.exists():
+                raise LackingError(f"have no feature file (column {self.config.file})")
+            return file
+        found = self.named.get(slide) or self.named.get(row[self.config.slide]) or []
+        if len(found) > 1:
+            both = " and ".join(f"SLIDE{file.suffix}" for file in found)
+            raise UnreadableError(f"have several feature files in '{self.folder}' ({both})")
+        if not found:
+            example = next(iter(self.named.values()), None)
+            holds = f"holds for instance {example[0].name}" if example else "holds no feature file"
+            raise LackingError(f"have no feature file in '{self.folder}', which {holds}")
+        return found[0]
+
+
+def _patient_column(config: DataConfig, columns: Mapping[str, str] | Sequence[str]) -> str | None:
+    """The column of patients; None: a slide is a patient, as the table has no such column."""
+    absent = config.patient == DataConfig.patient and config.patient not in columns
+    return None if absent else config.patient
+
+
+def _check_columns(table: Table, config: DataConfig, task: str) -> None:
+    table.require(config.slide, "data.slide")
+    for key, column in target_columns(config, task).items():
+        table.require(column, f"data.{key}")
+    patient = _patient_column(config, table.columns)
+    for key, name in (("patient", patient), ("site", config.site), ("file", config.file)):
+        if name is not None:
+            table.require(name, f"data.{key}")
+    meant = [name for name in COLUMNS["patient"] if name in table.columns]
+    if config.patient is not None and patient is None and meant:
+        raise DataError(
+            f"table '{table.path}' has no column 'patient', but '{meant[0]}': say "
+            f"data.patient={meant[0]}, or data.patient=null where each slide is a patient"
+        )
+
+
+def _check_patients(cohort: Cohort) -> None:
+    """Slides of a patient may differ in what is said of slides, where each is a sample."""
+    if cohort.task != "survival" and cohort.config.patient_slides == "each":
+        return
+    problems = Problems()
+    for patient, slides in cohort.at_odds.items():
+        problems.add("have slides with different targets", f"{patient} ({_some(slides)})")
+    hint = "Where targets are of slides: data.patient_slides=each"
+    problems.raise_if_any(
+        f"patients of table '{cohort.config.table}'", hint if cohort.task != "survival" else ""
+    )
