@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -34,25 +35,30 @@ def model_card(config: dict[str, Any]) -> str:
         "## Training and results",
         *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
         *(_stated(training) or ["Not stated by the publisher."]),
+        *_measured(training),
         "## Intended use and limits",
+        *([str(training["intended_use"])] if training.get("intended_use") else []),
         str(training.get("limits") or "Research only. Not validated for diagnosis."),
         f"Source of the method: {spec['source']}",
     ]
     return (
-        f"---\n{yaml.safe_dump(_metadata(spec), sort_keys=False)}---\n\n" + "\n\n".join(body) + "\n"
+        f"---\n{yaml.safe_dump(_metadata(config), sort_keys=False)}---\n\n"
+        + "\n\n".join(body)
+        + "\n"
     )
 
 
-def _metadata(spec: dict[str, Any]) -> dict[str, Any]:
+def _metadata(config: dict[str, Any]) -> dict[str, Any]:
+    spec = config["spec"]
     licence = spec["licence"]
     known = SPDX_ON_HUB.get(licence)
     architecture = (spec.get("aggregator") or spec.get("model") or {}).get("name")
-    task = (spec.get("head") or {}).get("name")
+    pipeline = PIPELINES.get(str((spec.get("head") or {}).get("name")), "image-feature-extraction")
     return {
         "library_name": "wsizoo",
         "license": known or "other",
         **({} if known else {"license_name": licence}),
-        "pipeline_tag": PIPELINES.get(str(task), "image-feature-extraction"),
+        "pipeline_tag": pipeline,
         "tags": [
             "wsizoo",
             "histopathology",
@@ -60,7 +66,57 @@ def _metadata(spec: dict[str, Any]) -> dict[str, Any]:
             "multiple-instance-learning",
             str(architecture),
         ],
+        **_index(config["name"], pipeline, _results(config["training"])),
     }
+
+
+def _index(name: str, pipeline: str, results: dict[str, Any]) -> dict[str, Any]:
+    """The Hub's `model-index`: measured results as it lists them; {} where there are none.
+
+    Source: https://huggingface.co/docs/hub/model-cards (evaluation results).
+    """
+    metrics = [
+        {"type": metric, "name": f"{metric} ({results['part']})", "value": one["value"]}
+        for metric, one in results.get("values", {}).items()
+        if one.get("value") is not None
+    ]
+    if not metrics:
+        return {}
+    data = str(results["data"])
+    dataset = {"name": data, "type": re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")}
+    result = {"task": {"type": pipeline}, "dataset": dataset, "metrics": metrics}
+    return {"model-index": [{"name": name, "results": [result]}]}
+
+
+def _results(training: dict[str, Any]) -> dict[str, Any]:
+    """`training["metrics"]` where it is of the shape that `wsizoo train` writes, else {}.
+
+    That is: data (its name), part, level ("patient" or "slide"), values: name -> value, low, high,
+    n.
+    """
+    metrics = training.get("metrics")
+    known = isinstance(metrics, dict) and {"data", "part", "level", "values"} <= set(metrics)
+    return dict(metrics) if isinstance(metrics, dict) and known else {}
+
+
+def _measured(training: dict[str, Any]) -> list[str]:
+    """The results as a table, intervals beside the points."""
+    results = _results(training)
+    if not results:
+        return []
+    lines = [
+        f"| Metric ({results['part']} part, by {results['level']}) | Value | 95 % interval | n |",
+        "|---|---|---|---|",
+    ]
+    for metric, one in results["values"].items():
+        value, low, high = (_rounded(one.get(key)) for key in ("value", "low", "high"))
+        interval = f"{low} to {high}" if "-" not in (low, high) else "-"
+        lines.append(f"| {metric} | {value} | {interval} | {one.get('n', '-')} |")
+    return ["\n".join(lines)]
+
+
+def _rounded(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _composition(spec: dict[str, Any]) -> list[str]:
@@ -69,7 +125,8 @@ def _composition(spec: dict[str, Any]) -> list[str]:
 
 
 def _stated(training: dict[str, Any]) -> list[str]:
-    return [f"- {key}: {value}" for key, value in training.items() if key != "limits"]
+    apart = {"limits", "intended_use"} | ({"metrics"} if _results(training) else set())
+    return [f"- {key}: {value}" for key, value in training.items() if key not in apart]
 
 
 def _features(fingerprint: dict[str, Any]) -> str:

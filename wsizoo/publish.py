@@ -35,6 +35,7 @@ from wsizoo.weights import read_tensors, write_tensors
 from wsizoo.zoo import load_stored
 
 GOLDEN_PATCHES = 32
+RUN, RUN_MODEL = "run.json", "model"  # of a run of `wsizoo train`
 TOLERANCES = {  # rtol, atol on another machine and thread count, by the recorded dtype
     torch.float16: (1e-2, 1e-2),
     torch.bfloat16: (5e-2, 5e-2),
@@ -169,15 +170,16 @@ def push(
     untrained: bool = False,
     registry: Registry | None = None,
 ) -> str:
-    """Publish a model (or a folder of `save`) on the Hub; returns the pinned address.
+    """Publish a model (or a folder of `save`, or a run of `wsizoo train`) on the Hub.
 
-    The folder is verified first, and only the files that `save` wrote are published.
+    The folder is verified first, and only the files that `save` wrote are published. Returns the
+    pinned address.
 
     Args:
         untrained: publish random weights too.
 
     Raises:
-        DataError: the model was never trained.
+        DataError: the model was never trained, or the run is not finished.
         GatedError, RepoNotFoundError, OfflineError, WeightsError: as the Hub answers; also when
         the repository is there and public, and `private` was asked for.
     """
@@ -192,7 +194,7 @@ def push(
                 untrained=untrained,
                 registry=registry,
             )
-    folder = Path(source)
+    folder = model_folder(Path(source))
     name = verify(folder, registry).name
     config = read_config(folder / CONFIG)
     if not (config["trained"] or untrained):
@@ -203,6 +205,28 @@ def push(
         )
     files = stored_files(config)
     return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of the saved model: of a run of `wsizoo train` its `model`, else itself.
+
+    Raises:
+        DataError: a run that is not finished, or of several models.
+    """
+    several = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
+    if (folder / CONFIG).is_file() or not ((folder / RUN).is_file() or several):
+        return folder
+    if several:
+        raise DataError(
+            f"'{folder}' holds {len(several)} models ({', '.join(several[:3])}, ...): name one, "
+            f"{folder / several[0]}"
+        )
+    if not (folder / RUN_MODEL / CONFIG).is_file():
+        raise DataError(
+            f"the run '{folder}' is not finished, so it has no model yet. The command that began "
+            f"it goes on with it: wsizoo train {folder / 'config.yaml'} -o {folder}"
+        )
+    return folder / RUN_MODEL
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

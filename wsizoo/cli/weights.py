@@ -169,13 +169,17 @@ def pin_command(name: str, as_json: bool) -> None:
 def push_command(
     folder: Path, repo: str, public: bool, message: str, untrained: bool, as_json: bool
 ) -> None:
-    """Publish FOLDER (of wsizoo.save) as REPO (owner/name) on the Hugging Face Hub.
+    """Publish FOLDER as REPO (owner/name) on the Hugging Face Hub.
+
+    FOLDER is one of wsizoo.save, or a run of wsizoo train, of which the model is published: its
+    card tells the data, the metrics with their intervals, and the limits.
 
     The model is verified first. Prints the pinned address that others load.
 
     \b
-    Example:
+    Examples:
       wsizoo push ./my-model me/my-model
+      wsizoo push RUN me/my-model
     """
     from wsizoo.publish import push
 

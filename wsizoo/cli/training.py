@@ -1,0 +1,179 @@
+"""train, evaluate, report: from a table of slides and labels to results."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsizoo.cli.options import device_option, out_option
+from wsizoo.cli.progress import bar
+from wsizoo.cli.text import print_table
+
+SHOWN = 12  # measures of a table
+
+
+def _list_recipes(context: click.Context, option: click.Parameter, asked: bool) -> None:
+    """Print the recipes and end."""
+    if not asked or context.resilient_parsing:
+        return
+    from wsizoo.train.recipes import recipes
+
+    print_table(
+        [{"recipe": r.name, "from": r.owner, "summary": r.summary} for r in recipes().values()]
+    )
+    context.exit()
+
+
+@click.command("train")
+@click.argument("config", metavar="CONFIG")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@out_option("Folder of the run; the same command goes on in it.")
+@click.option(
+    "--list",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_list_recipes,
+    help="List the recipes, and end.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
+    """Train, predict and measure what CONFIG says: a YAML file, or the name of a recipe.
+
+    KEY=VALUE changes a key of it. A table of slides (csv) needs the columns slide and label, and
+    patient where patients have several slides; a folder of features a file of that name a slide.
+
+    OUT holds in the end: model/ (wsizoo.load), predictions.csv, metrics.json (intervals beside each
+    measure), split.csv, epochs.csv, config.yaml, environment.json, run.json, report.html. Several
+    seeds or folds have a folder each in it. Interrupted or killed, the same command goes on where
+    it was and ends with the same predictions; a folder of another config is refused.
+
+    \b
+    Examples:
+      wsizoo train wsizoo-demo/train.yaml -o RUN
+      wsizoo train wsizoo-demo/train.yaml -o RUN5 split.kind=kfold split.folds=5 "seeds=[0,1]"
+      wsizoo train baseline-classification -o RUN model=abmil-uni data.table=slides.csv \\
+          data.features=features
+      wsizoo train --list
+      torchrun --nproc-per-node 2 -m wsizoo train my.yaml -o RUN
+    """
+    from wsizoo.train.config import load_config
+    from wsizoo.train.recipes import find_recipe
+    from wsizoo.train.run import run_training
+
+    is_file = config.endswith((".yaml", ".yml"))
+    if not is_file:
+        find_recipe(config)
+    asked = load_config(Path(config) if is_file else {"recipe": config}, overrides)
+    with bar(quiet=as_json) as tick:
+        run_training(asked, out, say=(lambda text: None) if as_json else click.echo, tick=tick)
+    _tell(out, as_json)
+
+
+@click.command("evaluate")
+@click.argument("source")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@out_option("Folder for predictions.csv, metrics.json and report.html.")
+@click.option(
+    "--part",
+    type=click.Choice(["test", "val", "all"]),
+    help="Of the run's own data [test]; of other data all slides are taken.",
+)
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+def evaluate_command(
+    source: str,
+    overrides: tuple[str, ...],
+    out: Path,
+    part: str | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    """Measure SOURCE, a run or a model, on another part or on other data.
+
+    Of a run, KEY=VALUE changes what its config says of the data. Of a model (name,
+    hf:owner/name@COMMIT, folder) the data are given so. Labels must be among its classes.
+
+    \b
+    Examples:
+      wsizoo evaluate RUN -o val --part val
+      wsizoo evaluate RUN -o other data.table=other.csv data.features=other/features
+      wsizoo evaluate hf:me/model@COMMIT -o out data.table=t.csv data.features=features
+    """
+    from wsizoo.train.evaluation import evaluate_run
+
+    with bar(quiet=as_json) as tick:
+        evaluate_run(
+            source,
+            out,
+            overrides,
+            part=part,
+            device=device,
+            say=(lambda text: None) if as_json else click.echo,
+            tick=tick,
+        )
+    _tell(out, as_json)
+
+
+@click.command("report")
+@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+def report_command(run: Path) -> None:
+    """Write RUN/report.html anew, from the files of a run, an evaluation or several runs.
+
+    \b
+    Example:
+      wsizoo report RUN
+    """
+    from wsizoo.train.run_report import write_report
+
+    click.echo(write_report(run))
+
+
+def _tell(out: Path, as_json: bool) -> None:
+    """The measures that a folder holds."""
+    metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    report = out.absolute() / "report.html"
+    if as_json:
+        click.echo(json.dumps({"run": str(out.absolute()), **metrics}, indent=2))
+        return
+    click.echo("")
+    print_table(_of_several(metrics) if "runs" in metrics else _of_one(metrics))
+    click.echo(f"\nOpen {report}")
+
+
+def _of_one(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of a table: a measure of a part beside its interval."""
+    return [
+        {
+            "part": part,
+            "measure": name.replace("_", " "),
+            "value": _shown(one["value"]),
+            "95 % interval": f"{_shown(one['low'])} to {_shown(one['high'])}",
+            "n": str(one["n"]),
+        }
+        for part in ("test", "val")
+        for name, one in list(metrics.get(part, {}).items())[:SHOWN]
+    ]
+
+
+def _of_several(metrics: dict[str, Any]) -> list[dict[str, str]]:
+    """Rows of a table: mean and deviation of a measure over the runs."""
+    n = str(len(metrics["runs"]))
+    return [
+        {
+            "part": metrics["part"],
+            "measure": name.replace("_", " "),
+            "mean": _shown(mean),
+            "std": _shown(metrics["std"][name]),
+            "runs": n,
+        }
+        for name, mean in list(metrics["mean"].items())[:SHOWN]
+    ]
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"

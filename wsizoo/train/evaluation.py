@@ -1,0 +1,174 @@
+"""evaluate_run: a trained model on another part, or on other data, measured as a run is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import wsizoo
+from wsizoo.errors import DataError, SpecError
+from wsizoo.extraction.folders import check_device, check_writable
+from wsizoo.files import write_json
+from wsizoo.model import SlideModel
+from wsizoo.publish import model_folder
+from wsizoo.registry import Registry, default
+from wsizoo.train.cohort import Cohort, read_cohort
+from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.environment import environment, peaks
+from wsizoo.train.headers import check_features
+from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predictions import Row
+from wsizoo.train.run_folder import (
+    CONFIG,
+    ENVIRONMENT,
+    FINISHED,
+    RUN,
+    SPLIT,
+    read_record,
+    write_record,
+)
+from wsizoo.train.samples import Samples
+from wsizoo.train.split_files import read_split
+from wsizoo.zoo import load
+
+Say = Callable[[str], None]
+Tick = Callable[[str, int, int], None]
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is evaluated: its model, its config where it is a run, and that run's record."""
+
+    name: str
+    folder: Path | None
+    model: SlideModel
+    config: RunConfig
+    record: dict[str, Any]
+
+
+def evaluate_run(
+    source: Path | str,
+    out: Path | str,
+    overrides: Sequence[str] = (),
+    *,
+    part: str | None = None,
+    device: str = "cpu",
+    say: Say = lambda text: None,
+    tick: Tick = lambda what, done, total: None,
+    registry: Registry | None = None,
+) -> Path:
+    """Predict and measure, and write what a run writes but for what is of training.
+
+    Args:
+        source: folder of a run, which says what its data were; or a model as `wsizoo.load` takes,
+            with the data in `overrides`.
+        out: new, or that of an earlier evaluation, whose files are replaced.
+        overrides: of the config: `"data.table=other.csv"`, `"data.features=other"`.
+        part: of the run's split: "test" (default), "val", or "all" three. Of other data than the
+            run's all slides are taken, as a test part.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: a part of other data, a label that is none of the model's classes, features that
+            do not fit; a folder that holds something else. SpecError: no table.
+    """
+    registry, out = registry or default(), Path(out)
+    check_device(device)
+    found = _source(source, overrides, registry)
+    model = found.model.to(device)
+    task = str(getattr(model.head, "task", None) or found.config.data.task or "")
+    if not task:
+        raise SpecError(f"'{model.name}' does not say its task. Say it: data.task=classification")
+    cohort = read_cohort(found.config.data, task=task, classes=list(model.classes) or None)
+    parts = _parts(found, cohort, part)
+    check_features(model, cohort)
+    _check_out(out)
+    rows, seconds = _predict(found.config, cohort, parts, model, tick)
+    record = {
+        "version": wsizoo.__version__,
+        "evaluated": found.name,
+        "model": model.name,
+        "task": task,
+        "classes": list(model.classes) or None,
+        "edges": edges_of(model),
+        "encoder": model.requires.to_json(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data_digest": cohort.digest,
+        "trained_on": found.record.get("data_digest"),
+        "slides": {name: len(chosen) for name, chosen in parts.items()},
+        "seconds_per_slide": round(seconds / max(len(rows), 1), 6),
+        **peaks(),
+    }
+    level = "slide" if found.config.data.patient_slides == "each" else "patient"
+    metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
+    write_json(out / ENVIRONMENT, environment(registry))
+    write_record(out, record, FINISHED)
+    from wsizoo.train.run_report import write_report
+
+    write_report(out)
+    say(told_of(metrics, found.name))
+    return out
+
+
+def _source(source: Path | str, overrides: Sequence[str], registry: Registry) -> _Source:
+    folder = Path(source)
+    if not (folder / RUN).is_file() and not (folder / CONFIG).is_file():
+        if not any(text.startswith("data.table=") for text in overrides):
+            raise SpecError(
+                f"'{source}' is a model and no run, so on which data? Say it: data.table=T.csv "
+                "data.features=FOLDER"
+            )
+        config = load_config({"model": str(source)}, overrides)
+        return _Source(str(source), None, load(source, registry=registry), config, {})
+    config = load_config(folder / CONFIG, overrides)
+    model = load(model_folder(folder).absolute(), registry=registry)
+    return _Source(folder.name, folder, model, config, read_record(folder))
+
+
+def _parts(found: _Source, cohort: Cohort, part: str | None) -> dict[str, list[int]]:
+    """Rows of the cohort by the name of their part."""
+    if found.folder is None or cohort.digest != found.record.get("data_digest"):
+        if part not in (None, ALL):
+            raise DataError(
+                f"part '{part}' is of the data that '{found.name}' was trained on; these are "
+                "others, of which all slides are taken: leave --part out"
+            )
+        return {"test": list(range(len(cohort.records)))}
+    slides = [record.slide for record in cohort.records]
+    (split,) = read_split(found.folder / SPLIT, slides, [r.patient for r in cohort.records])
+    if part == ALL:
+        return split.parts()
+    name = part or "test"
+    if not split.parts()[name]:
+        raise DataError(f"'{found.name}' kept no slides for its {name} part")
+    return {name: split.parts()[name]}
+
+
+def _check_out(out: Path) -> None:
+    """Raise DataError where something else than an evaluation would be written over."""
+    check_writable(out)
+    others = [path.name for path in out.iterdir() if not path.name.startswith(".")]
+    if others and "evaluated" not in read_record(out):
+        raise DataError(f"'{out}' holds {others[0]} and is no evaluation; choose another: -o OUT")
+
+
+def _predict(
+    config: RunConfig,
+    cohort: Cohort,
+    parts: Mapping[str, Sequence[int]],
+    model: SlideModel,
+    tick: Tick,
+) -> tuple[list[Row], float]:
+    rows: list[Row] = []
+    seconds = 0.0
+    for part, chosen in parts.items():
+        samples = Samples(cohort, chosen, config.data.patient_slides == "concat")
+        found, spent = predict_samples(samples, part, cohort.task, model, tick)
+        rows += found
+        seconds += spent
+    return rows, seconds

@@ -1,0 +1,204 @@
+"""The model of a run: what its config leaves open is filled in from the training part."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsizoo.errors import DataError, SpecError
+from wsizoo.losses import cross_entropy, inverse_frequencies, positive_weight
+from wsizoo.model import SlideModel
+from wsizoo.objectives import TaskLoss
+from wsizoo.registry import Entry, Registry
+from wsizoo.spec import ModelSpec, model_spec
+from wsizoo.stored import CONFIG, PUBLISHER, find_stored, read_config
+from wsizoo.train.cohort import Cohort
+from wsizoo.train.config import RunConfig
+from wsizoo.train.survival import time_edges
+from wsizoo.yaml_data import read_yaml
+from wsizoo.zoo import adapt, assemble
+
+SPEC_SUFFIXES = (".yaml", ".yml")
+
+
+def spec_of(config: RunConfig, registry: Registry) -> ModelSpec:
+    """What the config's model is, with its overrides, before the data has been seen.
+
+    Raises:
+        NotFoundError, SpecError: as `wsizoo.build`.
+    """
+    if config.init:
+        return find_stored(config.init, registry).spec_with(config.overrides)
+    entry = _entry(config.model, registry)
+    return model_spec(entry.name, entry.record, config.overrides)
+
+
+def task_of(config: RunConfig, registry: Registry) -> str:
+    """What is predicted: stated in the data's config, else by the model's head.
+
+    Raises:
+        SpecError: a model without a head, and no task stated.
+    """
+    head = spec_of(config, registry).head
+    if head is None:
+        if config.data.task:
+            return config.data.task
+        raise SpecError(
+            f"'{config.model}' has no head, so its task is not known. Give it one: "
+            'overrides=["head=classification"], or of a whole model say: data.task=classification'
+        )
+    plugin = registry.plugin_of("head", str(head["name"]))
+    task = str(registry.plugins.load("head", str(head["name"]), plugin).task)
+    if config.data.task not in (None, task):
+        raise SpecError(
+            f"data.task is {config.data.task}, the head '{head['name']}' of '{config.model}' is of "
+            f'{task}. Give it another: overrides=["head={config.data.task}"]'
+        )
+    return task
+
+
+def classes_of(config: RunConfig, registry: Registry) -> list[str] | None:
+    """Names of classes in their order, if model or config state them; else the data decides."""
+    stated = spec_of(config, registry).classes
+    if stated and config.data.classes not in (None, stated):
+        raise SpecError(
+            f"data.classes is {config.data.classes}, head.classes of '{config.model}' {stated}: "
+            "state one of them"
+        )
+    return stated or config.data.classes
+
+
+def make_model(
+    config: RunConfig, cohort: Cohort, train: Sequence[int], seed: int, registry: Registry
+) -> SlideModel:
+    """Build, or adapt, the model for this data.
+
+    Filled in where the config is silent: head.classes; head.edges, from the events of the training
+    part (`data.bins_from=whole_cohort`: of all); head.pos_weight of one logit, from the patches of
+    the training part.
+
+    Args:
+        train: rows of the cohort. seed: of random weights.
+    """
+    spec = spec_of(config, registry)
+    overrides = [*config.overrides, *_from_data(config, spec, cohort, train, registry)]
+    if config.init:
+        return adapt(config.init, *overrides, seed=seed, registry=registry)
+    entry = _entry(config.model, registry)
+    return assemble(entry, model_spec(entry.name, entry.record, overrides), registry, seed)
+
+
+def _entry(name: str, registry: Registry) -> Entry:
+    """A registry entry, the composition of a saved model's folder, or of a YAML file."""
+    path = Path(name)
+    if path.suffix in SPEC_SUFFIXES:
+        try:
+            record = read_yaml(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise SpecError(f"the model's file '{name}' cannot be read: {error}") from error
+        return Entry(path.stem, record, f"file '{name}'")
+    if name not in registry.models and (path / CONFIG).is_file():
+        stored = read_config(path / CONFIG)
+        return Entry(stored["name"], stored["spec"], PUBLISHER)
+    return registry.model(name)
+
+
+def _from_data(
+    config: RunConfig,
+    spec: ModelSpec,
+    cohort: Cohort,
+    train: Sequence[int],
+    registry: Registry,
+) -> list[str]:
+    """Overrides that the data decides."""
+    if spec.model is not None:
+        return _of_whole(spec, cohort, registry)
+    head = spec.head or {}
+    if cohort.task in ("classification", "segmentation") and not spec.classes:
+        assert cohort.classes is not None
+        found = [f"head.classes={json.dumps(list(cohort.classes))}"]
+    elif cohort.task == "survival" and not head.get("edges"):
+        found = _edges(config, head, cohort, train)
+    else:
+        found = []
+    if cohort.task == "segmentation" and head.get("one_logit") and head.get("pos_weight") is None:
+        found.append(f"head.pos_weight={_pos_weight(head, cohort, train)!r}")
+    return found
+
+
+def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
+    """Classes of a whole model whose constructor takes them."""
+    part: dict[str, Any] = dict(spec.model or {})
+    made = registry.plugins.load("model", str(part["name"]), spec.plugin)
+    takes = "classes" in inspect.signature(made).parameters and not part.get("classes")
+    return [f"model.classes={json.dumps(list(cohort.classes))}"] if takes and cohort.classes else []
+
+
+def _edges(
+    config: RunConfig, head: dict[str, Any], cohort: Cohort, train: Sequence[int]
+) -> list[str]:
+    """Bins of time, an equal number of events in each; of a head that states its own number too."""
+    rows = train if config.data.bins_from == "train" else range(len(cohort.records))
+    of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
+    times = [float(target["time"]) for target in of_patient.values()]
+    events = [int(target["event"]) for target in of_patient.values()]
+    bins = int(head.get("bins") or config.data.bins)
+    edges = time_edges(times, events, bins)
+    return [f"head.bins={bins}", f"head.edges={json.dumps(edges.tolist())}"]
+
+
+def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> float:
+    """Negative patches of the training part for each positive one."""
+    threshold = float(head.get("threshold") or 0.5)
+    labels = []
+    for row in train:
+        share = torch.as_tensor((cohort.bag(row).target or {})["instances"])
+        labels.append(torch.where(share < 0, -1, (share >= threshold).long()))
+    return positive_weight(torch.cat(labels))
+
+
+def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> TaskLoss | None:
+    """The loss that the config asks for in place of the head's own; None: the head's own.
+
+    Raises:
+        SpecError: of another task than the data's.
+    """
+    asked = config.train
+    weighted = asked.class_weights is not None or asked.label_smoothing > 0
+    if not weighted:
+        return None
+    if cohort.task != "classification":
+        raise SpecError(
+            "train.class_weights and train.label_smoothing are of classification, this is "
+            f"{cohort.task}"
+        )
+    assert cohort.classes is not None
+    labels = torch.tensor([int(cohort.records[row].target["label"]) for row in train])
+    weights = inverse_frequencies(labels, len(cohort.classes)) if asked.class_weights else None
+
+    def loss(raw: torch.Tensor, targets: Any) -> torch.Tensor:
+        return cross_entropy(raw, targets["label"].long(), weights, asked.label_smoothing)
+
+    return loss
+
+
+def check_part(cohort: Cohort, train: Sequence[int], fold: int) -> None:
+    """Raise DataError unless there is something to learn in the training part."""
+    where = f"the training part of fold {fold}"
+    if not train:
+        raise DataError(f"{where} holds no slides")
+    targets = [cohort.records[row].target for row in train]
+    if cohort.task == "classification" and len({int(t["label"]) for t in targets}) < 2:
+        assert cohort.classes is not None
+        only = cohort.classes[int(targets[0]["label"])]
+        raise DataError(
+            f"{where} holds {len(train)} slides of one class, '{only}': nothing to tell apart. "
+            "Split it otherwise: split.stratify=true, another split.seed, fewer split.folds"
+        )
+    if cohort.task == "survival" and not any(int(target["event"]) for target in targets):
+        raise DataError(f"{where} holds no patient whose event was seen: nothing to learn from")

@@ -1,0 +1,233 @@
+"""One fold and one seed: train, predict, measure, save; what is finished is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import wsizoo
+from wsizoo.augment import CoordinateAugmentation
+from wsizoo.files import write_json
+from wsizoo.fingerprint import Fingerprint
+from wsizoo.model import SlideModel
+from wsizoo.publish import save
+from wsizoo.registry import Registry
+from wsizoo.train.cohort import Cohort
+from wsizoo.train.config import RunConfig
+from wsizoo.train.environment import environment, peaks
+from wsizoo.train.facts import training_facts
+from wsizoo.train.headers import check_features
+from wsizoo.train.making import make_model, task_loss_of
+from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predictions import Row
+from wsizoo.train.run_folder import (
+    ENVIRONMENT,
+    FINISHED,
+    MODEL,
+    REPORT,
+    RUNNING,
+    SPLIT,
+    claim,
+    epochs_of,
+    is_finished,
+    is_first,
+    write_record,
+)
+from wsizoo.train.samples import Samples
+from wsizoo.train.split_files import split_digest, split_rows, write_split
+from wsizoo.train.splits import Split
+from wsizoo.train.trainer import Trained, TrainSettings, train_model
+
+Say = Callable[[str], None]
+Tick = Callable[[str, int, int], None]
+MEASURED = ("val", "test")  # parts that are predicted
+
+
+@dataclass(frozen=True)
+class OneRun:
+    """What one fold and one seed are trained with. `config.seeds` holds that seed alone."""
+
+    config: RunConfig
+    cohort: Cohort
+    split: Split
+    fold: int
+    seed: int
+    registry: Registry
+
+    @property
+    def level(self) -> str:
+        """What is measured: each slide, or each patient."""
+        return "slide" if self.config.data.patient_slides == "each" else "patient"
+
+    def digests(self) -> dict[str, str]:
+        """Of the slides with their targets, and of which part each is in."""
+        slides = [record.slide for record in self.cohort.records]
+        parts = split_digest(split_rows(self.split, slides))
+        return {"data_digest": self.cohort.digest, "split_digest": parts}
+
+    def samples(self, part: str, edges: Sequence[float] | None) -> Samples:
+        """The bags of a part; times as bins between `edges`."""
+        joined = self.config.data.patient_slides == "concat"
+        return Samples(self.cohort, self.split.parts()[part], joined, edges)
+
+    def measuring(self, model: SlideModel) -> Measuring:
+        """How its predictions are measured."""
+        return Measuring(self.cohort.task, self.level, model, self.censoring())
+
+    def censoring(self) -> tuple[list[float], list[int]] | None:
+        """Times and events of the training part."""
+        if self.cohort.task != "survival":
+            return None
+        targets = [self.cohort.records[row].target for row in self.split.train]
+        return [float(t["time"]) for t in targets], [int(t["event"]) for t in targets]
+
+
+def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
+    """Bring a folder to its end, from wherever it is. Raises as `run_training`."""
+    digests = run.digests()
+    if is_first():
+        claim(folder, run.config)
+    if is_finished(folder, digests):
+        say(f"{folder.name} is finished already")
+        if is_first() and not (folder / REPORT).is_file():
+            _report(folder)
+        return
+    model = make_model(run.config, run.cohort, run.split.train, run.seed, run.registry)
+    requires = check_features(model, run.cohort)
+    record = _begun(run, model, requires, digests)
+    if is_first():
+        _write_parts(run, folder)
+        write_json(folder / ENVIRONMENT, environment(run.registry))
+        write_record(folder, record, RUNNING)
+    trained = _train(run, model, folder, say, tick)
+    if not is_first():
+        return
+    model.requires, model.trained = requires, True
+    rows, seconds = _predict(run, model, tick)
+    split = {"split_digest": digests["split_digest"]}
+    metrics = run.measuring(model).write(folder, rows, split)
+    facts = training_facts(run.config, run.cohort, run.split, record, metrics)
+    save(model, folder / MODEL, training=facts, overwrite=True)
+    record |= _ended(folder, trained, seconds, len(rows))
+    write_record(folder, record, FINISHED)
+    _report(folder)
+    say(told_of(metrics, folder.name))
+
+
+def _begun(
+    run: OneRun, model: SlideModel, requires: Fingerprint, digests: Mapping[str, str]
+) -> dict[str, Any]:
+    """What run.json tells from the start."""
+    return {
+        "version": wsizoo.__version__,
+        "model": model.name,
+        "task": run.cohort.task,
+        "classes": list(model.classes) or None,
+        "edges": edges_of(model),
+        "encoder": requires.to_json(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "seed": run.seed,
+        "fold": run.fold,
+        **digests,
+        "slides": {part: len(rows) for part, rows in run.split.parts().items()},
+    }
+
+
+def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, Any]:
+    """What run.json tells besides at the end: best epoch, times in s, memory in MiB."""
+    spent = sum(float(row["seconds"]) for row in epochs_of(folder))
+    return {
+        "epochs": len(trained.history),
+        "best_epoch": trained.best_epoch,
+        "selected": trained.value,
+        "stopped_early": trained.stopped_early,
+        "seconds": round(spent, 3),
+        "seconds_per_slide": round(seconds / max(n, 1), 6),
+        **peaks(),
+    }
+
+
+def _write_parts(run: OneRun, folder: Path) -> None:
+    records = run.cohort.records
+    sites = [str(record.site) for record in records]
+    known = any(record.site is not None for record in records)
+    slides, patients = [r.slide for r in records], [r.patient for r in records]
+    write_split(folder / SPLIT, run.split, slides, patients, sites if known else None)
+
+
+def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -> Trained:
+    config, edges = run.config, edges_of(model)
+    val = run.samples("val", edges)
+    augment = config.augment
+    return train_model(
+        model,
+        run.samples("train", edges),
+        val if len(val) else None,
+        settings_of(config, run.seed),
+        folder,
+        task_loss=task_loss_of(config, run.cohort, run.split.train),
+        augment=None if augment is None else CoordinateAugmentation(**vars(augment)),
+        measure=_measure_for_choice(run) if len(val) else None,
+        say=say,
+        tick=lambda done, total: tick("slides trained on", done, total),
+    )
+
+
+def settings_of(config: RunConfig, seed: int) -> TrainSettings:
+    """The loop's settings of a config."""
+    loop, choice = config.train, config.selection
+    return TrainSettings(
+        epochs=loop.epochs,
+        seed=seed,
+        batch_size=loop.batch_size,
+        accumulate=loop.accumulate,
+        max_patches=loop.max_patches,
+        clip=loop.clip,
+        precision=loop.precision,
+        ema=loop.ema,
+        optimiser=config.optimiser.name,
+        lr=config.optimiser.lr,
+        weight_decay=config.optimiser.weight_decay,
+        betas=(config.optimiser.betas[0], config.optimiser.betas[1]),
+        momentum=config.optimiser.momentum,
+        schedule=config.schedule.name,
+        warmup_epochs=config.schedule.warmup_epochs,
+        end_factor=config.schedule.end_factor,
+        metric=choice.metric,
+        checkpoint="best" if choice.checkpoint == "best" else "last",
+        patience=loop.patience,
+        workers=loop.workers,
+        device=loop.device,
+    )
+
+
+def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]] | None:
+    """Measures of the validation part after an epoch, where the choice is made by one."""
+    if run.config.selection.metric == "loss":
+        return None
+
+    def measure(model: SlideModel) -> dict[str, float]:
+        rows = predict_samples(run.samples("val", None), "val", run.cohort.task, model)[0]
+        measured = run.measuring(model).measure(rows, resamples=0)
+        return {name: one.value for name, one in measured.items()}
+
+    return measure
+
+
+def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], float]:
+    rows: list[Row] = []
+    seconds = 0.0
+    for part in MEASURED:
+        samples = run.samples(part, None)
+        found, spent = predict_samples(samples, part, run.cohort.task, model, tick)
+        rows += found
+        seconds += spent
+    return rows, seconds
+
+
+def _report(folder: Path) -> None:
+    from wsizoo.train.run_report import write_report
+
+    write_report(folder)

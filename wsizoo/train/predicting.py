@@ -1,0 +1,104 @@
+"""A trained model on the samples of a cohort: rows, measures, and the files of both."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsizoo.files import write_json
+from wsizoo.model import SlideModel
+from wsizoo.train.intervals import Measured
+from wsizoo.train.measuring import RESAMPLES, as_json, measure_rows
+from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
+from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
+from wsizoo.train.samples import Samples
+
+Tick = Callable[[str, int, int], None]
+PARTS = ("test", "val", "train")
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How rows of predictions are measured.
+
+    Args:
+        level: "slide", or "patient": the mean over a patient's slides.
+        censoring: times and events of the training part.
+    """
+
+    task: str
+    level: str
+    model: SlideModel
+    censoring: tuple[list[float], list[int]] | None = None
+
+    def measure(self, rows: Sequence[Row], resamples: int = RESAMPLES) -> dict[str, Measured]:
+        """Measures of rows of one part."""
+        return measure_rows(
+            by_patient(rows, self.task) if self.level == "patient" else rows,
+            self.task,
+            classes=list(self.model.classes),
+            edges=edges_of(self.model),
+            censoring=self.censoring,
+            resamples=resamples,
+        )
+
+    def write(self, folder: Path, rows: Sequence[Row], facts: Mapping[str, Any]) -> dict[str, Any]:
+        """predictions.csv, predictions_patients.csv and metrics.json, which is returned."""
+        write_rows(folder / PREDICTIONS, rows)
+        if one_target_each(rows, self.task):
+            write_rows(folder / PATIENTS, by_patient(rows, self.task))
+        metrics: dict[str, Any] = {"level": self.level, **facts}
+        for part in PARTS:
+            of_part = [row for row in rows if row["part"] == part]
+            if of_part:
+                metrics[part] = as_json(self.measure(of_part))
+        write_json(folder / METRICS, metrics)
+        return metrics
+
+
+def predict_samples(
+    samples: Samples,
+    part: str,
+    task: str,
+    model: SlideModel,
+    tick: Tick = lambda what, done, total: None,
+) -> tuple[list[Row], float]:
+    """Rows of predictions.csv of one part, and the seconds that the model took for them.
+
+    Args:
+        samples: with times as the table has them, not as bins.
+    """
+    rows: list[Row] = []
+    seconds = 0.0
+    model.eval()
+    with torch.inference_mode():
+        for i, sample in enumerate(samples.samples):
+            bag = samples[i]
+            start = time.perf_counter()
+            found = prediction(task, model, bag, {**(bag.target or {}), **sample.target})
+            seconds += time.perf_counter() - start
+            rows.append({"slide": sample.name, "patient": sample.patient, "part": part, **found})
+            tick(f"{part} slides predicted", i + 1, len(samples))
+    return rows, seconds
+
+
+def edges_of(model: SlideModel) -> list[float] | None:
+    """Right ends of a survival model's bins but the last; None: it has none."""
+    edges = getattr(model.head, "edges", None)
+    return None if edges is None else list(edges)
+
+
+def told_of(metrics: Mapping[str, Any], whose: str) -> str:
+    """One line of the first measures of the first part that there is."""
+    part = next((name for name in PARTS if name in metrics), "")
+    shown = [
+        f"{name.replace('_', ' ')} {one['value']:.3f}"
+        for name, one in metrics.get(part, {}).items()
+        if one["value"] is not None
+    ]
+    return f"{whose}: {part} {', '.join(shown[:4])}" if shown else f"{whose}: nothing to measure"

@@ -1,0 +1,178 @@
+"""run_training: from a config to a folder of models, predictions and measures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from wsizoo.errors import DataError
+from wsizoo.extraction.folders import check_writable
+from wsizoo.files import locked, write_json
+from wsizoo.registry import Registry, default
+from wsizoo.train.cohort import Cohort, read_cohort
+from wsizoo.train.config import RunConfig
+from wsizoo.train.environment import environment
+from wsizoo.train.making import check_part, classes_of, task_of
+from wsizoo.train.one_run import OneRun, train_one
+from wsizoo.train.processes import is_first
+from wsizoo.train.run_folder import (
+    ENVIRONMENT,
+    METRICS,
+    SPLIT,
+    claim,
+)
+from wsizoo.train.split_files import read_split, write_split
+from wsizoo.train.splits import Split
+from wsizoo.train.splitting import make_splits
+from wsizoo.train.summary import summarise
+
+Say = Callable[[str], None]
+Tick = Callable[[str, int, int], None]
+"""(what, done, in all)"""
+
+
+def run_training(
+    config: RunConfig,
+    out: Path | str,
+    *,
+    say: Say = lambda text: None,
+    tick: Tick = lambda what, done, total: None,
+    registry: Registry | None = None,
+) -> Path:
+    """Train, predict and measure what a config says, and write it all into a folder.
+
+    Of several folds or seeds, each has a folder of its own in it, `fold<k>-seed<s>`, and their
+    summary stands above them; see docs/train.md for the files. The same call goes on where an
+    earlier one was stopped, and ends with the same predictions.
+
+    Args:
+        out: new, or that of an earlier call with this config.
+        say: a line of what is done. tick: how far it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        DataError: the folder of another config, features or targets that are missing or do not
+            fit, all told before anything is trained; a NaN loss, naming the slide.
+        SpecError, NotFoundError: the config or its model. FingerprintError: as `wsizoo.load`.
+    """
+    registry, out = registry or default(), Path(out)
+    cohort = read_cohort(
+        config.data, task=task_of(config, registry), classes=classes_of(config, registry)
+    )
+    splits = splits_of(config, cohort)
+    for fold, split in enumerate(splits):
+        check_part(cohort, split.train, fold)
+    say(told_of(cohort, splits))
+    if not is_first():
+        return _each(config, cohort, splits, out, registry, say, tick)
+    check_writable(out)
+    with locked(out / ".run"):
+        claim(out, config)
+        write_json(out / ENVIRONMENT, environment(registry))
+        write_parts(out / SPLIT, splits, cohort)
+        return _each(config, cohort, splits, out, registry, say, tick)
+
+
+def _each(
+    config: RunConfig,
+    cohort: Cohort,
+    splits: Sequence[Split],
+    out: Path,
+    registry: Registry,
+    say: Say,
+    tick: Tick,
+) -> Path:
+    """Every fold and seed that is not finished, then their summary."""
+    runs = [
+        OneRun(
+            dataclasses.replace(config, seeds=[seed]), cohort, split, fold, seed, registry
+        )
+        for fold, split in enumerate(splits)
+        for seed in config.seeds
+    ]
+    if not runs:
+        raise DataError("seeds is empty: nothing to train. Give it one: seeds=[0]")
+    if len(runs) == 1:
+        train_one(runs[0], out, say, tick)
+        return out
+    folders = [out / f"fold{run.fold}-seed{run.seed}" for run in runs]
+    for i, (run, folder) in enumerate(zip(runs, folders, strict=True)):
+        say(f"Run {i + 1} of {len(runs)}: {folder.name}")
+        train_one(run, folder, say, tick)
+    if is_first():
+        summarise(out, folders, cohort)
+    return out
+
+
+def splits_of(config: RunConfig, cohort: Cohort) -> list[Split]:
+    """The folds of a config.
+
+    Raises:
+        DataError: as `make_splits` and `read_split`.
+    """
+    asked, records = config.split, cohort.records
+    slides = [record.slide for record in records]
+    patients = [record.patient for record in records]
+    if asked.kind == "file":
+        if asked.file is None:
+            raise DataError("split.kind is file, and split.file names none: split.file=SPLIT.csv")
+        return read_split(asked.file, slides, patients)
+    targets = [record.target for record in records]
+    known: dict[str, Any] = {}
+    if cohort.task == "classification":
+        known["labels"] = [target["label"] for target in targets]
+    elif cohort.task == "survival":
+        known["times"] = [target["time"] for target in targets]
+        known["events"] = [target["event"] for target in targets]
+    elif cohort.task == "regression":
+        known["times"] = [target["value"] for target in targets]
+    if asked.kind == "column":
+        known["column"] = [record.row.get(str(asked.column)) for record in records]
+    if asked.kind == "extrapolation":
+        known["sizes"] = cohort.sizes()
+    if any(record.site is not None for record in records):
+        known["sites"] = [str(record.site) for record in records]
+    return make_splits(
+        slides,
+        patients,
+        kind=asked.kind,
+        fractions=asked.fractions,
+        folds=asked.folds,
+        val_fraction=asked.val_fraction,
+        repeats=asked.repeats,
+        seed=asked.seed,
+        stratify=asked.stratify,
+        site=asked.site,
+        bins=config.data.bins,
+        **known,
+    )
+
+
+def write_parts(file: Path, splits: Sequence[Split], cohort: Cohort) -> list[str]:
+    """split.csv; the digest of each split."""
+    records = cohort.records
+    sites = [record.site for record in records]
+    named = [str(site) for site in sites] if any(site is not None for site in sites) else None
+    return write_split(
+        file,
+        list(splits) if len(splits) > 1 else splits[0],
+        [record.slide for record in records],
+        [record.patient for record in records],
+        named,
+    )
+
+
+def told_of(cohort: Cohort, splits: Sequence[Split]) -> str:
+    """One line of what there is."""
+    patients = len({record.patient for record in cohort.records})
+    sizes = "/".join(str(len(part)) for part in splits[0].parts().values())
+    folds = f", {len(splits)} folds" if len(splits) > 1 else ""
+    named = f" of {', '.join(cohort.classes)}" if cohort.classes else ""
+    return (
+        f"{len(cohort.records)} slides of {patients} patients, {cohort.task}{named}; "
+        f"train/val/test {sizes}{folds}"
+    )

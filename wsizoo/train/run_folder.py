@@ -1,0 +1,121 @@
+"""The folder of a run: whose it is, what is finished in it, and what stands in its small files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from wsizoo.errors import DataError
+from wsizoo.files import write_json, write_text
+from wsizoo.train.config import RunConfig, load_config, to_yaml
+
+CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
+SPLIT, ENVIRONMENT = "split.csv", "environment.json"
+PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
+MODEL, REPORT = "model", "report.html"
+EPOCHS = "epochs.csv"
+RUNNING, FINISHED = "running", "finished"
+MAY_DIFFER = ("train.workers", "train.device")  # change no number
+MOST_TOLD = 6
+
+
+def is_first() -> bool:
+    """Whether this process writes: the only one, or the first of those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def claim(folder: Path, config: RunConfig) -> None:
+    """Make the folder that of this config, or see that it is.
+
+    Raises:
+        DataError: it is that of another config, the keys that differ are named; or it holds
+            something else.
+    """
+    file = folder / CONFIG
+    if not file.is_file():
+        others = sorted(p.name for p in folder.glob("*") if not p.name.startswith("."))
+        if others:
+            raise DataError(
+                f"'{folder}' holds {', '.join(others[:3])} and is no run; give a new folder: -o RUN"
+            )
+        write_text(file, to_yaml(config))
+        return
+    differing = differences(load_config(file), config)
+    if differing:
+        told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
+        raise DataError(
+            f"'{folder}' is a run of another config: {told}. Give this one a folder of its own: "
+            f"-o {folder}-2. To go on with that one: wsizoo train {file} -o {folder}"
+        )
+
+
+def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys that change results and whose values differ, the first few: key -> (old, new)."""
+    first, second = _flat(asdict(old)), _flat(asdict(new))
+    keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+    keys = [key for key in keys if key not in MAY_DIFFER]
+    return {key: (first.get(key), second.get(key)) for key in keys[:MOST_TOLD]}
+
+
+def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """run.json; {} where there is none.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    return read_json(folder / RUN) if (folder / RUN).is_file() else {}
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A file of JSON with names. Raises DataError: not there, or damaged."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"'{file}' cannot be read: {error}") from error
+    if not isinstance(found, dict):
+        raise DataError(f"'{file}' holds no names and values")
+    return found
+
+
+def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Whether this part of a run is done, with the data that it is to be done with.
+
+    Raises:
+        DataError: it was begun with other data or another split.
+    """
+    record = read_record(folder)
+    for name, digest in digests.items():
+        if record and record.get(name) != digest:
+            what = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
+            raise DataError(
+                f"'{folder}' was begun with other data: {what.get(name, name)} have changed since "
+                f"({name} {str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as "
+                "it was, or give the new one a folder of its own: -o RUN"
+            )
+    return record.get("state") == FINISHED
+
+
+def write_record(folder: Path, record: Mapping[str, Any], state: str) -> None:
+    """run.json."""
+    write_json(folder / RUN, {"state": state, **record})
+
+
+def epochs_of(folder: Path) -> list[dict[str, str]]:
+    """Rows of epochs.csv."""
+    with open(folder / EPOCHS, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

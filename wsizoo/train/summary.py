@@ -1,0 +1,88 @@
+"""Several folds and seeds as one result: mean and deviation over them, and all tests pooled."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsizoo.files import write_json
+from wsizoo.train.cohort import Cohort
+from wsizoo.train.measuring import as_json, measure_rows
+from wsizoo.train.predictions import Row, by_patient, write_rows
+from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
+
+NAMES = ("slide", "patient", "part", "label")  # columns of text
+
+
+def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, Any]:
+    """Write metrics.json and predictions.csv of finished runs into the folder that holds them.
+
+    `mean` and `std` (of a sample, n - 1) are over the runs, each measured on its own test part;
+    `pooled` takes the predictions of all runs as one, its bootstrap draws patients, and says
+    nothing of scores that were not made to be compared between runs.
+    """
+    runs = [_read(folder) for folder in folders]
+    part = "test" if all("test" in run for run in runs) else "val"
+    names = list(runs[0].get(part, {}))
+    values = {name: [run[part].get(name, math.nan) for run in runs] for name in names}
+    rows: list[Row] = []
+    measured: list[Row] = []
+    for folder, run in zip(folders, runs, strict=True):
+        of_part = [r for r in read_rows(folder / PREDICTIONS, cohort.task) if r["part"] == part]
+        rows += [{"fold": run["fold"], "seed": run["seed"], **row} for row in of_part]
+        measured += by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
+    pooled = measure_rows(measured, cohort.task, classes=cohort.classes)
+    summary = {
+        "level": runs[0]["level"],
+        "part": part,
+        "runs": runs,
+        "mean": {name: _known(each, np.nanmean) for name, each in values.items()},
+        "std": {name: _deviation(each) for name, each in values.items()},
+        "pooled": as_json(pooled),
+    }
+    write_rows(out / PREDICTIONS, rows)
+    write_json(out / METRICS, summary)
+    return summary
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """One run: which, and the points of its measures."""
+    record, metrics = read_record(folder), read_json(folder / METRICS)
+    points = {
+        part: {name: one["value"] for name, one in metrics[part].items()}
+        for part in ("test", "val")
+        if part in metrics
+    }
+    told = {key: record[key] for key in ("fold", "seed", "split_digest")}
+    return {"folder": folder.name, **told, "level": metrics["level"], **points}
+
+
+def _known(values: Sequence[float | None], mean: Any) -> float | None:
+    """Over the runs in which it is defined."""
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return float(mean(known)) if known else None
+
+
+def _deviation(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+
+
+def read_rows(file: Path, task: str) -> list[Row]:
+    """predictions.csv as it was before it was written."""
+    text = {*NAMES, *(["predicted"] if task == "classification" else [])}
+    with open(file, newline="", encoding="utf-8") as lines:
+        return [_numbers(row, text) for row in csv.DictReader(lines)]
+
+
+def _numbers(row: Mapping[str, str], text: set[str]) -> Row:
+    return {key: value if key in text else _number(value) for key, value in row.items()}
+
+
+def _number(value: str) -> float | int:
+    return int(value) if value.lstrip("-").isdecimal() else float(value)
