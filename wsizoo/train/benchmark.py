@@ -106,7 +106,7 @@ def run_benchmark(
 def _run(
     work: Work, cells: Sequence[Cell], task: str, jobs: int, engine: Engine, after_cell: AfterCell
 ) -> Benchmark:
-    from wsizoo.train.benchmark_compare import Result, read_result
+    from wsizoo.train.benchmark_compare import read_result
 
     outcomes: dict[str, Outcome] = {}
     results: list[Result] = []

@@ -8,7 +8,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +52,16 @@ class Result:
     metrics: Mapping[str, float]
     facts: Mapping[str, float | None]
     predictions: tuple[Mapping[str, str], ...]
+
+    @property
+    def main(self) -> str:
+        """The metric by which models of this task are ranked."""
+        return MAIN[self.task]
+
+    @property
+    def value(self) -> float:
+        """Of that metric; NaN where it is not defined."""
+        return self.metrics.get(self.main, math.nan)
 
 
 def read_result(work: Work, cell: Cell) -> Result:

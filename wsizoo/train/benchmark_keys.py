@@ -40,13 +40,14 @@ def content_key(config: RunConfig, data: str, split: str, registry: Registry) ->
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def data_digest(cohort: Cohort, instances: Path | None = None) -> str:
-    """Of slides, patients and targets, and of each slide's features (and labels of patches)."""
-    lines = [f"{record.slide} {features_digest(record.file)}" for record in cohort.records]
-    if instances is not None:
-        files = sorted(file for file in instances.rglob("*") if file.is_file())
-        lines += [f"{file.relative_to(instances)} {sha256_of(file)}" for file in files]
-    return _sha256([cohort.digest, *sorted(lines)])
+def data_digest(cohort: Cohort) -> str:
+    """Of slides, patients and targets, and of each slide's features and labels of patches."""
+    lines = [cohort.digest]
+    for record in sorted(cohort.records, key=lambda record: record.slide):
+        features = record.file and features_digest(record.file)
+        labels = record.instances and sha256_of(record.instances)
+        lines.append(f"{record.slide} {features} {labels}")
+    return _sha256(lines)
 
 
 def features_digest(file: Path) -> str:

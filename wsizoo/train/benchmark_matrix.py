@@ -41,8 +41,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     folds = splits_of(base, first)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
-    instances = None if base.data.instances is None else Path(base.data.instances)
-    digests = {name: data_digest(cohort, instances) for name, cohort in cohorts.items()}
+    digests = {name: data_digest(cohort) for name, cohort in cohorts.items()}
     cells = []
     for fold, (file, digest) in enumerate(files):
         for seed in base.seeds:
