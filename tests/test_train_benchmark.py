@@ -43,11 +43,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def content(data: Path, **more: object) -> dict[str, object]:
+def content(source: Path, **more: object) -> dict[str, object]:
     return {
         "model": "abmil-demo",
-        "data": {"table": str(data / "slides.csv")},
-        "features": {"he": str(data / "he")},
+        "data": {"table": str(source / "slides.csv")},
+        "features": {"he": str(source / "he")},
         "models": ["abmil", "max"],
         "split": {"fractions": [0.5, 0.0, 0.5]},
         "train": {"epochs": 2},
@@ -56,9 +56,9 @@ def content(data: Path, **more: object) -> dict[str, object]:
     }
 
 
-def run(data: Path, out: Path, *, run_one=pretend, **more: object) -> Benchmark:
+def run(source: Path, out: Path, *, run_one=pretend, **more: object) -> Benchmark:
     given = {k: more.pop(k) for k in list(more) if k in ("jobs", "models", "engine", "overrides")}
-    return run_benchmark(content(data, **more), out, run_one=run_one, **given)
+    return run_benchmark(content(source, **more), out, run_one=run_one, **given)
 
 
 def states(benchmark: Benchmark) -> list[str]:
@@ -271,9 +271,9 @@ def test_feature_sets_of_different_slides_are_not_compared(data: Path, tmp_path:
 
 
 def test_where_no_model_fits_it_says_why(data: Path, tmp_path: Path) -> None:
-    asked = content(data, overrides=["head={name: survival, binz: 4}"])
+    asked = content(data, overrides=["aggregator.dmi=4"])
     del asked["models"]
-    with pytest.raises(SpecError, match="no model fits these slides and this task. .*binz"):
+    with pytest.raises(SpecError, match="no model fits these slides and this task. .*dmi"):
         run_benchmark(asked, tmp_path, run_one=pretend)
 
 

@@ -13,7 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_all_start_methods, get_context
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
@@ -113,13 +113,22 @@ def in_processes(work: Work, cells: Sequence[Cell], jobs: int) -> Generator[Outc
 
 
 def _start(work: Work, cell: Cell) -> tuple[Any, BaseProcess]:
-    context = get_context("spawn")
+    context = _context()
     pipe, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(work, cell, theirs), daemon=True)
     with interrupts_held():
         process.start()
     theirs.close()
     return pipe, process
+
+
+def _context() -> Any:
+    """Clean processes; where the system can fork, from one that has imported what runs need."""
+    if "forkserver" not in get_all_start_methods():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["wsizoo.train.run"])
+    return context
 
 
 def _ended(pipe: Any, cell: Cell, process: BaseProcess) -> Outcome:
