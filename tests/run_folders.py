@@ -82,7 +82,7 @@ def write_run(
                 {"slide": f"{slide}-{part}-{i:03d}{copy}", **who, **row}
                 for copy in ("ab" if i % 10 == 0 else "a")
             ]
-    named = classes if task == "classification" else ()
+    named = {"classification": classes, "segmentation": ("normal", "tumour")}.get(task)
     write_csv(folder / "predictions.csv", slides, list(slides[0]))
     write_csv(folder / "predictions_patients.csv", patients, list(patients[0]))
     write_json(folder / "metrics.json", metrics(rng, task, parts, n, level))
@@ -109,14 +109,15 @@ def facts(task, classes, seed):
     return {
         "state": "finished",
         "task": task,
-        "classes": list(classes),
+        "classes": None if classes is None else list(classes),
         "model": "abmil-uni",
         "parameters": 526_000,
         "split_digest": "a" * 64,
         "data_digest": "b" * 64,
         "encoder": {"name": "uni", "mpp": 0.5},
         "seconds": 83.4,
-        "peak_mb": {"memory": 812.5},
+        "peak_mb": 812.5,
+        "slides": {"train": 300, "val": 66, "test": 66},
         "seed": seed,
         "fold": 0,
         "best_epoch": 7,

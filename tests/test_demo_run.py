@@ -186,7 +186,7 @@ def test_the_whole_tour_runs_and_a_second_one_goes_on(tmp_path: Path) -> None:
     assert tour.results[0].auc == 1
     assert tour.located.auc > 0.8
     assert len(said) == 4
-    for name in ("index.html", "results.csv", "labels.csv", "model/config.json"):
+    for name in ("index.html", "results.csv", "table.csv", "train.yaml", "model/config.json"):
         assert (tmp_path / name).is_file()
     (tmp_path / "features" / "demo-03.h5").write_bytes(b"damaged")
     again = run_demo(tmp_path, slides=12)

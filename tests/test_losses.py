@@ -1,21 +1,24 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 from wsizoo.losses import (
     bce_dice,
     binary_cross_entropy,
     ce_dice,
+    cox_partial_likelihood,
     cross_entropy,
     discrete_time_nll,
     inverse_frequencies,
     mean_squared_error,
     positive_weight,
+    smooth_l1,
     soft_dice,
 )
 
@@ -230,3 +233,113 @@ def test_losses_of_patches_are_finite_for_extreme_logits(scale: float) -> None:
         torch.autograd.backward(loss)
         assert logits.grad is not None
         assert torch.isfinite(loss) and torch.isfinite(logits.grad).all()
+
+
+@given(PATIENTS, st.floats(0, 1))
+def test_alpha_of_the_survival_loss_is_that_of_zadeh_and_schmid(
+    patients: list[tuple[list[float], int, bool]], alpha: float
+) -> None:
+    logits, times, events = (list(column) for column in zip(*patients, strict=True))
+    given_ = torch.tensor(logits, dtype=torch.float64), torch.tensor(times), torch.tensor(events)
+    hazards = 1 / (1 + np.exp(-np.array(logits)))
+    survival = np.cumprod(np.pad(1 - hazards, ((0, 0), (1, 0)), constant_values=1.0), 1)
+    rows, t, seen = np.arange(len(times)), np.array(times), np.array(events)
+    density = survival[rows, t] * hazards[rows, t]  # of the event in that bin
+    uncensored = -np.log(np.where(seen, density, 1.0))
+    censored = -np.log(np.where(seen, 1.0, survival[rows, t + 1]))
+    expected = (1 - alpha) * (uncensored + censored) + alpha * uncensored
+    found = float(discrete_time_nll(*given_, alpha=alpha))
+    assert found == pytest.approx(expected.mean(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+@pytest.mark.parametrize("weights", [None, [0.2, 1.3, 1.5]])
+def test_smoothed_labels_are_those_of_torch(smoothing: float, weights: list[float] | None) -> None:
+    logits = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    label = torch.tensor([0, 2, -1, 1, 2])
+    factors = None if weights is None else torch.tensor(weights, dtype=torch.float64)
+    expected = F.cross_entropy(logits, label, factors, ignore_index=-1, label_smoothing=smoothing)
+    found = cross_entropy(logits, label, factors, smoothing)
+    assert found.item() == pytest.approx(expected.item())
+    (slope,), (other,) = (torch.autograd.grad(loss, logits) for loss in (found, expected))
+    assert torch.allclose(slope, other, atol=1e-12)
+    assert cross_entropy(logits, torch.full((5,), -1), factors, smoothing).item() == 0.0
+
+
+def test_smooth_l1_is_quadratic_near_zero_and_linear_far_away() -> None:
+    value, target = torch.tensor([0.5, 5.0, -3.0]), torch.zeros(3)
+    assert float(smooth_l1(value, target)) == pytest.approx((0.125 + 4.5 + 2.5) / 3)
+    assert float(smooth_l1(value, target, beta=2.0)) == pytest.approx((0.0625 + 4 + 2) / 3)
+
+
+COHORT = st.lists(
+    st.tuples(st.integers(0, 6), st.booleans(), st.floats(-4, 4)), min_size=1, max_size=20
+)
+
+
+@settings(deadline=None)
+@given(COHORT, st.sampled_from(["efron", "breslow"]))
+def test_cox_likelihood_and_its_gradient_are_those_of_scikit_survival(
+    rows: list[tuple[int, bool, float]], ties: str
+) -> None:
+    coxph = pytest.importorskip("sksurv.linear_model.coxph")
+    times, events, risks = (np.array(column) for column in zip(*rows, strict=True))
+    n, n_events = len(rows), max(1, int(events.sum()))
+    oracle = coxph.CoxPHOptimizer(np.eye(n), events, times.astype(float), np.zeros(n), ties)
+    risk = torch.tensor(risks, dtype=torch.float64, requires_grad=True)
+    found = cox_partial_likelihood(risk, torch.tensor(times), torch.tensor(events), ties)
+    torch.autograd.backward(found)
+    expected = oracle.nlog_likelihood(risks) * n / n_events
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+    oracle.update(risks)
+    # Rows of the oracle are sorted, its coefficients are not.
+    assert risk.grad is not None
+    assert risk.grad.numpy() == pytest.approx(oracle.gradient * n / n_events, abs=1e-9)
+
+
+def test_the_cox_model_of_lifelines_is_where_the_likelihood_is_flat() -> None:
+    lifelines, pandas = (pytest.importorskip(name) for name in ("lifelines", "pandas"))
+    rng = np.random.default_rng(0)
+    x = rng.normal(0, 1, (80, 2))
+    times = np.ceil(rng.exponential(np.exp(-x @ [0.8, -0.5]), 80) * 8)  # many ties
+    events = rng.random(80) < 0.7
+    table = pandas.DataFrame({"a": x[:, 0], "b": x[:, 1], "t": times, "e": events})
+    fit = lifelines.CoxPHFitter().fit(table, "t", "e", fit_options={"precision": 1e-10})
+    weights = torch.tensor(fit.params_.to_numpy(), requires_grad=True)
+    loss = cox_partial_likelihood(
+        torch.tensor(x) @ weights, torch.tensor(times), torch.tensor(events)
+    )
+    (slope,) = torch.autograd.grad(loss, weights)
+    assert loss.item() * events.sum() == pytest.approx(-fit.log_likelihood_, abs=1e-6)
+    assert slope.abs().max() < 1e-6
+
+
+def test_a_batch_that_compares_nobody_has_a_cox_loss_of_zero() -> None:
+    for event in ([False, False], [True, False]):
+        risk = torch.randn(2, requires_grad=True)
+        loss = cox_partial_likelihood(risk, torch.tensor([5.0, 2.0]), torch.tensor(event))
+        torch.autograd.backward(loss)
+        assert loss.item() == 0.0 and risk.grad is not None and risk.grad.abs().sum() == 0.0
+
+
+@pytest.mark.parametrize("ties", ["efron", "breslow"])
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_cox_gradients_are_finite_for_extreme_risks(scale: float, ties: str) -> None:
+    risk = (scale * torch.linspace(0, 1, 6)).requires_grad_()
+    times, events = torch.tensor([1, 1, 2, 2, 3, 3]), torch.tensor([1, 1, 0, 1, 1, 0])
+    loss = cox_partial_likelihood(risk, times, events, ties)
+    torch.autograd.backward(loss)
+    assert risk.grad is not None
+    assert torch.isfinite(loss) and torch.isfinite(risk.grad).all()
+
+
+def test_the_cox_loss_does_not_depend_on_the_scale_of_hazards_or_times() -> None:
+    risk, times = torch.randn(9, dtype=torch.float64), torch.tensor([1, 2, 2, 2, 3, 4, 4, 5, 6])
+    events = torch.tensor([1, 1, 0, 1, 0, 1, 1, 0, 1])
+    expected = float(cox_partial_likelihood(risk, times, events))
+    assert float(cox_partial_likelihood(risk + 7, times**3, events)) == pytest.approx(expected)
+
+
+def test_an_unknown_way_of_ties_is_named() -> None:
+    with pytest.raises(SpecError, match="ties are handled as 'efron' or 'breslow', not as 'exact'"):
+        cox_partial_likelihood(torch.zeros(1), torch.zeros(1), torch.ones(1), "exact")

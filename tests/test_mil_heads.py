@@ -7,8 +7,14 @@ from hypothesis import strategies as st
 
 from wsizoo.errors import DataError, PluginError, SpecError
 from wsizoo.interfaces import Aggregated, Head
-from wsizoo.losses import bce_dice, ce_dice, discrete_time_nll
-from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
+from wsizoo.losses import bce_dice, ce_dice, cox_partial_likelihood, discrete_time_nll
+from wsizoo.mil.heads import (
+    ClassificationHead,
+    CoxHead,
+    RegressionHead,
+    SegmentationHead,
+    SurvivalHead,
+)
 from wsizoo.testing import check_component
 
 LOGITS = st.lists(st.floats(-20, 20), min_size=1, max_size=6)
@@ -54,6 +60,7 @@ def test_an_event_in_an_earlier_bin_is_a_larger_risk() -> None:
         (SurvivalHead(6, bins=4), {"logits": (4,), "hazards": (4,), "risk": ()}),
         (SegmentationHead(6, ("a", "b")), {"instance_logits": (5, 2)}),
         (RegressionHead(6), {"logits": (1,), "value": ()}),
+        (CoxHead(6), {"logits": (1,), "risk": ()}),
     ],
 )
 def test_each_head_names_its_fields(head: Head, fields: dict[str, tuple[int, ...]]) -> None:
@@ -257,3 +264,25 @@ def test_the_survival_loss_takes_alpha_and_a_floor() -> None:
 def test_options_of_the_survival_loss_that_make_no_sense_are_refused(options: Any) -> None:
     with pytest.raises(SpecError, match=r"head\.(alpha|floor) is .*, expected a number from 0 to"):
         SurvivalHead(4, **options)
+
+
+@pytest.mark.parametrize("ties", ["efron", "breslow"])
+def test_the_cox_head_compares_the_slides_of_a_batch_by_their_times(ties: str) -> None:
+    raw = torch.randn(4, 1)
+    targets = {"time": torch.tensor([7.5, 2.0, 2.0, 11.0]), "event": torch.tensor([1, 1, 1, 0])}
+    expected = cox_partial_likelihood(raw[:, 0], targets["time"], targets["event"] > 0, ties)
+    head = CoxHead(None, ties=ties)
+    assert float(head.loss(raw, targets)) == pytest.approx(float(expected))
+    assert torch.equal(head.outputs(raw)["risk"], raw[:, 0])
+
+
+def test_what_does_not_fit_a_cox_head_is_named() -> None:
+    head, raw = CoxHead(None), torch.zeros(2, 1)
+    for time in (float("nan"), -1.0):
+        targets = {"time": torch.tensor([1.0, time]), "event": torch.tensor([1, 0])}
+        with pytest.raises(DataError, match=r"'time' holds (nan|-1) \(row 1\), expected a time fr"):
+            head.loss(raw, targets)
+    with pytest.raises(DataError, match=r"a survival head trains on target\['event'\]"):
+        head.loss(raw, {"time": torch.ones(2)})
+    with pytest.raises(SpecError, match="ties are handled as 'efron' or 'breslow', not as 'mean'"):
+        CoxHead(4, ties="mean")

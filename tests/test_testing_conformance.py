@@ -7,7 +7,13 @@ import pytest
 
 from wsizoo.errors import NotFoundError
 from wsizoo.mil.abmil import ABMIL
-from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
+from wsizoo.mil.heads import (
+    ClassificationHead,
+    CoxHead,
+    RegressionHead,
+    SegmentationHead,
+    SurvivalHead,
+)
 from wsizoo.mil.pooling import MaxPooling, MeanPooling
 from wsizoo.testing import check_component, checks, conformance
 from wsizoo.testing._museum_aggregators import Sound
@@ -23,6 +29,7 @@ CORE: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "abmil-plain": (ABMIL, "aggregator", {"dim": 32, "attention": 8, "gated": False}),
     "classification": (ClassificationHead, "head", {}),
     "survival": (SurvivalHead, "head", {}),
+    "cox": (CoxHead, "head", {}),
     "segmentation": (SegmentationHead, "head", {}),
     "regression": (RegressionHead, "head", {}),
 }

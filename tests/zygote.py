@@ -3,6 +3,7 @@
 `Zygote.start("name", argument, ...)` runs a function of this file in a fork and gives its pid.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -17,12 +18,19 @@ from wsizoo.interfaces import Encoder
 
 
 class Zygote:
-    """Use with `with`."""
+    """Use with `with`.
+
+    Args:
+        warm: modules that it imports before it forks.
+    """
+
+    def __init__(self, *warm: str) -> None:
+        self.warm = warm or ("wsizoo.extraction.cohort",)
 
     def __enter__(self) -> "Zygote":
         root = Path(__file__).parents[1]
         self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__))],
+            [sys.executable, str(Path(__file__)), *self.warm],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
             env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
@@ -70,8 +78,8 @@ def answer(told: object) -> None:
 
 
 def serve() -> None:
-    import wsizoo.extraction.cohort  # noqa: F401
-
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
     codes: dict[int, int] = {}
     for line in sys.stdin:
         name, *arguments = json.loads(line)
@@ -117,6 +125,17 @@ def extract_slowly(slides: str, out: str, seconds: str, workers: str = "1") -> N
     request = Request(batch_size=8)
     results = extract(slides, Slow(float(seconds)), out, request=request, workers=int(workers))
     os._exit(1 if any(result.state == "failed" for result in results) else 0)
+
+
+def train_run(config: str, out: str) -> None:
+    """A run of a config, on one thread."""
+    import torch
+
+    from wsizoo.train.config import load_config
+    from wsizoo.train.run import run_training
+
+    torch.set_num_threads(1)
+    run_training(load_config(config), out)
 
 
 def hold(out: str, flag: str) -> None:

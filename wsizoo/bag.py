@@ -158,7 +158,7 @@ class Bag:
         cells = self.grid()
         if len(cells) < 2:
             return cells
-        low = cells.min(0).values
+        low = cells.amin(0)
         width = cells[:, 1].max() - low[1] + 1
         key = (cells[:, 0] - low[0]) * width + cells[:, 1] - low[1]  # (N,)
         ordered, order = torch.sort(key, stable=True)

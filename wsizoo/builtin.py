@@ -11,6 +11,7 @@ wsizoo_api = 1
 
 ABMIL_PAPER = "https://arxiv.org/abs/1802.04712"
 SURVIVAL_PAPER = "https://doi.org/10.1109/TPAMI.2020.2979450"
+COX_PAPER = "https://doi.org/10.1186/s12874-018-0482-1"
 COMPONENTS = (
     Component(
         "encoder",
@@ -74,6 +75,13 @@ COMPONENTS = (
         target="wsizoo.mil.heads:SurvivalHead",
         summary="discrete-time hazards and a risk",
         source=SURVIVAL_PAPER,
+    ),
+    Component(
+        "head",
+        "cox",
+        target="wsizoo.mil.heads:CoxHead",
+        summary="proportional hazards, one log hazard a slide",
+        source=COX_PAPER,
     ),
     Component(
         "head",

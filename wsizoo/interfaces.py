@@ -193,6 +193,7 @@ class Aggregator(Part):
         owns_classifier: fills `logits`, `instance_logits` or both; its constructor takes
             `n_outputs` (None: the model is headless, it fills neither).
         gives_instances: fills `instances`, so that per-patch heads fit.
+        gives_slide: fills `slide`, so that the other heads fit.
         classifier_tensors: names of its own tensors that belong to the classifier it owns; `adapt`
             leaves them new.
     """
@@ -203,6 +204,7 @@ class Aggregator(Part):
     reads: ClassVar[Reads] = "features"
     owns_classifier: ClassVar[bool] = False
     gives_instances: ClassVar[bool] = False
+    gives_slide: ClassVar[bool] = True
     classifier_tensors: ClassVar[tuple[str, ...]] = ()
 
     forward_packed: Callable[[BagBatch], Aggregated] | None = None

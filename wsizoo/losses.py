@@ -8,25 +8,39 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 
 DICE_WEIGHT = 0.75  # SPAN's
 DICE_EPS = 1e-6
 
 
-def cross_entropy(logits: Tensor, label: Tensor, class_weights: Tensor | None = None) -> Tensor:
+def cross_entropy(
+    logits: Tensor,
+    label: Tensor,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
     """Softmax cross entropy, the mean () over labelled rows; 0 where no row has a label.
 
     Args:
         logits: (n, C). label: (n,) int64 class indices, -1 rows are left out.
         class_weights: (C,), of a row by its label. The mean is divided by the weights of its rows:
             of a single row the weight cancels, so they have no effect where one slide is a step.
+        label_smoothing: s in [0, 1]: the target is 1 - s of the label and s spread evenly over all
+            classes.
 
     Source: torch.nn.functional.cross_entropy.
     Differs: a mean over nothing is 0, not NaN.
     """
     weights = None if class_weights is None else class_weights.to(logits)
-    total = F.cross_entropy(logits, label, weights, ignore_index=-1, reduction="sum")
+    total = F.cross_entropy(
+        logits,
+        label,
+        weights,
+        ignore_index=-1,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     known = label >= 0  # (n,)
     if weights is None:
         return total / known.sum().clamp(min=1)
@@ -170,6 +184,59 @@ def discrete_time_nll(
         log_hazard = log_hazard.clamp(min=math.log(floor))
     weight = torch.where(event, 1.0, 1.0 - alpha).to(logits)
     return -(weight * (log_survival + log_hazard)).mean()
+
+
+def cox_partial_likelihood(
+    risk: Tensor, time: Tensor, event: Tensor, ties: str = "efron"
+) -> Tensor:
+    """Negative log partial likelihood () of Cox's model, the mean over events; 0 without any.
+
+    -sum over events i of r_i - log(sum of exp(r_j) over those with time_j >= time_i). It compares
+    the patients of a batch with one another: of a batch of one, or without an event, it is 0.
+
+    Args:
+        risk: (n,) log relative hazards, any scale. time: (n,). event: (n,) True: it was seen.
+        ties: of d events at one time the k-th (from 0) sees the sum over all who are at risk,
+            "breslow"; or less k / d of the sum over these d, "efron". Without ties both are one.
+
+    Cost: memory of events x n.
+
+    Source: Cox, "Regression models and life-tables", JRSS B 34, 1972; Breslow, "Covariance analysis
+    of censored survival data", Biometrics 30, 1974; Efron, "The efficiency of Cox's likelihood
+    function for censored data", JASA 72, 1977.
+    Differs: divided by the number of events, so that batches of any size weigh alike.
+    """
+    check_ties(ties)
+    seen = event.bool()
+    if not bool(seen.any()):
+        return (risk * 0).sum()
+    when = time[seen]  # (e,)
+    at_risk = _log_sum_exp(risk, time >= when[:, None])
+    if ties == "efron":
+        together = when == when[:, None]  # (e, e)
+        share = together.tril(-1).sum(1).to(risk) / together.sum(1)  # k / d
+        of_these = _log_sum_exp(risk[seen], together)
+        at_risk = at_risk + torch.log1p(-share * torch.exp(of_these - at_risk))
+    return (at_risk - risk[seen]).mean()
+
+
+def check_ties(ties: str) -> None:
+    """Raise SpecError unless ties are handled in a way that there is."""
+    if ties not in ("efron", "breslow"):
+        raise SpecError(f"ties are handled as 'efron' or 'breslow', not as '{ties}'")
+
+
+def _log_sum_exp(values: Tensor, chosen: Tensor) -> Tensor:
+    """log of the sum of exp(values) (n,) over the chosen (e, n) of each row -> (e,)."""
+    return torch.where(chosen, values, -math.inf).logsumexp(1)
+
+
+def smooth_l1(value: Tensor, target: Tensor, beta: float = 1.0) -> Tensor:
+    """Mean () over (n,) of d^2 / (2 beta) where the distance d is under beta, else d - beta / 2.
+
+    Source: torch.nn.functional.smooth_l1_loss.
+    """
+    return F.smooth_l1_loss(value, target, beta=beta)
 
 
 def mean_squared_error(value: Tensor, target: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ def _side_by_side(bags: Sequence[Bag], gap: int) -> Tensor:
     for bag in bags:
         cells = bag.grid()
         if len(cells):
-            cells = cells - cells.min(0).values + torch.tensor([start, 0]).to(cells)
+            cells = cells - cells.amin(0) + torch.tensor([start, 0]).to(cells)
             start = int(cells[:, 0].max()) + 1 + gap
         moved.append(cells)
     assert bags[0].spacing is not None  # grid() has seen to it

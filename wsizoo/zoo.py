@@ -173,9 +173,9 @@ def _parts(makers: Mapping[str, _Maker], in_dim: int) -> dict[str, Any]:
     aggregator = makers["aggregator"](in_dim=width)
     if head:
         per_patch = head.make.reads == "instances"
-        if per_patch and not aggregator.gives_instances:
-            whose = f"{makers['aggregator'].whose} does not give"
-            raise SpecError(f"{head.whose} reads one vector a patch, which {whose}")
+        if not (aggregator.gives_instances if per_patch else aggregator.gives_slide):
+            what, whose = "patch" if per_patch else "slide", makers["aggregator"].whose
+            raise SpecError(f"{head.whose} reads one vector a {what}, which {whose} does not give")
         parts["head"] = head(in_dim=aggregator.instance_dim if per_patch else aggregator.out_dim)
     return {"aggregator": aggregator, **parts}
 

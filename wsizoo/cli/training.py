@@ -13,8 +13,6 @@ from wsizoo.cli.options import device_option, out_option
 from wsizoo.cli.progress import bar
 from wsizoo.cli.text import print_table
 
-SHOWN = 12  # measures of a table
-
 
 def _list_recipes(context: click.Context, option: click.Parameter, asked: bool) -> None:
     """Print the recipes and end."""
@@ -128,7 +126,7 @@ def report_command(run: Path) -> None:
     Example:
       wsizoo report RUN
     """
-    from wsizoo.train.run_report import write_report
+    from wsizoo.train.report import write_report
 
     click.echo(write_report(run))
 
@@ -146,7 +144,8 @@ def _tell(out: Path, as_json: bool) -> None:
 
 
 def _of_one(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows of a table: a measure of a part beside its interval."""
+    """Rows of a table: a measure of a part beside its interval; of validation only without test."""
+    parts = [part for part in ("test", "val") if part in metrics]
     return [
         {
             "part": part,
@@ -155,8 +154,8 @@ def _of_one(metrics: dict[str, Any]) -> list[dict[str, str]]:
             "95 % interval": f"{_shown(one['low'])} to {_shown(one['high'])}",
             "n": str(one["n"]),
         }
-        for part in ("test", "val")
-        for name, one in list(metrics.get(part, {}).items())[:SHOWN]
+        for part in parts[:1]
+        for name, one in metrics[part].items()
     ]
 
 
@@ -171,7 +170,7 @@ def _of_several(metrics: dict[str, Any]) -> list[dict[str, str]]:
             "std": _shown(metrics["std"][name]),
             "runs": n,
         }
-        for name, mean in list(metrics["mean"].items())[:SHOWN]
+        for name, mean in metrics["mean"].items()
     ]
 
 

@@ -12,6 +12,7 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.demo.cohort import CohortSlide, write_cohort
+from wsizoo.demo.first_run import write_first_run
 from wsizoo.demo.page import write_page
 from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Located, Scored, Tour
 from wsizoo.errors import DataError
@@ -65,6 +66,7 @@ def run_demo(
     say(f"Finding tissue, cutting patches, encoding them with {ENCODER}")
     with tour.timed("extract features"):
         tour.extracted = _extract(tour, workers, tick)
+    write_first_run(folder, cohort)
     say(f"Training {' and '.join(AGGREGATORS)} on each label")
     with tour.timed("train and evaluate"), _one_thread():
         tour.results = train_all(cohort, folder, tick)

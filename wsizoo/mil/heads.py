@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from wsizoo.interfaces import Head
 from wsizoo.losses import (
     bce_dice,
     ce_dice,
+    check_ties,
+    cox_partial_likelihood,
     cross_entropy,
     discrete_time_nll,
     mean_squared_error,
@@ -95,6 +98,47 @@ class SurvivalHead(Head):
         event = indices(targets, "event", self, raw, 0, 2)
         time_bin = indices(targets, "time", self, raw, 0, self.n_outputs)
         return discrete_time_nll(raw, time_bin, event.bool(), self.alpha, self.floor)
+
+
+class CoxHead(Head):
+    """Proportional hazards: one log relative hazard, learnt by who of a batch had the event first.
+
+    Batches are of several slides with an event among them: of one slide there is nothing to learn.
+
+    Args:
+        in_dim: width E of the slide vector; None: the aggregator owns it.
+        ties: of the loss, see `wsizoo.losses.cox_partial_likelihood`.
+
+    Targets: `time` in any unit, not a bin, and `event`.
+
+    Returns (forward): `logits` (1,), `risk` () = the log relative hazard (larger is worse).
+
+    Source: Cox, "Regression models and life-tables", JRSS B 34, 1972; of networks, Katzman et al.,
+    "DeepSurv", BMC Medical Research Methodology 18, 2018.
+    """
+
+    task = "survival"
+    conformance_exceptions: ClassVar[dict[str, str]] = {
+        "loss_of_rows": "the partial likelihood compares the slides of a batch"
+    }
+
+    def __init__(self, in_dim: int | None, ties: str = "efron") -> None:
+        check_ties(ties)
+        super().__init__(in_dim, 1)
+        self.ties = ties
+
+    def outputs(self, raw: Tensor) -> dict[str, Tensor]:
+        return {"logits": raw, "risk": raw[..., 0]}
+
+    def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
+        event = indices(targets, "event", self, raw, 0, 2)
+        time = numbers(targets, "time", self, raw)
+        if not bool((time >= 0).all()):
+            row = int((~(time >= 0)).nonzero()[0])
+            raise DataError(
+                f"target 'time' holds {time[row].item():g} (row {row}), expected a time from 0 on"
+            )
+        return cox_partial_likelihood(raw[:, 0], time, event.bool(), self.ties)
 
 
 class SegmentationHead(Head):

@@ -258,8 +258,8 @@ def compact(keys: Tensor) -> tuple[Tensor, int]:
     """
     if len(keys) == 0:
         return keys[:, 0], 0
-    low = keys.min(0).values
-    height, width = (keys.max(0).values - low + 1).tolist()
+    low = keys.amin(0)
+    height, width = (keys.amax(0) - low + 1).tolist()
     flat = (keys[:, 0] - low[0]) * width + keys[:, 1] - low[1]  # (T,)
     if height * width > max(FLAGS, FLAGS_PER_CELL * len(keys)):
         if height * width >= 1 << 62:

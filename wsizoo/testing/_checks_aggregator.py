@@ -38,6 +38,9 @@ def check_slide_shape(subject: Subject) -> None:
             require(
                 shape == (width,), f"in {mode}, slide is {shape}, expected ({width},) = (out_dim,)"
             )
+        elif not getattr(subject.cls, "owns_classifier", False):
+            declared = getattr(subject.cls, "gives_slide", True)
+            require(not declared, f"in {mode} it leaves slide None: declare gives_slide = False")
 
 
 def check_instances_as_declared(subject: Subject) -> None:

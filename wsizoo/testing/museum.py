@@ -110,7 +110,7 @@ EXHIBITS = (
     _aggregator(ans.HiddenLogits, "logits_as_declared"),
     _aggregator(ans.UnnamedClassifier, "classifier_tensors"),
     _aggregator(ans.PacksAcrossSlides, "packed_equals_single"),
-    _aggregator(ans.NoSlideInTraining, "trains_in_a_model"),
+    _aggregator(ans.NoSlideInTraining, "trains_in_a_model", "slide_shape"),
     Exhibit(ans.RowOfLogits, "model", "output_shapes"),
     Exhibit(other.BestFirst, "selector", "index_ascending"),
     Exhibit(other.GatesInEval, "selector", "rows_are_the_bags"),

@@ -9,6 +9,8 @@ import numpy as np
 from wsizoo.errors import DataError
 from wsizoo.train.weighted import Floats, Ints, Weighted
 
+LEVEL = 0.95  # of intervals
+RESAMPLES = 2000
 ENTRIES = 2_000_000  # of the weights that are held at a time
 
 
@@ -26,7 +28,11 @@ class Resamples:
     """
 
     def __init__(
-        self, n: int, groups: Sequence[Hashable] | None = None, count: int = 1000, seed: int = 0
+        self,
+        n: int,
+        groups: Sequence[Hashable] | None = None,
+        count: int = RESAMPLES,
+        seed: int = 0,
     ) -> None:
         names = list(range(n)) if groups is None else list(groups)
         if len(names) != n:

@@ -38,17 +38,25 @@ class Record:
     """A slide of the table.
 
     Args:
-        file: with its features; None in a cohort without bags. row: of the table, as text.
+        features: the file; None in a cohort without bags. instances: that of labels of patches.
         target: `label` (an index), `time` and `event`, or `value`; empty for segmentation.
+        row: of the table, as text.
     """
 
     slide: str
     patient: str
     site: str | None
-    file: Path | None
+    features: Path | None
     target: Target
     row: Mapping[str, str]
     instances: Path | None = None
+
+    @property
+    def file(self) -> Path:
+        """Of the features. Raises DataError: none, in a cohort without bags."""
+        if self.features is None:
+            raise DataError(f"slide '{self.slide}' has no features: say data.features=FOLDER")
+        return self.features
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +123,7 @@ class Cohort:
     def bag(self, index: int) -> Bag:
         """The features of a slide with its target, read now. Raises DataError, FingerprintError."""
         record = self.records[index]
-        bag = read_with_report(_there(record), self.reading, record.slide).bag
+        bag = read_with_report(record.file, self.reading, record.slide).bag
         if not len(bag):
             raise DataError(f"'{record.file}' holds no patches")
         target: dict[str, Any] = dict(record.target)
@@ -140,13 +148,7 @@ class Cohort:
 
     def sizes(self) -> list[int]:
         """The number of patches of each slide, as its file states it; features are not read."""
-        return [contents_of(_there(r), self.config.format)[1].n for r in self.records]
-
-
-def _there(record: Record) -> Path:
-    if record.file is None:
-        raise DataError(f"slide '{record.slide}' has no features: say data.features=FOLDER")
-    return record.file
+        return [contents_of(r.file, self.config.format)[1].n for r in self.records]
 
 
 @dataclass

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from wsizoo.errors import DataError
-from wsizoo.train.bootstrap import Resamples, interval
+from wsizoo.train.bootstrap import LEVEL, RESAMPLES, Resamples, interval
 from wsizoo.train.metrics import checked_scores
 from wsizoo.train.weighted import Bools, Floats, Weighted, ties, value_of
 
@@ -38,7 +37,7 @@ class Difference:
     undefined: int = 0
 
 
-def delong(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Difference:
+def delong(labels: ArrayLike, a: ArrayLike, b: ArrayLike, level: float = LEVEL) -> Difference:
     """Two AUCs of the same rows, by the covariance of DeLong.
 
     It takes rows as independent: where patients have several slides, use `paired_bootstrap`.
@@ -101,8 +100,8 @@ def paired_bootstrap(
     groups: Sequence[Hashable] | None = None,
     *,
     seed: int = 0,
-    resamples: int = 1000,
-    level: float = 0.95,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
 ) -> Difference:
     """Two models in the same resamples of patients, by any measure.
 

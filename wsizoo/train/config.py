@@ -207,6 +207,15 @@ class RunConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
 
 
+GROUPS = {
+    "data": "{table: slides.csv, features: features}",
+    "split": "{kind: kfold}",
+    "optimiser": "{lr: 1e-4}",
+    "schedule": "{name: constant}",
+    "train": "{epochs: 20}",
+    "augment": "{mirror: 0.5}, or null",
+    "selection": "{metric: auc}",
+}
 PATHS = ("data.table", "data.features", "data.instances", "split.file")
 
 
@@ -234,6 +243,10 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     content = _on_recipe(whose, merge(content, over))
     if "${" in str(content):
         raise SpecError(f"{whose} holds '${{': a config is data, nothing is computed")
+    for group, such in GROUPS.items():
+        value = content.get(group, {})
+        if not isinstance(value, dict) and (value is not None or group != "augment"):
+            raise SpecError(f"{whose}: {group} is {value!r}, expected keys, such as {such}")
     config = structured(RunConfig, whose, content)
     _check(whose, config)
     return config
@@ -327,4 +340,5 @@ def _check(whose: str, of: Any, prefix: str = "") -> None:
             raise SpecError(f"{whose}: {name} is '{value}'. {hint}")
         most = one.metadata.get("most", INFINITY)
         if isinstance(value, int | float) and not least <= value <= most:
-            raise SpecError(f"{whose}: {name} is {value}, expected {least:g} to {most:g}")
+            expected = f"{least:g} or more" if most == INFINITY else f"{least:g} to {most:g}"
+            raise SpecError(f"{whose}: {name} is {value}, expected {expected}")

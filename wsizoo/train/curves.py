@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from wsizoo.errors import BackendError
+from wsizoo.train.metrics import roc_auc, roc_curve
 from wsizoo.train.survival import times_and_events
 from wsizoo.viz.outcomes import Calibration, Survivors
 
 Floats = NDArray[np.float64]
 Points = tuple[list[float], list[float], float]
-CALIBRATION_BINS = 10  # of equal width
+CALIBRATION_BINS = 15  # of equal width
 NORMAL_95 = 1.959964  # two-sided
 
 
@@ -28,9 +29,9 @@ def roc_points(positive: ArrayLike, scores: ArrayLike) -> Points | None:
     given = np.asarray(positive, np.int64)
     if len(np.unique(given)) < 2:
         return None
-    sklearn = library("sklearn.metrics")
-    fpr, tpr, _ = sklearn.roc_curve(given, np.asarray(scores, np.float64))
-    return fpr.tolist(), tpr.tolist(), float(sklearn.auc(fpr, tpr))
+    ranked = np.asarray(scores, np.float64)
+    fpr, tpr = roc_curve(given, ranked)
+    return fpr.tolist(), tpr.tolist(), roc_auc(given, ranked)
 
 
 def precision_recall_points(positive: ArrayLike, scores: ArrayLike) -> Points | None:
@@ -43,9 +44,9 @@ def precision_recall_points(positive: ArrayLike, scores: ArrayLike) -> Points | 
         return None
     sklearn = library("sklearn.metrics")
     precision, recall, _ = sklearn.precision_recall_curve(given, np.asarray(scores, np.float64))
-    stairs = np.repeat(recall, 2)[1:], np.repeat(precision, 2)[:-1]
-    area = float(sklearn.average_precision_score(given, scores))
-    return stairs[0].tolist(), stairs[1].tolist(), area
+    first = np.append(recall[1:] != recall[:-1], True)  # of equal recalls, the highest threshold
+    xs, ys = np.repeat(recall[first], 2)[1:], np.repeat(precision[first], 2)[:-1]
+    return xs.tolist(), ys.tolist(), float(sklearn.average_precision_score(given, scores))
 
 
 def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> list[Any]:
@@ -69,7 +70,7 @@ def calibration(
     inference", JASA 22(158), 1927.
     """
     told, seen = np.asarray(probabilities, np.float64), np.asarray(came_true, np.float64)
-    which = np.minimum((told * bins).astype(np.int64), bins - 1)
+    which = (np.ceil(told * bins).astype(np.int64) - 1).clip(0, bins - 1)  # (b / bins, ...]
     found = []
     for i in np.unique(which):
         here = which == i

@@ -84,11 +84,11 @@ def evaluate_run(
     task = str(getattr(model.head, "task", None) or found.config.data.task or "")
     if not task:
         raise SpecError(f"'{model.name}' does not say its task. Say it: data.task=classification")
-    cohort = read_cohort(found.config.data, task=task, classes=list(model.classes) or None)
+    cohort = read_cohort(found.config.data, task=task, classes=list(model.classes))
     parts = _parts(found, cohort, part)
     check_features(model, cohort)
     _check_out(out)
-    rows, seconds = _predict(found.config, cohort, parts, model, tick)
+    rows, seconds = _predict(cohort, parts, model, tick)
     record = {
         "version": wsizoo.__version__,
         "evaluated": found.name,
@@ -108,7 +108,7 @@ def evaluate_run(
     metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
     write_json(out / ENVIRONMENT, environment(registry))
     write_record(out, record, FINISHED)
-    from wsizoo.train.run_report import write_report
+    from wsizoo.train.report import write_report
 
     write_report(out)
     say(told_of(metrics, found.name))
@@ -139,8 +139,7 @@ def _parts(found: _Source, cohort: Cohort, part: str | None) -> dict[str, list[i
                 "others, of which all slides are taken: leave --part out"
             )
         return {"test": list(range(len(cohort.records)))}
-    slides = [record.slide for record in cohort.records]
-    (split,) = read_split(found.folder / SPLIT, slides, [r.patient for r in cohort.records])
+    (split,) = read_split(found.folder / SPLIT, cohort.slides, cohort.patients)
     if part == ALL:
         return split.parts()
     name = part or "test"
@@ -158,7 +157,6 @@ def _check_out(out: Path) -> None:
 
 
 def _predict(
-    config: RunConfig,
     cohort: Cohort,
     parts: Mapping[str, Sequence[int]],
     model: SlideModel,
@@ -167,7 +165,7 @@ def _predict(
     rows: list[Row] = []
     seconds = 0.0
     for part, chosen in parts.items():
-        samples = Samples(cohort, chosen, config.data.patient_slides == "concat")
+        samples = Samples(cohort, chosen)
         found, spent = predict_samples(samples, part, cohort.task, model, tick)
         rows += found
         seconds += spent

@@ -31,6 +31,13 @@ class Grouped:
     def by_name(self, rows: Iterable[int]) -> list[int]:
         return sorted(rows, key=lambda i: self.slides[i])
 
+    def checked(self, name: str, values: Sequence[Any] | None) -> Sequence[Any]:
+        """The values, if there is one for each slide. Raises DataError otherwise."""
+        if values is None or len(values) != len(self.slides):
+            many = "no" if values is None else str(len(values))
+            raise DataError(f"there are {many} {name} for {len(self.slides)} slides, one each")
+        return values
+
     def dealt(self, rows: Sequence[int], shares: Sequence[float], key: str) -> list[list[int]]:
         """The rows of each part, those of a patient together.
 
@@ -73,15 +80,9 @@ def group(slides: Sequence[str], patients: Sequence[str] | None) -> Grouped:
             if twice
             else "there are no slides to split"
         )
-    return Grouped(names, [str(p) for p in check_column("patients", patients or names, len(names))])
-
-
-def check_column(name: str, values: Sequence[Any] | None, n: int) -> Sequence[Any]:
-    """The values, if there is one for each of n slides. Raises DataError otherwise."""
-    if values is None or len(values) != n:
-        many = "no" if values is None else str(len(values))
-        raise DataError(f"there are {many} {name} for {n} slides, expected one each")
-    return values
+    grouped = Grouped(names, names)
+    grouped.patients = [str(one) for one in grouped.checked("patients", patients or names)]
+    return grouped
 
 
 def one_each(name: str, grouped: Grouped, values: Sequence[Any]) -> dict[str, Any]:
@@ -96,36 +97,49 @@ def one_each(name: str, grouped: Grouped, values: Sequence[Any]) -> dict[str, An
     return found
 
 
-def class_strata(grouped: Grouped, labels: Sequence[Any]) -> dict[str, str]:
+def strata(
+    grouped: Grouped,
+    labels: Sequence[Any] | None,
+    times: ArrayLike | None,
+    events: ArrayLike | None,
+    bins: int,
+    parts: int,
+) -> dict[str, str]:
+    """What each patient counts as: event and quantile of time, else its class, else nothing."""
+    if times is not None:
+        return _time_strata(grouped, times, events, bins, parts)
+    return {} if labels is None else _class_strata(grouped, labels)
+
+
+def _class_strata(grouped: Grouped, labels: Sequence[Any]) -> dict[str, str]:
     """Class of each patient; where slides differ, that of the fewest patients (first by name)."""
     of: dict[str, set[str]] = {}
-    for patient, label in zip(grouped.patients, labels, strict=True):
+    for patient, label in zip(grouped.patients, grouped.checked("labels", labels), strict=True):
         of.setdefault(patient, set()).add(str(label))
     count = Counter(label for labels_of in of.values() for label in labels_of)
     return {patient: min(known, key=lambda v: (count[v], v)) for patient, known in of.items()}
 
 
-def time_strata(
+def _time_strata(
     grouped: Grouped, times: ArrayLike, events: ArrayLike | None, bins: int, parts: int
 ) -> dict[str, str]:
     """Event and quantile of the time among those of equal event, of each patient.
 
     Quantiles are fewer where they would hold fewer patients than there are parts.
     """
-    n = len(grouped.slides)
-    known, seen = times_and_events(times, np.ones(n) if events is None else events)
-    check_column("times", known.tolist(), n)
+    known, seen = times_and_events(times, np.ones(np.shape(times)) if events is None else events)
+    grouped.checked("times", known.tolist())
     if np.isnan(known).any():
         name = grouped.slides[int(np.isnan(known).argmax())]
         raise DataError(f"slide '{name}' has no time (NaN): leave out slides without one")
     of = one_each("time and event", grouped, list(zip(known.tolist(), seen.tolist(), strict=True)))
-    strata = {}
+    found = {}
     for event in (False, True):
         order = sorted((time, name) for name, (time, is_seen) in of.items() if is_seen == event)
         width = max(1, min(bins, len(order) // parts))
         for rank, (_, name) in enumerate(order):
-            strata[name] = f"{int(event)} {rank * width // len(order):03d}"
-    return strata
+            found[name] = f"{int(event)} {rank * width // len(order):03d}"
+    return found
 
 
 def check_classes(

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from wsizoo.errors import DataError
 from wsizoo.train import survival_metrics, weighted
-from wsizoo.train.bootstrap import Resamples, interval
+from wsizoo.train.bootstrap import LEVEL, RESAMPLES, Resamples, interval
 from wsizoo.train.probabilities import classification_measures
 from wsizoo.train.survival_metrics import (
     checked_patients,
@@ -21,9 +21,6 @@ from wsizoo.train.survival_metrics import (
     times_to_measure_at,
 )
 from wsizoo.train.weighted import Floats, Weighted, value_of
-
-LEVEL = 0.95
-RESAMPLES = 1000
 
 
 @dataclass(frozen=True)

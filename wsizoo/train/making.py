@@ -52,8 +52,7 @@ def task_of(config: RunConfig, registry: Registry) -> str:
             f"'{config.model}' has no head, so its task is not known. Give it one: "
             'overrides=["head=classification"], or of a whole model say: data.task=classification'
         )
-    plugin = registry.plugin_of("head", str(head["name"]))
-    task = str(registry.plugins.load("head", str(head["name"]), plugin).task)
+    task = str(_head_class(head, registry).task)
     if config.data.task not in (None, task):
         raise SpecError(
             f"data.task is {config.data.task}, the head '{head['name']}' of '{config.model}' is of "
@@ -62,15 +61,29 @@ def task_of(config: RunConfig, registry: Registry) -> str:
     return task
 
 
-def classes_of(config: RunConfig, registry: Registry) -> list[str] | None:
-    """Names of classes in their order, if model or config state them; else the data decides."""
-    stated = spec_of(config, registry).classes
-    if stated and config.data.classes not in (None, stated):
+def _head_class(head: dict[str, Any], registry: Registry) -> Any:
+    name = str(head["name"])
+    return registry.plugins.load("head", name, registry.plugin_of("head", name))
+
+
+def classes_of(config: RunConfig, registry: Registry) -> list[str]:
+    """Names of classes in their order, where somebody has stated them; [] : the table's labels.
+
+    Those that a registry entry has for its own weights count only for labels of patches, which no
+    table lists.
+
+    Raises:
+        SpecError: data.classes and head.classes of the overrides differ.
+    """
+    stated, own = config.data.classes, spec_of(config, registry).classes
+    overridden = any(text.startswith(("head.classes=", "head={")) for text in config.overrides)
+    if not overridden and config.model in registry.models:
+        return stated or (own if task_of(config, registry) == "segmentation" else [])
+    if overridden and stated and own and stated != own:
         raise SpecError(
-            f"data.classes is {config.data.classes}, head.classes of '{config.model}' {stated}: "
-            "state one of them"
+            f"data.classes is {stated}, head.classes in overrides {own}: state one of them"
         )
-    return stated or config.data.classes
+    return stated or own
 
 
 def make_model(
@@ -119,16 +132,21 @@ def _from_data(
     if spec.model is not None:
         return _of_whole(spec, cohort, registry)
     head = spec.head or {}
-    if cohort.task in ("classification", "segmentation") and not spec.classes:
-        assert cohort.classes is not None
+    if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
-    elif cohort.task == "survival" and not head.get("edges"):
+    elif _wants_edges(head, registry):
         found = _edges(config, head, cohort, train)
     else:
         found = []
     if cohort.task == "segmentation" and head.get("one_logit") and head.get("pos_weight") is None:
         found.append(f"head.pos_weight={_pos_weight(head, cohort, train)!r}")
     return found
+
+
+def _wants_edges(head: dict[str, Any], registry: Registry) -> bool:
+    """Whether a head has bins of time whose edges nobody has stated."""
+    takes = bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
+    return takes and not head.get("edges")
 
 
 def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
@@ -142,14 +160,22 @@ def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
 def _edges(
     config: RunConfig, head: dict[str, Any], cohort: Cohort, train: Sequence[int]
 ) -> list[str]:
-    """Bins of time, an equal number of events in each; of a head that states its own number too."""
-    rows = train if config.data.bins_from == "train" else range(len(cohort.records))
+    """Bins of time, an equal number of events in each; a patient counts once.
+
+    Raises:
+        SpecError: another number of bins than the head's. DataError: as `time_edges`.
+    """
+    bins = head.get("bins")
+    if bins not in (None, config.data.bins):
+        raise SpecError(
+            f"data.bins is {config.data.bins}, head.bins of '{config.model}' {bins}: state the same"
+        )
+    rows = train if config.data.bins_from == "train" else range(len(cohort))
     of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
-    times = [float(target["time"]) for target in of_patient.values()]
-    events = [int(target["event"]) for target in of_patient.values()]
-    bins = int(head.get("bins") or config.data.bins)
-    edges = time_edges(times, events, bins)
-    return [f"head.bins={bins}", f"head.edges={json.dumps(edges.tolist())}"]
+    times = [target["time"] for target in of_patient.values()]
+    events = [target["event"] for target in of_patient.values()]
+    edges = time_edges(times, events, config.data.bins).tolist()
+    return [f"head.bins={len(edges) + 1}", f"head.edges={json.dumps(edges)}"]
 
 
 def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> float:
@@ -177,7 +203,6 @@ def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> Tas
             "train.class_weights and train.label_smoothing are of classification, this is "
             f"{cohort.task}"
         )
-    assert cohort.classes is not None
     labels = torch.tensor([int(cohort.records[row].target["label"]) for row in train])
     weights = inverse_frequencies(labels, len(cohort.classes)) if asked.class_weights else None
 
@@ -194,7 +219,6 @@ def check_part(cohort: Cohort, train: Sequence[int], fold: int) -> None:
         raise DataError(f"{where} holds no slides")
     targets = [cohort.records[row].target for row in train]
     if cohort.task == "classification" and len({int(t["label"]) for t in targets}) < 2:
-        assert cohort.classes is not None
         only = cohort.classes[int(targets[0]["label"])]
         raise DataError(
             f"{where} holds {len(train)} slides of one class, '{only}': nothing to tell apart. "

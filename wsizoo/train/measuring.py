@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,13 +62,11 @@ def measure_rows(
     if task == "regression":
         given, found = _column(rows, "value"), _column(rows, "predicted")
         return measure_regression(given, found, groups=groups, resamples=resamples)
-    tp, fp, fn = (_column(rows, key) for key in COUNTS)
+    each = {
+        key: [name for name in rows[0] if name.startswith(f"{key}_")] or [key] for key in COUNTS
+    }
+    tp, fp, fn = (_table(rows, each[key]) for key in COUNTS)
     return measure_segmentation(tp, fp, fn, groups=groups, resamples=resamples)
-
-
-def as_json(measured: dict[str, Measured]) -> dict[str, Any]:
-    """As metrics.json holds it."""
-    return {name: one.to_json() for name, one in measured.items()}
 
 
 def _column(rows: Sequence[Row], name: str) -> Floats:

@@ -9,9 +9,11 @@ from typing import Any
 
 import wsizoo
 from wsizoo.augment import CoordinateAugmentation
+from wsizoo.errors import SpecError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.model import SlideModel
+from wsizoo.names import suggest
 from wsizoo.publish import save
 from wsizoo.registry import Registry
 from wsizoo.train.cohort import Cohort
@@ -30,7 +32,6 @@ from wsizoo.train.run_folder import (
     RUNNING,
     SPLIT,
     claim,
-    epochs_of,
     is_finished,
     is_first,
     write_record,
@@ -63,14 +64,12 @@ class OneRun:
 
     def digests(self) -> dict[str, str]:
         """Of the slides with their targets, and of which part each is in."""
-        slides = [record.slide for record in self.cohort.records]
-        parts = split_digest(split_rows(self.split, slides))
+        parts = split_digest(split_rows(self.split, self.cohort.slides))
         return {"data_digest": self.cohort.digest, "split_digest": parts}
 
     def samples(self, part: str, edges: Sequence[float] | None) -> Samples:
         """The bags of a part; times as bins between `edges`."""
-        joined = self.config.data.patient_slides == "concat"
-        return Samples(self.cohort, self.split.parts()[part], joined, edges)
+        return Samples(self.cohort, self.split.parts()[part], edges)
 
     def measuring(self, model: SlideModel) -> Measuring:
         """How its predictions are measured."""
@@ -110,7 +109,7 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     metrics = run.measuring(model).write(folder, rows, split)
     facts = training_facts(run.config, run.cohort, run.split, record, metrics)
     save(model, folder / MODEL, training=facts, overwrite=True)
-    record |= _ended(folder, trained, seconds, len(rows))
+    record |= _ended(trained, seconds, len(rows))
     write_record(folder, record, FINISHED)
     _report(folder)
     say(told_of(metrics, folder.name))
@@ -135,13 +134,13 @@ def _begun(
     }
 
 
-def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, Any]:
+def _ended(trained: Trained, seconds: float, n: int) -> dict[str, Any]:
     """What run.json tells besides at the end: best epoch, times in s, memory in MiB."""
-    spent = sum(float(row["seconds"]) for row in epochs_of(folder))
+    spent = sum(float(row.get("seconds", 0.0)) for row in trained.history)
     return {
         "epochs": len(trained.history),
         "best_epoch": trained.best_epoch,
-        "selected": trained.value,
+        "epoch": trained.epoch,
         "stopped_early": trained.stopped_early,
         "seconds": round(spent, 3),
         "seconds_per_slide": round(seconds / max(n, 1), 6),
@@ -150,11 +149,8 @@ def _ended(folder: Path, trained: Trained, seconds: float, n: int) -> dict[str, 
 
 
 def _write_parts(run: OneRun, folder: Path) -> None:
-    records = run.cohort.records
-    sites = [str(record.site) for record in records]
-    known = any(record.site is not None for record in records)
-    slides, patients = [r.slide for r in records], [r.patient for r in records]
-    write_split(folder / SPLIT, run.split, slides, patients, sites if known else None)
+    cohort = run.cohort
+    write_split(folder / SPLIT, run.split, cohort.slides, cohort.patients, cohort.sites)
 
 
 def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -> Trained:
@@ -204,14 +200,22 @@ def settings_of(config: RunConfig, seed: int) -> TrainSettings:
 
 
 def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]] | None:
-    """Measures of the validation part after an epoch, where the choice is made by one."""
-    if run.config.selection.metric == "loss":
+    """The measure of the validation part after an epoch that the choice is made by.
+
+    Raises:
+        SpecError: the task has no such measure.
+    """
+    wanted = run.config.selection.metric
+    if wanted == "loss":
         return None
 
     def measure(model: SlideModel) -> dict[str, float]:
         rows = predict_samples(run.samples("val", None), "val", run.cohort.task, model)[0]
         measured = run.measuring(model).measure(rows, resamples=0)
-        return {name: one.value for name, one in measured.items()}
+        if wanted not in measured:
+            hint = suggest(wanted, measured, "Measures: ")
+            raise SpecError(f"selection.metric is '{wanted}', which {run.cohort.task} lacks. {hint}")
+        return {wanted: measured[wanted].value}
 
     return measure
 
@@ -228,6 +232,6 @@ def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], flo
 
 
 def _report(folder: Path) -> None:
-    from wsizoo.train.run_report import write_report
+    from wsizoo.train.report import write_report
 
     write_report(folder)

@@ -12,14 +12,15 @@ import torch
 
 from wsizoo.files import write_json
 from wsizoo.model import SlideModel
-from wsizoo.train.intervals import Measured
-from wsizoo.train.measuring import RESAMPLES, as_json, measure_rows
+from wsizoo.train.intervals import Measured, to_json
+from wsizoo.train.measuring import RESAMPLES, measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
 from wsizoo.train.samples import Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
+FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Measuring:
         for part in PARTS:
             of_part = [row for row in rows if row["part"] == part]
             if of_part:
-                metrics[part] = as_json(self.measure(of_part))
+                metrics[part] = to_json(self.measure(of_part))
         write_json(folder / METRICS, metrics)
         return metrics
 
@@ -96,9 +97,10 @@ def edges_of(model: SlideModel) -> list[float] | None:
 def told_of(metrics: Mapping[str, Any], whose: str) -> str:
     """One line of the first measures of the first part that there is."""
     part = next((name for name in PARTS if name in metrics), "")
+    measured = metrics.get(part, {})
     shown = [
-        f"{name.replace('_', ' ')} {one['value']:.3f}"
-        for name, one in metrics.get(part, {}).items()
-        if one["value"] is not None
+        f"{name.replace('_', ' ')} {measured[name]['value']:.3f}"
+        for name in sorted(measured, key=lambda name: name not in FIRST)
+        if measured[name]["value"] is not None
     ]
-    return f"{whose}: {part} {', '.join(shown[:4])}" if shown else f"{whose}: nothing to measure"
+    return f"{whose}: {part} {', '.join(shown[:3])}" if shown else f"{whose}: nothing to measure"

@@ -28,7 +28,9 @@ COUNTS = ("tp", "fp", "fn")
 def classification_row(model: SlideModel, output: SlideOutput, target: Mapping[str, Any]) -> Row:
     """label, predicted (names of classes), and a probability `p_CLASS` each."""
     if output.logits is None:
-        raise DataError(f"'{model.name}' gives no logits of a slide: it cannot be measured by class")
+        raise DataError(
+            f"'{model.name}' gives no logits of a slide: it cannot be measured by class"
+        )
     found = read_classes(model, output.logits)
     shown = {
         f"p_{name}": rounded(p) for name, p in zip(found.names, found.probabilities, strict=True)
@@ -59,7 +61,8 @@ def regression_row(model: SlideModel, output: SlideOutput, target: Mapping[str, 
 def segmentation_row(model: SlideModel, output: SlideOutput, target: Mapping[str, Any]) -> Row:
     """Dice and IoU of the patches of one slide, and the counts that they come from.
 
-    Positive is every class but the first: a patch is right (tp) if it is of the class it was called.
+    Every class but the first is positive; of several the counts are of all together, and beside
+    them stand those of each, `tp_CLASS`.
     """
     if output.instance_logits is None:
         raise DataError(f"'{model.name}' gives no class a patch: give it head=segmentation")
@@ -71,13 +74,19 @@ def segmentation_row(model: SlideModel, output: SlideOutput, target: Mapping[str
         called = torch.zeros_like(called).index_copy(0, kept, called[kept])
     known = given >= 0
     given, called = given[known], called[known]
-    right = (given == called) & (given > 0)
-    counts = {
-        "tp": int(right.sum()),
-        "fp": int(((called > 0) & ~right).sum()),
-        "fn": int(((given > 0) & ~right).sum()),
-    }
-    return {**overlap_of(counts), **counts}
+    positive = list(range(1, len(found.names)))
+    each = [_counts(given == c, called == c) for c in positive]
+    row = {key: sum(counts[key] for counts in each) for key in COUNTS}
+    if len(positive) > 1:
+        for c, counts in zip(positive, each, strict=True):
+            row |= {f"{key}_{found.names[c]}": count for key, count in counts.items()}
+    return {**overlap_of(row), **row}
+
+
+def _counts(given: Tensor, called: Tensor) -> dict[str, int]:
+    """Patches (N,) that are of a class and called so, called so only, and missed."""
+    wanted = ((given & called), (~given & called), (given & ~called))
+    return {key: int(flags.sum()) for key, flags in zip(COUNTS, wanted, strict=True)}
 
 
 def _patch_classes(labels: Tensor, model: SlideModel) -> Tensor:
@@ -88,11 +97,11 @@ def _patch_classes(labels: Tensor, model: SlideModel) -> Tensor:
     return torch.where(labels < 0, -1, (labels >= threshold).long())
 
 
-def overlap_of(counts: Mapping[str, int]) -> dict[str, float]:
-    """Dice and IoU of counts; 1 where nothing is positive and nothing was called so."""
+def overlap_of(counts: Mapping[str, int]) -> dict[str, float | None]:
+    """Dice and IoU of counts; None where nothing is positive and nothing was called so."""
     tp, wrong = counts["tp"], counts["fp"] + counts["fn"]
     if tp + wrong == 0:
-        return {"dice": 1.0, "iou": 1.0}
+        return {"dice": None, "iou": None}
     return {"dice": rounded(2 * tp / (2 * tp + wrong)), "iou": rounded(tp / (tp + wrong))}
 
 
@@ -135,11 +144,12 @@ def _mean_row(rows: Sequence[Row], task: str) -> Row:
         if any(row[key] != first[key] for row in rows):
             values = ", ".join(sorted({str(row[key]) for row in rows}))
             raise DataError(
-                f"the slides of patient '{first['patient']}' have several values of {key}: {values}. "
-                "A patient needs one; or let each slide stand for itself: data.patient_slides=each"
+                f"the slides of patient '{first['patient']}' have several values of {key}: {values}."
+                " A patient needs one; or let each slide stand for itself: data.patient_slides=each"
             )
     if task == "segmentation":
-        counts = {key: sum(row[key] for row in rows) for key in COUNTS}
+        counted = [key for key in first if key.partition("_")[0] in COUNTS]
+        counts = {key: sum(row[key] for row in rows) for key in counted}
         return {**first, "slides": len(rows), **overlap_of(counts), **counts}
     means = {key: rounded(sum(row[key] for row in rows) / len(rows)) for key in _answers(first)}
     row = {**first, **means}

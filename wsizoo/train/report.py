@@ -12,10 +12,13 @@ from wsizoo.train.report_files import RunFiles, cells_of, read_run
 from wsizoo.train.report_numbers import PAGE, PARTS, add_measures, add_runs, title
 from wsizoo.train.report_sections import Shown, add_predictions
 from wsizoo.train.report_slides import add_slides
+from wsizoo.viz.charts import curve_chart
 from wsizoo.viz.report import Report
+from wsizoo.viz.svg import SERIES
 
 FEW = 100  # patients; of fewer the report says that intervals are wide
 FEW_OF_A_CLASS = 10
+FEW_DIFFERENT = 5  # values of runs that are told one by one
 
 
 def write_report(run: Path | str) -> Path:
@@ -43,11 +46,11 @@ def _report_of_one(run: RunFiles) -> Report:
     report.heading("Results")
     _add_part_note(report, run)
     add_measures(report, run)
-    _add_run(report, run)
+    _add_what(report, [run])
     _add_learning(report, run)
     add_predictions(report, Shown(run.task, run.classes, {run.folder.name: rows}, run.level))
-    add_slides(report, {"": run})
     _add_limits(report, [run])
+    add_slides(report, {"": run})
     _add_config(report, run)
     return report
 
@@ -62,15 +65,17 @@ def _report_of_runs(folder: Path, cells: Sequence[Path]) -> Report:
                 f"'{first.folder}': runs of one report must agree. Move it elsewhere"
             )
     rows = {name: run.reported() for name, run in runs.items()}
-    subtitle = f"{_subtitle(first, sum(map(len, rows.values())))} of {len(runs)} runs"
+    tested = {row[first.level] for of_run in rows.values() for row in of_run}
+    subtitle = f"{_subtitle(first, len(tested))}, {len(runs)} runs"
     report = Report(str(first.facts.get("model", folder.name)), subtitle)
     report.heading("Results")
     _add_part_note(report, first)
     add_runs(report, folder, runs)
-    _add_run(report, first)
+    _add_what(report, list(runs.values()))
+    _add_learning_of_runs(report, runs)
     add_predictions(report, Shown(first.task, first.classes, rows, first.level))
-    add_slides(report, runs)
     _add_limits(report, list(runs.values()))
+    add_slides(report, runs)
     _add_config(report, first)
     return report
 
@@ -87,34 +92,48 @@ def _add_part_note(report: Report, run: RunFiles) -> None:
         )
 
 
-def _add_run(report: Report, run: RunFiles) -> None:
-    """What was run, on what, with what."""
-    facts, data = run.facts, run.config.get("data") or {}
-    libraries = run.environment.get("libraries") or {}
-    plugins = run.environment.get("plugins") or {}
-    versions = {"wsizoo": facts.get("version"), **plugins, **libraries}
-    python = run.environment.get("python")
+def _add_what(report: Report, runs: Sequence[RunFiles]) -> None:
+    """What was run, on what, with what; where runs differ, all that they say."""
+    told = [_what(run) for run in runs]
+    names = dict.fromkeys(name for one in told for name in one)
+    each = {name: dict.fromkeys(one[name] for one in told if name in one) for name in names}
+    report.heading("What was run")
+    report.facts(
+        {
+            name: ", ".join(values) if len(values) <= FEW_DIFFERENT else f"{len(values)} different"
+            for name, values in each.items()
+        }
+    )
+
+
+def _what(run: RunFiles) -> dict[str, str]:
+    """Names and values of one run; what its files do not state is left out."""
+    facts, data, made = run.facts, run.config.get("data") or {}, run.environment
+    libraries = {**(made.get("plugins") or {}), **(made.get("libraries") or {})}
+    versions = {"wsizoo": facts.get("version"), **libraries}
+    slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
-        "Parameters": _whole(facts.get("parameters")),
+        "Evaluated": facts.get("evaluated"),
+        "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
         "Starts from": run.config.get("init"),
         "Table": data.get("table"),
         "Features": data.get("features"),
         "Encoder": _encoder(facts.get("encoder")),
         "Classes": ", ".join(run.classes),
-        "Slides": _counts([row["part"] for row in run.slides]),
+        "Slides": ", ".join(f"{n} {part}" for part, n in slides.items()),
         "Split": _short(facts.get("split_digest")),
         "Data": _short(facts.get("data_digest")),
         "Seed": facts.get("seed"),
         "Fold": facts.get("fold"),
-        "Time": None if facts.get("seconds") is None else f"{facts['seconds']:.0f} s",
-        "Peak memory": _memory(facts.get("peak_mb")),
+        "Training time": _unit(facts.get("seconds"), ".0f", " s"),
+        "Peak memory": _unit(facts.get("peak_mb"), ".0f", " MiB"),
+        "Peak memory of the GPU": _unit(facts.get("gpu_peak_mb"), ".0f", " MiB"),
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
-        "Python": " on ".join(str(v) for v in (python, run.environment.get("platform")) if v),
+        "Python": " on ".join(str(made[k]) for k in ("python", "platform") if made.get(k)),
     }
-    report.heading("What was run")
-    report.facts({name: value for name, value in shown.items() if value not in (None, "")})
+    return {name: str(value) for name, value in shown.items() if value not in (None, "")}
 
 
 def _add_learning(report: Report, run: RunFiles) -> None:
@@ -133,13 +152,31 @@ def _add_learning(report: Report, run: RunFiles) -> None:
     best = run.facts.get("best_epoch")
     mark = None if best is None else (float(best), f"kept: epoch {best}")
     kept = "" if best is None else " The dashed line is the epoch whose weights were kept."
+    drawn = []
     if any(math.isfinite(v) for values in losses.values() for v in values):
-        report.curve("Loss", epochs, losses, caption=f"Loss by epoch.{kept}", mark=mark)
+        drawn.append((curve_chart("Loss", epochs, losses, mark=mark), f"Loss by epoch.{kept}"))
     for key, values in columns.items():
         if key.startswith("val_") and any(map(math.isfinite, values)):
             name = title(key.removeprefix("val_"))
             caption = f"{name} of the validation part by epoch.{kept}"
-            report.curve(name, epochs, {"validation": values}, caption=caption, mark=mark)
+            drawn.append((curve_chart(name, epochs, {"validation": values}, mark=mark), caption))
+    report.pair(drawn)
+
+
+def _add_learning_of_runs(report: Report, runs: Mapping[str, RunFiles]) -> None:
+    """Loss on the validation part, a line a run, while they can be told apart."""
+    losses = {
+        name: {_float(row["epoch"]): _float(row.get("val_loss")) for row in run.epochs}
+        for name, run in runs.items()
+    }
+    known = {n: of for n, of in losses.items() if any(map(math.isfinite, of.values()))}
+    if not 0 < len(known) <= SERIES:
+        return
+    epochs = sorted({epoch for of_run in known.values() for epoch in of_run})
+    lines = {name: [of_run.get(e, math.nan) for e in epochs] for name, of_run in known.items()}
+    report.heading("Learning curves")
+    caption = "Loss of the validation part by epoch. Training losses are in the runs' own reports."
+    report.figure(curve_chart("Loss", epochs, lines), caption)
 
 
 def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
@@ -152,7 +189,7 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
             f"{len(patients)} patients were tested: intervals are wide, and models whose intervals "
             "overlap much are not told apart. Compare two models by a paired test instead."
         )
-    labels = [row["label"] for run in runs[:1] for row in run.reported()] if first.classes else []
+    labels = [row["label"] for row in first.reported()] if first.task == "classification" else []
     rare = [c for c in first.classes if labels and labels.count(c) < FEW_OF_A_CLASS]
     if rare:
         report.text(
@@ -178,8 +215,8 @@ def _add_config(report: Report, run: RunFiles) -> None:
         report.code(run.config_text)
 
 
-def _whole(value: Any) -> str | None:
-    return f"{value:,}" if isinstance(value, int) else None
+def _unit(value: Any, style: str, unit: str) -> str | None:
+    return f"{value:{style}}{unit}" if isinstance(value, int | float) else None
 
 
 def _short(digest: Any) -> str | None:
@@ -191,16 +228,6 @@ def _encoder(told: Any) -> str | None:
     if isinstance(told, Mapping):
         return ", ".join(f"{k} {v}" for k, v in told.items() if v not in (None, "", [], {}))
     return None if told is None else str(told)
-
-
-def _memory(peak: Any) -> str | None:
-    """MiB, of the process or of each kind of memory."""
-    kinds = peak if isinstance(peak, Mapping) else {} if peak is None else {"memory": peak}
-    return ", ".join(f"{kind} {value:.0f} MiB" for kind, value in kinds.items()) or None
-
-
-def _counts(parts: Sequence[str]) -> str:
-    return ", ".join(f"{parts.count(part)} {part}" for part in dict.fromkeys(parts))
 
 
 def _float(text: str | None) -> float:

@@ -173,7 +173,8 @@ def _text(path: Path) -> str:
 
 def _again(path: Path) -> str:
     """What to type."""
+    run = path.parent.parent if CELL.fullmatch(path.parent.name) else path.parent
     return (
-        f"A finished run has it; the same command goes on where one stopped: wsizoo train "
-        f"CONFIG.yaml -o {path.parent}"
+        "A finished run has it; the command that began the run goes on where it stopped: "
+        f"wsizoo train {run / 'config.yaml'} -o {run}"
     )

@@ -86,7 +86,7 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
         if mean.get(name) is not None:
             report.figure(
                 _runs_plot(name, runs, mean[name], std.get(name)),
-                f"{title(name)} of each run with its interval; whiskers of the mean are one "
+                f"{title(name)} of each run with its interval; around the mean, one "
                 "standard deviation of the runs.",
             )
     report.table(
@@ -114,7 +114,7 @@ def _runs_plot(name: str, runs: Mapping[str, RunFiles], mean: float, std: float 
     found = {run: files.measured().get(name, {}) for run, files in runs.items()}
     known = {run: one for run, one in found.items() if one.get("value") is not None}
     low, high = (None, None) if std is None else (mean - std, mean + std)
-    label = f"Mean of {len(known)} runs"
+    label = f"Mean ± std of {len(known)} runs"
     rows = [(label, mean, low, high)]
     points = {label: [one["value"] for one in known.values()]}
     if len(known) <= MOST_ROWS:

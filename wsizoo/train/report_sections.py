@@ -21,6 +21,7 @@ from wsizoo.train.curves import (
     roc_points,
 )
 from wsizoo.train.report_files import Row
+from wsizoo.viz.charts import histogram_chart, roc_chart
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.outcomes import (
     confusion_chart,
@@ -89,24 +90,31 @@ def add_classification(report: Report, shown: Shown) -> None:
         f"largest probability; no threshold was tuned.{shown.pooled}",
     )
     table = np.array([[_number(row, f"p_{name}") for name in classes] for row in rows])  # (n, C)
-    _add_calibration(report, shown, table.max(1), np.array(labels) == np.array(predicted))
-    _add_scores(report, classes, np.array(labels), table)
+    report.heading("Calibration and scores")
+    right_calls = np.array(labels) == np.array(predicted)
+    report.pair(
+        [
+            _calibration(table.max(1), right_calls, shown.pooled),
+            _scores(classes, np.array(labels), table),
+        ]
+    )
 
 
-def _add_scores(report: Report, classes: Sequence[str], labels: Any, table: Any) -> None:
+def _scores(classes: Sequence[str], labels: Any, table: Any) -> tuple[str, str]:
     """labels: (n,) names. table: (n, C) probabilities."""
-    report.heading("Scores")
     two = len(classes) == 2
     rows = [
         (f"Label {name}", table[labels == name, 1 if two else i].tolist())
         for i, name in enumerate(classes)
     ]
     label = f"Probability of {classes[1]}" if two else "Probability of the class that is right"
-    better = "The farther apart the rows, the better the classes are told." if two else ""
-    report.figure(
-        score_chart(rows, label, 0.5 if two else None),
-        f"A row a label, as high as its fullest bin. {better or 'The farther right, the better.'}",
+    better = (
+        "the farther apart they are, the better classes are told."
+        if two
+        else ("the farther right, the better.")
     )
+    chart = score_chart(rows, label, 0.5 if two else None)
+    return chart, f"A row a label, as high as its fullest bin; {better}"
 
 
 def _add_rates(report: Report, shown: Shown) -> None:
@@ -121,9 +129,13 @@ def _add_rates(report: Report, shown: Shown) -> None:
         of = f"{positive} against {negative}."
         chance = f" The dashed line is the share of {positive}, what guessing gives."
     runs = " A curve a run." if len(shown.classes) == 2 and len(rocs) > 1 else shown.pooled
-    report.roc(rocs, f"{of} The dashed line is chance.{runs}")
     caption = f"AP is average precision, the area under the staircase.{chance}{runs}"
-    report.figure(precision_recall_chart(recalls, share), caption)
+    report.pair(
+        [
+            (roc_chart(rocs), f"{of} The dashed line is chance.{runs}"),
+            (precision_recall_chart(recalls, share), caption),
+        ]
+    )
 
 
 def _rates(
@@ -145,15 +157,15 @@ def _rates(
     return found
 
 
-def _add_calibration(report: Report, shown: Shown, sure: Any, right: Any) -> None:
-    report.heading("Calibration")
+def _calibration(sure: Any, right: Any, pooled: str) -> tuple[str, str]:
+    """sure: (n,) probability of the called class. right: (n,) whether the label is that."""
     bins = calibration(sure, right)
     gap = sum(one.n * abs(one.seen - one.predicted) for one in bins) / len(right)
-    report.figure(
-        reliability_chart(bins, "Confidence (probability of the called class)"),
+    chart = reliability_chart(bins, "Confidence (probability of the called class)")
+    return chart, (
         f"Expected calibration error {gap:.3f}, n {len(right)}, {CALIBRATION_BINS} bins of equal "
-        "width. On the dashed line a confidence is the share of right calls; below it the model is too "
-        f"sure. Whiskers: 95 % of the share (Wilson).{shown.pooled}",
+        "width. On the dashed line a confidence is the share of right calls; below it the model is "
+        f"too sure. Whiskers: 95 % of the share (Wilson).{pooled}"
     )
 
 
@@ -191,12 +203,14 @@ def add_regression(report: Report, shown: Shown) -> None:
     given = [_number(row, "value") for row in rows]
     found = [_number(row, "predicted") for row in rows]
     report.heading("Predicted against true")
-    report.figure(
-        scatter_chart(given, found, "True value", "Predicted value"),
-        f"A dot a {shown.what}; on the dashed line the prediction is right.{shown.pooled}",
-    )
     errors = [b - a for a, b in zip(given, found, strict=True)]
-    report.histogram(errors, "Error (predicted - true)", "Around zero, or there is a bias.")
+    told = f"A dot a {shown.what}; on the dashed line the prediction is right.{shown.pooled}"
+    report.pair(
+        [
+            (scatter_chart(given, found, "True value", "Predicted value"), told),
+            (histogram_chart(errors, "Error (predicted - true)"), "Off zero there is a bias."),
+        ]
+    )
 
 
 def add_segmentation(report: Report, shown: Shown) -> None:

@@ -11,6 +11,7 @@ from wsizoo.viz.report import Cell, Report
 
 MOST = 300  # rows; predictions.csv has them all
 HEATMAPS = "heatmaps"
+NAMES = {"iou": "IoU"}
 FIRST = {
     "classification": "wrong ones first, the surest of them on top",
     "survival": "the highest risk first",
@@ -42,7 +43,7 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
     folder = first.folder.parent if any(runs) else first.folder
     report.files({name: name for name in files if (folder / name).exists()})
     columns = ["Slide", *(key for key in rows[0] if key != "Slide")]
-    report.table(rows, columns, "Slides, by how wrong they are")
+    report.table(rows, columns, "Slides")
 
 
 def is_wrong(row: Row) -> bool:
@@ -72,7 +73,7 @@ def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]
         cells["Outcome"] = Cell("wrong", marked=True) if wrong else "right"
         return cells | {f"P({one})": _decimals(row[f"p_{one}"]) for one in classes}
     for key in TASKS[task]:
-        cells[key.capitalize()] = row[key] if key == "event" else float(row[key])
+        cells[NAMES.get(key, key.capitalize())] = row[key] if key == "event" else float(row[key])
     if task == "regression":
         cells["Error"] = float(row["predicted"]) - float(row["value"])
     if task == "survival":

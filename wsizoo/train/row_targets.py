@@ -73,8 +73,8 @@ def classes_of(table: Table, column: str, known: Sequence[str] = ()) -> tuple[st
     found = list(known) or _sorted(row[column] for row in table.rows)
     if len(found) < 2 or len(set(found)) != len(found):
         raise DataError(
-            f"table '{table.path}', column {column}: the classes are {found}, expected two or more, "
-            "each once. Say which: data.classes=[normal,tumour]"
+            f"table '{table.path}', column {column}: the classes are {found}, expected two or "
+            "more, each once. Say which: data.classes=[normal,tumour]"
         )
     return tuple(found)
 

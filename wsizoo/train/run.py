@@ -9,21 +9,16 @@ from typing import Any
 
 from wsizoo.errors import DataError
 from wsizoo.extraction.folders import check_writable
-from wsizoo.files import locked, write_json
+from wsizoo.files import locked
+from wsizoo.names import suggest
 from wsizoo.registry import Registry, default
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
-from wsizoo.train.environment import environment
 from wsizoo.train.making import check_part, classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
-from wsizoo.train.processes import is_first
-from wsizoo.train.run_folder import (
-    ENVIRONMENT,
-    METRICS,
-    SPLIT,
-    claim,
-)
-from wsizoo.train.split_files import read_split, write_split
+from wsizoo.train.report import write_report
+from wsizoo.train.run_folder import SPLIT, claim, is_first
+from wsizoo.train.split_files import write_split
 from wsizoo.train.splits import Split
 from wsizoo.train.splitting import make_splits
 from wsizoo.train.summary import summarise
@@ -72,8 +67,6 @@ def run_training(
     check_writable(out)
     with locked(out / ".run"):
         claim(out, config)
-        write_json(out / ENVIRONMENT, environment(registry))
-        write_parts(out / SPLIT, splits, cohort)
         return _each(config, cohort, splits, out, registry, say, tick)
 
 
@@ -88,9 +81,7 @@ def _each(
 ) -> Path:
     """Every fold and seed that is not finished, then their summary."""
     runs = [
-        OneRun(
-            dataclasses.replace(config, seeds=[seed]), cohort, split, fold, seed, registry
-        )
+        OneRun(dataclasses.replace(config, seeds=[seed]), cohort, split, fold, seed, registry)
         for fold, split in enumerate(splits)
         for seed in config.seeds
     ]
@@ -104,7 +95,9 @@ def _each(
         say(f"Run {i + 1} of {len(runs)}: {folder.name}")
         train_one(run, folder, say, tick)
     if is_first():
+        write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
         summarise(out, folders, cohort)
+        write_report(out)
     return out
 
 
@@ -114,31 +107,26 @@ def splits_of(config: RunConfig, cohort: Cohort) -> list[Split]:
     Raises:
         DataError: as `make_splits` and `read_split`.
     """
-    asked, records = config.split, cohort.records
-    slides = [record.slide for record in records]
-    patients = [record.patient for record in records]
-    if asked.kind == "file":
-        if asked.file is None:
-            raise DataError("split.kind is file, and split.file names none: split.file=SPLIT.csv")
-        return read_split(asked.file, slides, patients)
-    targets = [record.target for record in records]
+    asked = config.split
+    if asked.kind == "file" and asked.file is None:
+        raise DataError("split.kind is file, and split.file names none: split.file=SPLIT.csv")
     known: dict[str, Any] = {}
-    if cohort.task == "classification":
-        known["labels"] = [target["label"] for target in targets]
-    elif cohort.task == "survival":
-        known["times"] = [target["time"] for target in targets]
-        known["events"] = [target["event"] for target in targets]
+    if cohort.task == "survival":
+        known = {"times": cohort.values("time"), "events": cohort.values("event")}
     elif cohort.task == "regression":
-        known["times"] = [target["value"] for target in targets]
+        known = {"times": cohort.values("value")}
     if asked.kind == "column":
-        known["column"] = [record.row.get(str(asked.column)) for record in records]
+        if asked.column is None:
+            raise DataError("split.kind is column, and split.column names none: split.column=NAME")
+        known["column"] = column_of(cohort, asked.column)
     if asked.kind == "extrapolation":
         known["sizes"] = cohort.sizes()
-    if any(record.site is not None for record in records):
-        known["sites"] = [str(record.site) for record in records]
     return make_splits(
-        slides,
-        patients,
+        cohort.slides,
+        cohort.patients,
+        cohort.labels,
+        sites=cohort.sites,
+        file=asked.file,
         kind=asked.kind,
         fractions=asked.fractions,
         folds=asked.folds,
@@ -152,18 +140,15 @@ def splits_of(config: RunConfig, cohort: Cohort) -> list[Split]:
     )
 
 
-def write_parts(file: Path, splits: Sequence[Split], cohort: Cohort) -> list[str]:
-    """split.csv; the digest of each split."""
-    records = cohort.records
-    sites = [record.site for record in records]
-    named = [str(site) for site in sites] if any(site is not None for site in sites) else None
-    return write_split(
-        file,
-        list(splits) if len(splits) > 1 else splits[0],
-        [record.slide for record in records],
-        [record.patient for record in records],
-        named,
-    )
+def column_of(cohort: Cohort, name: str) -> list[str]:
+    """A column of the table, by slide. Raises DataError: there is none of that name."""
+    columns = cohort.records[0].row
+    if name not in columns:
+        raise DataError(
+            f"table '{cohort.config.table}' has no column '{name}' (split.column). "
+            f"{suggest(name, columns, 'Columns: ')}"
+        )
+    return [record.row[name] for record in cohort.records]
 
 
 def told_of(cohort: Cohort, splits: Sequence[Split]) -> str:

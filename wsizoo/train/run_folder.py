@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping
@@ -18,10 +17,10 @@ CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
 PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
-EPOCHS = "epochs.csv"
 RUNNING, FINISHED = "running", "finished"
 MAY_DIFFER = ("train.workers", "train.device")  # change no number
 MOST_TOLD = 6
+CHANGED = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
 
 
 def is_first() -> bool:
@@ -101,11 +100,10 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
     record = read_record(folder)
     for name, digest in digests.items():
         if record and record.get(name) != digest:
-            what = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
             raise DataError(
-                f"'{folder}' was begun with other data: {what.get(name, name)} have changed since "
-                f"({name} {str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as "
-                "it was, or give the new one a folder of its own: -o RUN"
+                f"'{folder}' was begun with other data: {CHANGED[name]} changed since ({name} "
+                f"{str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as it "
+                "was, or give the new one a folder of its own: -o RUN"
             )
     return record.get("state") == FINISHED
 
@@ -113,9 +111,3 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
 def write_record(folder: Path, record: Mapping[str, Any], state: str) -> None:
     """run.json."""
     write_json(folder / RUN, {"state": state, **record})
-
-
-def epochs_of(folder: Path) -> list[dict[str, str]]:
-    """Rows of epochs.csv."""
-    with open(folder / EPOCHS, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

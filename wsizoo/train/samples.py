@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.survival import time_bins
 
@@ -18,11 +17,11 @@ class Sample:
 
     Args:
         name: of the slide, or of all slides joined by `+`. rows: of the cohort that it is made of.
+        target: as the table has it; of segmentation empty, that of the bag has the patches.
     """
 
     name: str
     patient: str
-    site: str | None
     rows: tuple[int, ...]
     target: Mapping[str, Any]
 
@@ -30,23 +29,22 @@ class Sample:
 class Samples:
     """The bags of some slides of a cohort, read when asked for, with what a head trains on.
 
+    Several threads may ask. As `data.patient_slides` says, all slides of a patient are one bag on
+    one grid with gaps ("concat"), or each is its own.
+
     Args:
         rows: of the cohort, slides of one part.
-        joined: all slides of a patient are one bag, on one grid with gaps.
         edges: survival times are given as the bins between these; None: as they are.
-
-    Raises:
-        DataError: slides of one patient that are to be joined and whose targets differ.
     """
 
     def __init__(
         self,
         cohort: Cohort,
         rows: Sequence[int],
-        joined: bool = False,
         edges: Sequence[float] | None = None,
     ) -> None:
         self.cohort, self.edges = cohort, edges
+        joined = cohort.config.patient_slides == "concat"
         groups: dict[str, list[int]] = {}
         for row in rows:
             record = cohort.records[row]
@@ -73,15 +71,6 @@ class Samples:
 
 
 def _sample(cohort: Cohort, rows: Sequence[int]) -> Sample:
-    records = [cohort.records[row] for row in rows]
-    first = records[0]
-    for other in records[1:]:
-        for key, value in first.target.items():
-            if other.target.get(key) != value:
-                raise DataError(
-                    f"patient '{first.patient}': {key} of slide '{first.slide}' is {value}, of "
-                    f"'{other.slide}' {other.target.get(key)}. Slides that are joined need one "
-                    "target; or let each stand for itself: data.patient_slides=each"
-                )
-    name = "+".join(record.slide for record in records)
-    return Sample(name, first.patient, first.site, tuple(rows), first.target)
+    first = cohort.records[rows[0]]
+    name = "+".join(cohort.records[row].slide for row in rows)
+    return Sample(name, first.patient, tuple(rows), first.target)

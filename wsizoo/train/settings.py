@@ -11,7 +11,11 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMISERS = ("adamw", "adam", "radam", "sgd")
 SCHEDULES = ("cosine", "constant")
 LOGGERS = ("tensorboard", "wandb")
-LESS_IS_BETTER = frozenset("loss brier ece calibration_error integrated_brier mse rmse mae".split())
+LESS_IS_BETTER = frozenset(
+    ("loss", "brier", "ece", "calibration_error", "integrated_brier", "mse", "rmse", "mae")
+)
+COUNTS = ("epochs", "batch_size", "accumulate", "max_patches", "patience", "checkpoint_steps")
+NOT_BELOW_0 = ("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "workers")
 NOT_COMPARED = frozenset({"workers", "device", "loggers", "checkpoint_steps"})  # change no number
 
 
@@ -31,8 +35,8 @@ class TrainSettings:
             None: the weights themselves.
         optimiser: "adamw", "adam", "radam" or "sgd". lr: of groups that name none of their own.
             betas: of the Adams. momentum: of sgd.
-        schedule: "cosine" falls to `end_factor` x lr at the last step, "constant" stays; both rise
-            linearly during the first `warmup_epochs` (may be a fraction).
+        schedule: "cosine" falls towards `end_factor` x lr, "constant" stays; both rise linearly
+            during the first `warmup_epochs` (may be a fraction).
         metric: which choice is made by: "loss" of validation, or a name that `measure` gives.
         checkpoint: whose weights the model ends with: of the "best" epoch by metric, or the "last".
         patience: epochs without a better metric after which training stops; None: never.
@@ -85,11 +89,11 @@ class TrainSettings:
         self._check_numbers()
 
     def _check_numbers(self) -> None:
-        for name in "epochs batch_size accumulate max_patches patience checkpoint_steps".split():
+        for name in COUNTS:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise SpecError(f"{name} is {value}, expected 1 or more")
-        for name in "weight_decay momentum warmup_epochs end_factor workers".split():
+        for name in NOT_BELOW_0:
             if not getattr(self, name) >= 0:
                 raise SpecError(f"{name} is {getattr(self, name)}, expected 0 or more")
         for name in ("lr", "clip"):
@@ -98,3 +102,8 @@ class TrainSettings:
                 raise SpecError(f"{name} is {value}, expected more than 0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SpecError(f"ema is {self.ema}, expected a decay between 0 and 1, as 0.999")
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the epochs are compared."""
+        return self.checkpoint == "best" or self.patience is not None

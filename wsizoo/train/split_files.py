@@ -20,6 +20,7 @@ from wsizoo.train.tables import read_table
 
 SLIDE_COLUMNS = ("slide", "slide_id")
 PATIENT_COLUMNS = ("patient", "patient_id", "case_id", "case")
+UUID = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 FOLD = re.compile(r"fold_?(\d+)")
 SHOWN = 3  # names that a message shows
 Assigned = list[tuple[str, str]]  # (slide or patient, part), in the order of the file
@@ -185,31 +186,41 @@ def locate(
 ) -> dict[str, list[int]]:
     """The rows of a table that each name of a file means, all names read in one way.
 
-    That is the first of: slides, patients, both without the suffix of a file, slides up to their
-    first dot (TCGA's are followed by a random one).
+    That is the first of: slides, patients, both without the suffix of a file, slides without the
+    UUID that follows TCGA's barcodes.
 
     Raises:
         DataError: no way finds all, which counts and names those that the best one does not find.
     """
+    found, missing = rows_of_names(names, slides, patients)
+    if missing:
+        raise DataError(
+            f"'{file}' names {len(missing)} of {len(found) + len(missing)} slides or patients that "
+            f"the table does not have, such as {_some(missing)}; the table has {_some(slides)}. Is "
+            "it the split of another table? Otherwise leave them out, or complete the table"
+        )
+    return found
+
+
+def rows_of_names(
+    names: Iterable[str], slides: Sequence[str], patients: Sequence[str] | None = None
+) -> tuple[dict[str, list[int]], list[str]]:
+    """As `locate`, in the way that finds most names, and the names that it does not find."""
     wanted = list(dict.fromkeys(names))
     own = patients or ()
     ways: list[tuple[Sequence[str], Callable[[str], str]]]
-    ways = [(slides, str), (own, str), (slides, _bare), (own, _bare), (slides, _short)]
-    misses: list[list[str]] = []
+    ways = [(slides, str), (own, str), (slides, _bare), (own, _bare), (slides, _barcode)]
+    best: tuple[dict[str, list[int]], list[str]] = {}, wanted
     for there, plain in ways:
         rows: dict[str, list[int]] = {}
         for i, name in enumerate(there):
             rows.setdefault(plain(name), []).append(i)
         missing = [name for name in wanted if plain(name) not in rows]
+        if len(missing) < len(best[1]):
+            best = {n: rows[plain(n)] for n in wanted if plain(n) in rows}, missing
         if not missing:
-            return {name: rows[plain(name)] for name in wanted}
-        misses.append(missing)
-    fewest = min(misses, key=len)
-    raise DataError(
-        f"'{file}' names {len(fewest)} of {len(wanted)} slides or patients that the table does not "
-        f"have, such as {_some(fewest)}; the table has {_some(slides)}. Is it the split of another "
-        "table? Otherwise leave them out of the file, or complete the table"
-    )
+            break
+    return best
 
 
 def _some(names: Sequence[str]) -> str:
@@ -225,5 +236,6 @@ def _bare(name: str) -> str:
     return path.stem if path.suffix.lower() in SLIDE_SUFFIXES | FEATURE_SUFFIXES else path.name
 
 
-def _short(name: str) -> str:
-    return Path(name).name.partition(".")[0]
+def _barcode(name: str) -> str:
+    """Without the random name that follows TCGA's barcode of a slide."""
+    return UUID.sub("", _bare(name))

@@ -16,11 +16,9 @@ from wsizoo.errors import DataError
 from wsizoo.train.grouping import (
     Grouped,
     check_classes,
-    check_column,
-    class_strata,
     group,
     one_each,
-    time_strata,
+    strata,
 )
 from wsizoo.train.split_files import read_split
 from wsizoo.train.splits import Split, splits_of_column
@@ -86,35 +84,20 @@ def make_splits(
     """
     check_options(kind, folds, val_fraction, repeats, site)
     grouped = group(slides, patients)
-    n = len(grouped.slides)
     if site == "preserve":
-        _check_site_kind(kind)
-        grouped.sites = one_each("site", grouped, check_column("sites", sites, n))
-    if stratify and times is not None:
+        grouped.sites = one_each("site", grouped, grouped.checked("sites", sites))
+    if stratify:
         parts = folds if kind == "kfold" else 3
-        grouped.strata = time_strata(grouped, times, events, bins, parts)
-    elif stratify and labels is not None:
-        grouped.strata = class_strata(grouped, check_column("labels", labels, n))
-    keys = [f"{seed + repeat}" for repeat in range(repeats)]
-    if kind in ("file", "column"):
-        if kind == "file":
-            given = read_split(file or "", grouped.slides, grouped.patients)
-        else:
-            given = splits_of_column(
-                check_column("values of the column", column, n), grouped.rows()
-            )
-        splits = [
-            carved(grouped, one, val_fraction, f"{seed}/{fold}") for fold, one in enumerate(given)
-        ]
-    elif kind == "kfold":
-        splits = [one for key in keys for one in _by_folds(grouped, folds, val_fraction, key)]
+        grouped.strata = strata(grouped, labels, times, events, bins, parts)
+    seeds = range(seed, seed + repeats)
+    if kind == "kfold":
+        splits = [one for s in seeds for one in _by_folds(grouped, folds, val_fraction, str(s))]
+    elif kind in ("file", "column"):
+        splits = _given(grouped, file if kind == "file" else None, column, val_fraction, seed)
     else:
         shares = _checked_fractions(tuple(fractions) or FRACTIONS[kind])
-        if kind == "extrapolation":
-            largest = _largest(grouped, check_column("sizes", sizes, n))
-            splits = [_by_size(grouped, largest, shares, key) for key in keys]
-        else:
-            splits = [Split(*grouped.dealt(grouped.rows(), shares, key)) for key in keys]
+        sizes = grouped.checked("sizes", sizes) if kind == "extrapolation" else None
+        splits = [_by_fractions(grouped, shares, sizes, str(s)) for s in seeds]
     check_classes(splits, labels, events if times is not None else None)
     return splits
 
@@ -131,10 +114,7 @@ def check_options(kind: str, folds: int, val_fraction: float, repeats: int, site
         )
     if not 0 <= val_fraction < 1:
         raise DataError(f"val_fraction is {val_fraction}, expected at least 0 and less than 1")
-
-
-def _check_site_kind(kind: str) -> None:
-    if kind not in ("holdout", "kfold"):
+    if site == "preserve" and kind not in ("holdout", "kfold"):
         raise DataError(
             f"site=preserve cannot be held by kind '{kind}', which says itself who is where: ask "
             "for holdout or kfold, or for site=mix"
@@ -161,39 +141,51 @@ def _by_folds(grouped: Grouped, folds: int, val_fraction: float, key: str) -> li
     splits = []
     for fold, test in enumerate(tests):
         rest = grouped.by_name(set(grouped.rows()) - set(test))
-        splits.append(carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
+        splits.append(_carved(grouped, Split(rest, [], test), val_fraction, f"{key}/{fold}"))
     return splits
 
 
-def carved(grouped: Grouped, split: Split, val_fraction: float, key: str) -> Split:
-    """The split with a share of its training patients to validate, unless it has some that do."""
+def _given(
+    grouped: Grouped,
+    file: Path | str | None,
+    column: Sequence[Any] | None,
+    val_fraction: float,
+    seed: int,
+) -> list[Split]:
+    """The splits of a file, else of a column, with a validation part where they have none."""
+    if file is not None:
+        splits = read_split(file, grouped.slides, grouped.patients)
+    else:
+        splits = splits_of_column(grouped.checked("values of the column", column), grouped.rows())
+    return [_carved(grouped, one, val_fraction, f"{seed}/{i}") for i, one in enumerate(splits)]
+
+
+def _carved(grouped: Grouped, split: Split, val_fraction: float, key: str) -> Split:
+    """The split with a share of its training patients to validate, unless some do already."""
     if split.val or not split.train:
         return split
     train, val = grouped.dealt(split.train, (1 - val_fraction, val_fraction), key)
     return Split(train, val, split.test)
 
 
-def _largest(grouped: Grouped, sizes: Sequence[Any]) -> dict[str, int]:
-    """Patches of the largest slide of each patient."""
-    found: dict[str, int] = {}
-    for patient, size in zip(grouped.patients, sizes, strict=True):
-        found[patient] = max(int(size), found.get(patient, 0))
-    return found
-
-
-def _by_size(
-    grouped: Grouped, largest: dict[str, int], shares: tuple[float, ...], key: str
+def _by_fractions(
+    grouped: Grouped, shares: tuple[float, ...], sizes: Sequence[Any] | None, key: str
 ) -> Split:
-    if sum(shares[1:]) == 0:
-        raise DataError(f"fractions are {shares}, which leave no large slides to test on")
+    """All parts at random, or, with sizes, the smallest patients to train."""
+    if sizes is None:
+        return Split(*grouped.dealt(grouped.rows(), shares, key))
+    largest: dict[str, int] = {}
+    for patient, size in zip(grouped.patients, sizes, strict=True):
+        largest[patient] = max(int(size), largest.get(patient, 0))
     order = sorted(largest, key=lambda patient: (largest[patient], patient))
     small = set(order[: round(len(order) * shares[0])])
+    if not 0 < len(small) < len(order):
+        raise DataError(
+            f"fractions {shares} of {len(order)} patients leave none that are small or none that "
+            "are large, expected some of both"
+        )
     train = [i for i in grouped.rows() if grouped.patients[i] in small]
     large = [i for i in grouped.rows() if grouped.patients[i] not in small]
-    if not train or not large:
-        raise DataError(
-            f"{len(order)} patients leave none that are small, or none that are large, with "
-            f"fractions {shares}: there are too few"
-        )
-    share = shares[1] / sum(shares[1:])
-    return Split(train, *grouped.dealt(large, (share, 1 - share), key))
+    return Split(
+        train, *grouped.dealt(large, [share / sum(shares[1:]) for share in shares[1:]], key)
+    )

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsizoo.files import write_json
 from wsizoo.train.cohort import Cohort
-from wsizoo.train.measuring import as_json, measure_rows
+from wsizoo.train.compare import mean_std
+from wsizoo.train.intervals import to_json
+from wsizoo.train.measuring import measure_rows
 from wsizoo.train.predictions import Row, by_patient, write_rows
 from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
 
@@ -28,22 +28,22 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
     """
     runs = [_read(folder) for folder in folders]
     part = "test" if all("test" in run for run in runs) else "val"
-    names = list(runs[0].get(part, {}))
-    values = {name: [run[part].get(name, math.nan) for run in runs] for name in names}
+    names = list(dict.fromkeys(name for run in runs for name in run.get(part, {})))
+    spread = {name: mean_std([_number(run[part].get(name)) for run in runs]) for name in names}
     rows: list[Row] = []
     measured: list[Row] = []
     for folder, run in zip(folders, runs, strict=True):
         of_part = [r for r in read_rows(folder / PREDICTIONS, cohort.task) if r["part"] == part]
         rows += [{"fold": run["fold"], "seed": run["seed"], **row} for row in of_part]
         measured += by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
-    pooled = measure_rows(measured, cohort.task, classes=cohort.classes)
+    pooled = measure_rows(measured, cohort.task, classes=cohort.classes or None)
     summary = {
         "level": runs[0]["level"],
         "part": part,
         "runs": runs,
-        "mean": {name: _known(each, np.nanmean) for name, each in values.items()},
-        "std": {name: _deviation(each) for name, each in values.items()},
-        "pooled": as_json(pooled),
+        "mean": {name: _shown(each.mean) for name, each in spread.items()},
+        "std": {name: _shown(each.std) for name, each in spread.items()},
+        "pooled": to_json(pooled),
     }
     write_rows(out / PREDICTIONS, rows)
     write_json(out / METRICS, summary)
@@ -53,7 +53,7 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
 def _read(folder: Path) -> dict[str, Any]:
     """One run: which, and the points of its measures."""
     record, metrics = read_record(folder), read_json(folder / METRICS)
-    points = {
+    points: dict[str, Any] = {
         part: {name: one["value"] for name, one in metrics[part].items()}
         for part in ("test", "val")
         if part in metrics
@@ -62,15 +62,12 @@ def _read(folder: Path) -> dict[str, Any]:
     return {"folder": folder.name, **told, "level": metrics["level"], **points}
 
 
-def _known(values: Sequence[float | None], mean: Any) -> float | None:
-    """Over the runs in which it is defined."""
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return float(mean(known)) if known else None
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
-def _deviation(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else None
+def _shown(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def read_rows(file: Path, task: str) -> list[Row]:
@@ -81,8 +78,10 @@ def read_rows(file: Path, task: str) -> list[Row]:
 
 
 def _numbers(row: Mapping[str, str], text: set[str]) -> Row:
-    return {key: value if key in text else _number(value) for key, value in row.items()}
+    return {key: value if key in text else _cell(value) for key, value in row.items()}
 
 
-def _number(value: str) -> float | int:
+def _cell(value: str) -> float | int | None:
+    if not value:
+        return None
     return int(value) if value.lstrip("-").isdecimal() else float(value)

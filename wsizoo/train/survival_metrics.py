@@ -163,15 +163,17 @@ def _died(weights: Floats, patients: Patients, at: Floats, not_yet: OverTime) ->
 
 
 def times_to_measure_at(times: Floats, events: Bools) -> Floats:
-    """The 10 % to 90 % quantiles (k,) of the times of events, 17 steps, before the last follow-up.
+    """Up to 17 times (k,): 10 %, 15 % ... 90 % quantiles of the times of events.
+
+    Not the last follow-up: nobody is left after it.
 
     They depend on the patients, not on a model, so that models are compared at the same times.
     """
     if not events.any():
         return np.empty(0)
     found = np.quantile(times[events], np.linspace(0.1, 0.9, 17), method="inverted_cdf")
-    distinct: Floats = np.unique(found)
-    return distinct[distinct < times.max()]
+    distinct: Floats = np.unique(found[found < times.max()])
+    return distinct
 
 
 def survival_at(survival: ArrayLike, edges: ArrayLike, at: ArrayLike) -> Floats:

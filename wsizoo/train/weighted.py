@@ -27,7 +27,8 @@ def value_of(measure: Weighted, n: int) -> float:
 def ratio(a: Floats, b: Floats) -> Floats:
     """a / b, NaN where b is 0."""
     a, b = np.broadcast_arrays(a, b)
-    return np.divide(a, b, out=np.full(b.shape, np.nan), where=b != 0)
+    found: Floats = np.divide(a, b, out=np.full(b.shape, np.nan), where=b != 0)
+    return found
 
 
 def mean_of(values: Floats) -> Weighted:

@@ -183,10 +183,13 @@ def check_bar(row: Bar, within: bool = True) -> None:
 
 
 def _ticks_of(xs: Sequence[float], low: float, high: float) -> list[float]:
-    """Whole numbers (of epochs) one by one as long as they are few."""
-    if all(x == int(x) for x in xs if math.isfinite(x)) and high - low < FEW:
+    """Whole numbers, of epochs say, get whole ticks."""
+    if not all(x == int(x) for x in xs if math.isfinite(x)):
+        return nice_ticks(low, high)
+    if high - low < FEW:
         return [float(x) for x in range(int(low), max(int(high), int(low) + 1) + 1)]
-    return nice_ticks(low, high)
+    counts = (nice_ticks(low, high, count) for count in (5, 6, 4))
+    return next(ticks for ticks in counts if all(tick == int(tick) for tick in ticks))
 
 
 def _bar_ticks(low: float, high: float) -> list[float]:

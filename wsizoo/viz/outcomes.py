@@ -81,20 +81,24 @@ def confusion_chart(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     if not size or len(counts) != size or any(len(row) != size for row in counts):
         raise DataError(f"a confusion matrix of {size} classes needs {size} rows and columns")
     spoken = "; ".join(f"{name}: {list(row)}" for name, row in zip(classes, counts, strict=True))
-    left = min(130.0, max(map(len, classes)) * CHARACTER) + 32
     chart = Drawing(f"Confusion matrix, predicted {', '.join(classes)}: {spoken}", 0)
+    longest = max(map(len, classes)) * CHARACTER + 12
+    left = min(130.0, longest) + 24
     width = min(CELL[0], (chart.width - left - 4) / size)
-    height, top = min(CELL[1], max(width, 24.0)), 42.0
+    upright = longest <= width
+    height, top = min(CELL[1], max(width, 24.0)), 36.0 if upright else min(110.0, longest) + 22
     chart.text((left + width * size / 2, 12), "Predicted", "middle")
     chart.text((12, top + height * size / 2), "Label", "middle", turned=True)
     for i, (name, row) in enumerate(zip(classes, counts, strict=True)):
-        chart.text((left + (i + 0.5) * width, 32), name, "middle", soft=True, room=width)
-        y = top + (i + 0.5) * height + FONT * 0.35
-        chart.text((left - 8, y), name, "end", soft=True, room=left - 32)
+        x, y = left + (i + 0.5) * width, top + (i + 0.5) * height
+        if upright:
+            chart.text((x, top - 8), name, "middle", soft=True)
+        else:
+            chart.text((x + 4, top - 6), name, soft=True, room=top - 26, turned=True)
+        chart.text((left - 8, y + FONT * 0.35), name, "end", soft=True, room=left - 32)
         for j, count in enumerate(row):
-            share = count / max(1, sum(row))
             corner = (left + j * width, top + i * height)
-            _cell(chart, corner, (width - 2, height - 2), count, share)
+            _cell(chart, corner, (width - 2, height - 2), count, count / max(1, sum(row)))
     chart.height = top + height * size + 4
     return chart.svg()
 

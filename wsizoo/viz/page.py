@@ -37,6 +37,9 @@ figcaption, caption {{ color: var(--soft); font-size: 0.9rem; line-height: 1.4;
   text-align: left; }}
 figcaption {{ margin-top: 0.5rem; max-width: 44rem; }}
 caption {{ padding-bottom: 0.5rem; }}
+.pair {{ display: grid; gap: 0 1.5rem; align-items: start;
+  grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }}
+.pair figure {{ min-width: 0; }}
 .gallery {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(8.5rem, 1fr));
   gap: 1rem; margin: 1.25rem 0; padding: 0; list-style: none; }}
 .gallery figure {{ margin: 0; }} .gallery img {{ width: 100%; }}
@@ -44,6 +47,7 @@ caption {{ padding-bottom: 0.5rem; }}
 table {{ border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.4rem 1.1rem 0.4rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); font-weight: normal; }}
+tbody th {{ min-width: 6rem; }}
 thead th {{ color: var(--soft); font-weight: 600; white-space: nowrap; }}
 th:last-child, td:last-child {{ padding-right: 0; }}
 .number {{ text-align: right; }}

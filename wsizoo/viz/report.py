@@ -144,6 +144,11 @@ class Report:
         """A drawing as made by `Drawing.svg()`, trusted as it is."""
         return self._add(_figure(drawing, caption))
 
+    def pair(self, drawings: Sequence[tuple[str, str]]) -> Self:
+        """Drawings that belong together, (drawing, caption) each: side by side where that fits."""
+        figures = "".join(_figure(drawing, caption) for drawing, caption in drawings)
+        return self._add(f'<div class="pair">{figures}</div>')
+
     def roc(self, curves: Sequence[Curve], caption: str = "") -> Self:
         """ROC curves: (name, fpr, tpr, auc) each."""
         return self.figure(roc_chart(curves), caption)
@@ -163,10 +168,9 @@ class Report:
         series: Mapping[str, Sequence[float | None]],
         x_label: str = "Epoch",
         caption: str = "",
-        mark: tuple[float, str] | None = None,
     ) -> Self:
-        """Lines over one x axis: name -> values; None or NaN leaves a gap; mark: an x, named."""
-        return self.figure(curve_chart(name, xs, series, x_label, mark), caption)
+        """Lines over one x axis: name -> values; None or NaN leaves a gap."""
+        return self.figure(curve_chart(name, xs, series, x_label), caption)
 
     def html(self) -> str:
         """The whole document; equal reports give equal text."""

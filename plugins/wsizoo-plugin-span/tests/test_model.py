@@ -17,7 +17,7 @@ from wsizoo_plugin_span.pyramid import build
 
 import wsizoo
 from wsizoo import Bag, BagBatch
-from wsizoo.errors import BagError
+from wsizoo.errors import BagError, SpecError
 from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_model.safetensors"
@@ -350,3 +350,10 @@ def test_rotary_angles_tell_far_cells_apart_in_half_precision():
 
 if __name__ == "__main__":
     record()
+
+
+def test_a_head_of_the_slide_is_refused_where_there_are_only_patches():
+    with pytest.raises(
+        SpecError, match=r"reads one vector a slide, which .*'span-unet' of .* does"
+    ):
+        wsizoo.build("span-unet-uni", "head={name: classification, classes: [a, b]}")

@@ -30,7 +30,7 @@ def cells_of(bag: Bag) -> Tensor:
     _check_extent(bag, cells)
     _check_on_grid(bag, cells)
     cells = bag.require_unique_cells()
-    return cells - cells.min(0).values
+    return cells - cells.amin(0)
 
 
 def check_width(bag: Bag, width: int, whose: str) -> None:
@@ -64,7 +64,7 @@ def _check_features(bag: Bag) -> None:
 
 
 def _check_extent(bag: Bag, cells: Tensor) -> None:
-    height, width = (cells.max(0).values - cells.min(0).values + 1).tolist()
+    height, width = (cells.amax(0) - cells.amin(0) + 1).tolist()
     if max(height, width) <= FARTHEST:
         return
     assert bag.coords is not None
@@ -80,7 +80,7 @@ def _check_on_grid(bag: Bag, cells: Tensor) -> None:
     assert bag.coords is not None and bag.spacing is not None
     off = bag.coords - cells * bag.spacing  # (N, 2) px
     allowed = SLACK * bag.spacing + ROUNDING
-    spread = off.max(0).values - off.min(0).values
+    spread = off.amax(0) - off.amin(0)
     if float(spread.max()) <= allowed:
         return
     apart = (off - off.median(0).values).abs().amax(1)

@@ -124,7 +124,7 @@ class SpanUNet(_OnGrid):
     Cost, Source, Differs: see `Span`; the published head maps the global tokens too, unread.
     """
 
-    gives_instances = True
+    gives_instances, gives_slide = True, False
 
     def __init__(self, in_dim: int, **options: Any) -> None:
         settings = UNetSettings.of(in_dim, options)

@@ -261,7 +261,7 @@ def _ground(cells: Sequence[Tensor], plan: Plan) -> tuple[Level, tuple[int, ...]
     start = 0
     period = 2 * plan.half_window * plan.step.stride ** len(plan.downs)
     for own in cells:
-        lengths = (own.max(0).values + 1).tolist()
+        lengths = (own.amax(0) + 1).tolist()
         (above, below), (left, right) = map(plan.pads, lengths)
         size = (lengths[0] + above + below, lengths[1] + left + right)
         moved = own + own.new_tensor([above + start, left])
@@ -312,6 +312,6 @@ def _above(level: Level, book: Rulebook) -> Level:
     seen = [(height, width) for height, width in grids.shape.tolist()]
     if level.published:  # that code looks where the last cells are
         own = cells - grids.origins[segment_ids(grids.offsets, len(cells))]
-        ends = [own[a:b].max(0).values + 1 for a, b in itertools.pairwise(bounds)]
+        ends = [own[a:b].amax(0) + 1 for a, b in itertools.pairwise(bounds)]
         seen = [(height, width) for height, width in torch.stack(ends).tolist()]
     return Level(cells, grids, bounds, tuple(seen), level.half_window, level.published)

@@ -1,0 +1,311 @@
+"""train, evaluate, report, push of a run: what is typed, what is told, and what goes wrong."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
+from wsizoo.cli import cli, main
+from wsizoo.slides.store import write_bag
+from wsizoo.testing.hub import HubDouble
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a cohort, its config, and its run."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_cohort(folder)
+    config = write_config(folder)
+    assert invoke("train", config, "-o", folder / "run").exit_code == 0
+    return folder
+
+
+@pytest.fixture
+def cohort(tmp_path: Path) -> Path:
+    write_cohort(tmp_path)
+    return tmp_path
+
+
+def invoke(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(cli, [str(a) for a in arguments], prog_name="wsizoo")
+
+
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str | Path
+) -> str:
+    """What the command tells when it ends with exit code 1."""
+    monkeypatch.setattr(sys, "argv", ["wsizoo", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 1
+    return capsys.readouterr().err
+
+
+def change(folder: Path, **cells: str) -> None:
+    """Write other values into the first row of the table."""
+    rows = read_table(folder / "slides.csv")
+    rows[0] |= cells
+    write_table(folder / "slides.csv", rows)
+
+
+# What is told
+
+
+def test_train_tells_of_data_epochs_and_measures(finished: Path) -> None:
+    out = finished / "told"
+    result = invoke("train", finished / "train.yaml", "-o", out)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == (
+        "16 slides of 16 patients, classification of benign, malign; train/val/test 8/4/4"
+    )
+    assert [line.split()[:2] for line in lines[1:3]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    assert "95 % interval" in result.output
+    assert lines[-1] == f"Open {out.absolute() / 'report.html'}"
+
+
+def test_train_json_is_the_measures_alone(finished: Path) -> None:
+    result = invoke("train", finished / "train.yaml", "-o", finished / "run", "--json")
+    told = json.loads(result.output)
+    assert told["run"] == str(finished / "run")
+    assert told["test"]["auc"] == json.loads((finished / "run/metrics.json").read_text())["test"]["auc"]
+
+
+def test_several_runs_are_told_as_mean_and_deviation(finished: Path) -> None:
+    result = invoke(
+        "train", finished / "train.yaml", "-o", finished / "two", "seeds=[0,1]", "train.epochs=1"
+    )
+    assert result.exit_code == 0, result.output
+    header = next(line for line in result.output.splitlines() if line.startswith("part"))
+    assert header.split() == ["part", "measure", "mean", "std", "runs"]
+    assert "Run 2 of 2: fold0-seed1" in result.output
+
+
+def test_help_teaches_by_examples() -> None:
+    for command in ("train", "evaluate", "report"):
+        assert "Example" in invoke(command, "--help").output
+    assert "wsizoo train baseline-classification -o RUN" in invoke("train", "--help").output
+
+
+def test_recipes_are_listed_and_are_configs(finished: Path) -> None:
+    listed = invoke("train", "--list").output
+    assert "baseline-classification" in listed and "baseline-survival" in listed
+    result = invoke(
+        "train", "baseline-classification", "-o", finished / "by-recipe",
+        f"model={finished / 'toy.yaml'}", f"data.table={finished / 'slides.csv'}",
+        f"data.features={finished / 'features'}", "split.kind=column", "split.column=part",
+        "train.epochs=1",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+
+
+def test_usage_errors_end_with_2() -> None:
+    assert invoke("train", "x.yaml").exit_code == 2
+    assert invoke("evaluate", "x", "-o", "y", "--part", "tset").exit_code == 2
+
+
+# evaluate and report
+
+
+def test_evaluate_measures_another_part(finished: Path) -> None:
+    result = invoke("evaluate", finished / "run", "-o", finished / "val", "--part", "val")
+    assert result.exit_code == 0, result.output
+    own = json.loads((finished / "run" / "metrics.json").read_text())["val"]
+    again = json.loads((finished / "val" / "metrics.json").read_text())["val"]
+    assert again["auc"] == own["auc"]
+    both = [read_table(finished / f / "predictions.csv") for f in ("run", "val")]
+    assert [row for row in both[0] if row["part"] == "val"] == both[1]
+    assert (finished / "val" / "report.html").is_file()
+
+
+def test_evaluate_all_three_parts(finished: Path) -> None:
+    assert invoke("evaluate", finished / "run", "-o", finished / "all", "--part", "all").exit_code == 0
+    rows = read_table(finished / "all" / "predictions.csv")
+    assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
+
+
+def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:
+    write_cohort(tmp_path, slides=8)
+    data = [f"data.table={tmp_path / 'slides.csv'}", f"data.features={tmp_path / 'features'}"]
+    for source in (finished / "run", finished / "run" / "model"):
+        out = tmp_path / source.name
+        result = invoke("evaluate", source, "-o", out, *data)
+        assert result.exit_code == 0, result.output
+        assert len(read_table(out / "predictions.csv")) == 8
+        told = json.loads((out / "run.json").read_text())
+        assert (told["state"], Path(told["evaluated"]).name) == ("finished", source.name)
+    assert (tmp_path / "run/predictions.csv").read_bytes() == (
+        tmp_path / "model/predictions.csv"
+    ).read_bytes()
+
+
+def test_evaluate_refuses_what_makes_no_sense(
+    finished: Path,
+    cohort: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def told(*arguments: str | Path) -> str:
+        return refused(monkeypatch, capsys, "evaluate", *arguments)
+
+    run, out = finished / "run", cohort / "out"
+    model = run / "model"
+    assert "is a model and no run, so on which data?" in told(model, "-o", out)
+    other = [f"data.table={cohort / 'slides.csv'}", f"data.features={cohort / 'features'}"]
+    change(cohort, label="malign")
+    assert "part 'val' is of the data that" in told(run, "-o", out, *other, "--part", "val")
+    change(cohort, label="gorgeous")
+    assert "label that is not in data.classes (benign, malign): s00" in told(run, "-o", out, *other)
+    assert "and is no evaluation; choose another: -o OUT" in told(run, "-o", run)
+
+
+def test_report_writes_the_page_anew(finished: Path) -> None:
+    page = finished / "run" / "report.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert invoke("report", finished / "run").output.strip() == str(page)
+    assert page.read_bytes() == before
+
+
+def test_push_takes_a_run(
+    finished: Path,
+    hub: HubDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.add_token("hf_secret", "lab")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    result = invoke("push", finished / "run", "lab/toy")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("hf:lab/toy@")
+    _, front, body = hub.files("lab/toy")["README.md"].decode().split("---\n", 2)
+    (listed,) = yaml.safe_load(front)["model-index"]
+    assert listed["name"] == "toy"
+    measured = json.loads((finished / "run" / "metrics.json").read_text())["test"]
+    (results,) = listed["results"]
+    assert results["dataset"] == {"name": "slides", "type": "slides"}
+    points = {metric["type"]: metric["value"] for metric in results["metrics"]}
+    assert points["auc"] == measured["auc"]["value"]
+    auc = measured["auc"]
+    assert f"| auc | {auc['value']:.3f} | {auc['low']:.3f} to {auc['high']:.3f} | 4 |" in body
+    assert "Research: it predicts the class of a slide (benign, malign) from made-up" in body
+    assert "Measured on 4 slides of the same table that were held out" in body
+    (finished / "begun").mkdir()
+    (finished / "begun" / "run.json").write_text('{"state": "running"}')
+    told = refused(monkeypatch, capsys, "push", finished / "begun", "lab/toy")
+    assert "is not finished, so it has no model yet" in told
+    for name in ("a", "b"):
+        (finished / "folds" / name).mkdir(parents=True)
+        (finished / "folds" / name / "run.json").write_text('{"state": "finished"}')
+    told = refused(monkeypatch, capsys, "push", finished / "folds", "lab/toy")
+    assert "holds 2 models (a, b, ...): name one, " in told
+
+
+# Bad input: told before anything is trained, and nothing is lost
+
+
+def test_missing_feature_files_are_listed_all(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("s03", "s11"):
+        (cohort / "features" / f"{name}.h5").unlink()
+    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    assert "2 have no feature file" in told and "s03, s11" in told
+    assert not (cohort / "run").exists()
+
+
+def test_slides_without_a_label_are_named(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    change(cohort, label="")
+    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    assert "1 have no label (column label): s00" in told
+    assert "data.missing=drop" in told
+    assert invoke("train", write_config(cohort), "-o", cohort / "run", "data.missing=drop").exit_code == 0
+    assert len(read_table(cohort / "run" / "split.csv")) == 15
+
+
+def test_a_fold_of_one_class_is_refused(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = read_table(cohort / "slides.csv")
+    for row in rows:
+        row["part"] = "train" if row["label"] == "benign" else "test"
+    write_table(cohort / "slides.csv", rows)
+    config = write_config(cohort, selection={"checkpoint": "last"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "one class" in told and "benign" in told
+
+
+def test_empty_bags_damaged_files_and_other_widths_are_told_at_once(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    features = cohort / "features"
+    write_bag(made(torch.zeros(0, 8)), features / "s02.h5")
+    write_bag(made(torch.zeros(4, 5)), features / "s04.h5")
+    (features / "s06.h5").write_bytes(b"not a feature file")
+    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    assert "3 of 16 feature files cannot be trained on:" in told
+    assert "slide 's02'" in told and "no patches" in told
+    assert "features of width 5, 'toy' reads of made-up width 8" in told
+    assert "slide 's06'" in told
+    assert not (cohort / "run" / "epochs.csv").exists()
+
+
+def test_an_embedding_is_no_bag(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import h5py
+
+    with h5py.File(cohort / "features" / "s01.h5", "w") as file:
+        file["features"] = np.zeros(8, np.float32)
+    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    assert "slide 's01'" in told and "1 of 16 feature files cannot be trained on" in told
+
+
+def test_features_of_two_encoders_are_refused(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_bag(made(torch.zeros(4, 8), "other"), cohort / "features" / "s04.h5")
+    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    assert "FingerprintError" in told and "made-up" in told and "other" in told
+
+
+def test_a_loss_that_is_no_number_names_the_slide_and_keeps_the_checkpoint(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(cohort, task="regression", train={"epochs": 1})
+    assert invoke("train", config, "-o", cohort / "good").exit_code == 0
+    change(cohort, value="1e38")
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "slide 's00'" in told
+    assert not (cohort / "run" / "model").exists()
+
+
+def test_a_split_of_another_table_is_refused(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (cohort / "other.csv").write_text("slide,part\nx1,train\nx2,val\nx3,test\n")
+    config = write_config(cohort, split={"kind": "file", "file": "other.csv"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "other.csv" in told and "x1" in told
+    config = write_config(cohort, split={"kind": "file"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "split.file names none: split.file=SPLIT.csv" in told
+    config = write_config(cohort, split={"kind": "column", "column": "prat"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "has no column 'prat' (split.column). Did you mean 'part'" in told
+    config = write_config(cohort, split={"kind": "column", "column": None})
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    assert "split.column names none: split.column=NAME" in told

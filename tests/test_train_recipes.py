@@ -1,0 +1,128 @@
+"""wsizoo.train.recipes: what is shipped is found, read, built, and says whose it is."""
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wsizoo
+from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.train.config import load_config, read_content
+from wsizoo.train.recipes import find_recipe, recipe_names, recipes
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = recipes()
+ON_DISK = [
+    *(ROOT / "wsizoo/train/recipes").glob("*.yaml"),
+    *ROOT.glob("plugins/*/src/*/recipes/*.yaml"),
+]
+
+
+@dataclass
+class Point:
+    """An entry point as importlib.metadata has them."""
+
+    value: str
+    dist: Any = None
+
+
+def test_every_recipe_of_this_repository_is_found() -> None:
+    names = [file.stem for file in ON_DISK]
+    assert sorted(names) == recipe_names() == sorted(SHIPPED)
+    assert {"baseline-classification", "span-classification", "span-v1"} <= set(names)
+    assert {SHIPPED[n].owner for n in names} == {"wsizoo", "wsizoo-plugin-span"}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_is_a_whole_run_but_for_its_data(name: str) -> None:
+    config = load_config({"recipe": name, "data": {"table": "t.csv"}})
+    classes = [] if "surv" in name or "regr" in name else ["head.classes=[no,yes]"]
+    model = wsizoo.build(config.model, *config.overrides, "aggregator.dim=64", *classes)
+    task = "classification" if name == "span-v1" else name.partition("-")[2]
+    assert model.head is not None
+    assert model.head.task == task
+    assert config.selection.checkpoint == ("last" if name == "baseline-survival" else "best")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_recipe_says_what_it_is_whose_it_is_and_what_is_ours(name: str) -> None:
+    text = SHIPPED[name].file.read_text(encoding="utf-8")
+    assert re.search(r"^# .*(https://|No paper)", text, re.M), "cites nothing"
+    assert re.search(r"\bours\b", text, re.IGNORECASE), "claims no choice"
+    assert 20 < len(SHIPPED[name].summary) < 110
+    assert SHIPPED[name].summary.endswith(".")
+    assert "data" not in read_content(SHIPPED[name].file) or "surv" in name
+
+
+def test_spans_recipes_have_the_published_numbers() -> None:
+    """Of the code at 08e4ba0, and of the paper of 2024."""
+
+    def told(name: str) -> tuple[Any, ...]:
+        c = load_config({"recipe": name, "data": {"table": "t.csv"}})
+        o, t = c.optimiser, c.train
+        return o.name, o.lr, o.weight_decay, t.epochs, t.patience, c.augment is None, c.seeds
+
+    assert told("span-classification") == ("adamw", 1e-4, 1e-4, 50, 10, False, [0])
+    assert told("span-segmentation") == ("adamw", 1e-4, 1e-5, 40, None, True, [42])
+    assert told("span-survival") == ("adamw", 1e-5, 1e-4, 50, 10, False, [0])
+    assert told("span-v1")[:3] == ("adamw", 1e-4, 5e-5)
+
+
+def test_a_near_name_or_all_names_are_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"No recipe named 'span-clasification'.*Did you mean"):
+        find_recipe("span-clasification")
+    with pytest.raises(NotFoundError, match=r"named 'zzz' is installed. Recipes: baseline-"):
+        find_recipe("zzz")
+    with pytest.raises(NotFoundError, match=r"No recipe at 'none.yaml'"):
+        find_recipe("none.yaml")
+    (tmp_path / "own.yaml").write_text("model: m\n")
+    assert find_recipe(str(tmp_path / "own.yaml")) == tmp_path / "own.yaml"
+
+
+def plugin(folder: Path, package: str, recipe: str) -> Point:
+    """A package that must not be imported, with a recipe beside its hooks."""
+    inside = folder / package
+    (inside / "recipes").mkdir(parents=True)
+    (inside / "__init__.py").write_text("raise SystemExit('imported')\n")
+    (inside / "recipes" / f"{recipe}.yaml").write_text("# Nothing. All ours.\nmodel: m\n")
+    return Point(f"{package}.hooks")
+
+
+def test_the_recipes_of_a_plugin_are_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = plugin(tmp_path, "recipes_of_mine", "mine")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = recipes([point, Point("not_there_at_all.hooks"), Point("recipes_of_mine.more")])
+    assert found["mine"].summary == "Nothing. All ours."
+    assert found["mine"].owner == "recipes_of_mine.hooks"
+    assert "baseline-classification" in found
+    assert "recipes_of_mine" not in sys.modules
+
+
+def test_two_recipes_of_one_name_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = [plugin(tmp_path, f"recipes_of_{who}", "same") for who in ("ann", "bob")]
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(SpecError, match=r"'same' of recipes_of_bob.* in recipes_of_ann"):
+        recipes(points)
+
+
+def test_listing_recipes_imports_neither_torch_nor_a_plugin() -> None:
+    code = (
+        "import sys; from wsizoo.train.recipes import recipe_names; assert recipe_names()\n"
+        "print([m for m in sys.modules if m in ('torch', 'numpy') or m.startswith('wsizoo_')])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plugins_with_recipes_are_installed_ones() -> None:
+    points = importlib.metadata.entry_points(group="wsizoo")
+    assert {str(p.value).partition(".")[0] for p in points} >= {"wsizoo_plugin_span"}

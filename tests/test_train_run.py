@@ -1,0 +1,305 @@
+"""wsizoo.train.run: a folder that tells all, goes on where it was, and belongs to one config."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import wsizoo
+from tests.toy_cohort import read_table, write_cohort, write_config
+from wsizoo.errors import DataError, SpecError
+from wsizoo.train.config import load_config
+from wsizoo.train.run import run_training
+
+FILES = {
+    "checkpoints", "config.yaml", "environment.json", "epochs.csv", "log.jsonl", "metrics.json",
+    "model", "predictions.csv", "predictions_patients.csv", "report.html", "run.json", "split.csv",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two slides a patient."""
+    folder = tmp_path_factory.mktemp("several")
+    write_cohort(folder, slides=32, per_patient=2)
+    return folder
+
+
+def train(folder: Path, out: Path, *overrides: str, task: str = "classification") -> Path:
+    return run_training(load_config(write_config(folder, task), overrides), out)
+
+
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def test_a_run_leaves_every_file_that_tells_of_it(cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run")
+    assert {path.name for path in run.iterdir()} == FILES
+    told = read(run / "run.json")
+    assert told["state"] == "finished"
+    assert (told["task"], told["classes"]) == ("classification", ["benign", "malign"])
+    assert told["encoder"]["encoder"] == "made-up"
+    assert told["slides"] == {"train": 8, "val": 4, "test": 4}
+    assert told["parameters"] > 0 and told["seconds_per_slide"] > 0
+    rows = read_table(run / "predictions.csv")
+    assert list(rows[0]) == ["slide", "patient", "part", "label", "predicted", "p_benign", "p_malign"]
+    assert sorted(row["part"] for row in rows) == ["test"] * 4 + ["val"] * 4
+    metrics = read(run / "metrics.json")
+    assert metrics["split_digest"] == told["split_digest"]
+    assert set(metrics["test"]["auc"]) >= {"value", "low", "high", "n"}
+    parts = {row["slide"]: row["part"] for row in read_table(run / "split.csv")}
+    assert parts == {row["slide"]: row["part"] for row in read_table(cohort / "slides.csv")}
+
+
+def test_the_saved_model_gives_the_predictions_that_are_written(
+    cohort: Path, tmp_path: Path
+) -> None:
+    run = train(cohort, tmp_path / "run")
+    model = wsizoo.load(run / "model")
+    assert model.trained and model.classes == ["benign", "malign"]
+    for row in read_table(run / "predictions.csv"):
+        with torch.no_grad():
+            logits = model(wsizoo.read_bag(cohort / "features" / f"{row['slide']}.h5")).logits
+        assert float(row["p_malign"]) == pytest.approx(float(logits.softmax(0)[1]), rel=1e-5)
+    assert wsizoo.verify(run / "model").outputs["logits"] < 1e-6
+    card = (run / "model" / "README.md").read_text()
+    assert "| auc |" in card and "slides: 16 slides of 16 patients" in card
+    assert str(cohort) not in card + (run / "model" / "config.json").read_text()
+
+
+def test_what_is_measured_is_what_stands_in_the_file(cohort: Path, tmp_path: Path) -> None:
+    from sklearn.metrics import roc_auc_score
+
+    run = train(cohort, tmp_path / "run")
+    rows = [row for row in read_table(run / "predictions.csv") if row["part"] == "test"]
+    labels = [row["label"] == "malign" for row in rows]
+    auc = roc_auc_score(labels, [float(row["p_malign"]) for row in rows])
+    assert read(run / "metrics.json")["test"]["auc"]["value"] == pytest.approx(auc, abs=1e-12)
+
+
+@pytest.mark.parametrize("task", ["survival", "regression", "segmentation"])
+def test_every_task_has_its_columns_and_measures(task: str, cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run", task=task)
+    row = read_table(run / "predictions.csv")[0]
+    columns, measure = {
+        "survival": (["time", "event", "risk", "s_0", "s_1"], "c_index"),
+        "regression": (["value", "predicted"], "mae"),
+        "segmentation": (["dice", "iou", "tp", "fp", "fn"], "dice_pooled"),
+    }[task]
+    assert list(row) == ["slide", "patient", "part", *columns]
+    assert read(run / "metrics.json")["test"][measure]["value"] is not None
+
+
+def test_bins_of_time_come_from_the_training_part_alone(cohort: Path, tmp_path: Path) -> None:
+    rows = [r for r in read_table(cohort / "slides.csv") if r["event"] == "1"]
+    train_times = [float(row["time"]) for row in rows if row["part"] == "train"]
+    every_time = [float(row["time"]) for row in rows]
+    middle = [torch.tensor(t, dtype=torch.float64).quantile(0.5).item() for t in (train_times, every_time)]
+    assert middle[0] != middle[1]
+    own = train(cohort, tmp_path / "own", task="survival")
+    every = train(cohort, tmp_path / "all", "data.bins_from=whole_cohort", task="survival")
+    assert read(own / "run.json")["edges"] == [pytest.approx(middle[0])]
+    assert read(every / "run.json")["edges"] == [pytest.approx(middle[1])]
+
+
+def test_the_weight_of_positive_patches_is_counted_in_the_training_part(
+    cohort: Path, tmp_path: Path
+) -> None:
+    run = train(cohort, tmp_path / "run", task="segmentation")
+    labels = [
+        line
+        for row in read_table(cohort / "slides.csv")
+        if row["part"] == "train"
+        for line in (cohort / "patches" / f"{row['slide']}.csv").read_text().split()[1:]
+    ]
+    head = wsizoo.load(run / "model").head
+    assert head.pos_weight == pytest.approx(labels.count("0") / labels.count("1"))
+
+
+# Patients with several slides
+
+
+def test_late_mean_measures_the_mean_over_a_patients_slides(several: Path, tmp_path: Path) -> None:
+    run = train(several, tmp_path / "run", "data.patient_slides=late_mean")
+    metrics = read(run / "metrics.json")
+    assert (metrics["level"], metrics["test"]["auc"]["n"]) == ("patient", 4)
+    slides = read_table(run / "predictions.csv")
+    for row in read_table(run / "predictions_patients.csv"):
+        own = [float(s["p_malign"]) for s in slides if s["patient"] == row["patient"]]
+        assert (len(own), row["slides"]) == (2, "2")
+        assert float(row["p_malign"]) == pytest.approx(sum(own) / 2, abs=1e-6)
+
+
+def test_joined_slides_are_one_row_a_patient(several: Path, tmp_path: Path) -> None:
+    run = train(several, tmp_path / "run", "data.patient_slides=concat")
+    rows = read_table(run / "predictions.csv")
+    assert len(rows) == 8
+    assert rows[0]["slide"].count("+") == 1
+    assert read(run / "metrics.json")["level"] == "patient"
+
+
+def test_each_slide_for_itself_keeps_the_patient_as_what_is_resampled(
+    several: Path, tmp_path: Path
+) -> None:
+    run = train(several, tmp_path / "run")
+    auc = read(run / "metrics.json")["test"]["auc"]
+    assert (auc["n"], auc["patients"]) == (8, 4)
+
+
+# Folds and seeds
+
+
+def test_folds_and_seeds_have_a_folder_each_and_one_summary(cohort: Path, tmp_path: Path) -> None:
+    asked = ["split={kind: kfold, folds: 2, val_fraction: 0.3}", "seeds=[0,1]", "train.epochs=1"]
+    run = train(cohort, tmp_path / "run", *asked)
+    names = [f"fold{fold}-seed{seed}" for fold in (0, 1) for seed in (0, 1)]
+    assert sorted(path.name for path in run.iterdir() if path.is_dir()) == names
+    summary = read(run / "metrics.json")
+    assert [one["folder"] for one in summary["runs"]] == names
+    aucs = [read(run / name / "metrics.json")["test"]["auc"]["value"] for name in names]
+    mean = sum(aucs) / 4
+    assert summary["mean"]["auc"] == pytest.approx(mean)
+    deviation = math.sqrt(sum((auc - mean) ** 2 for auc in aucs) / 3)
+    assert summary["std"]["auc"] == pytest.approx(deviation)
+    rows = read_table(run / "predictions.csv")
+    assert len(rows) == 2 * 16  # every slide tests once a seed
+    assert {(row["fold"], row["seed"]) for row in rows} == {(f, s) for f in "01" for s in "01"}
+    assert summary["pooled"]["auc"]["n"] == 32
+    assert (run / "report.html").is_file() and (run / "fold0-seed0" / "report.html").is_file()
+    assert [read(run / name / "run.json")["seed"] for name in names] == [0, 1, 0, 1]
+
+
+def test_seeds_differ_and_a_seed_repeats_itself(cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run", "seeds=[0,1]")
+    first, second = (run / f"fold0-seed{s}" / "predictions.csv" for s in (0, 1))
+    assert first.read_bytes() != second.read_bytes()
+    again = train(cohort, tmp_path / "again", "seeds=[1]")
+    assert (again / "predictions.csv").read_bytes() == second.read_bytes()
+
+
+# Going on
+
+
+def test_what_is_finished_is_kept(cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run", "seeds=[0,1]")
+    written = {p: p.stat().st_mtime_ns for p in run.glob("fold*/**/*") if p.is_file()}
+    told: list[str] = []
+    config = load_config(write_config(cohort), ["seeds=[0,1]"])
+    run_training(config, run, say=told.append)
+    assert {p: p.stat().st_mtime_ns for p in run.glob("fold*/**/*") if p.is_file()} == written
+    assert [line for line in told if "finished already" in line] == [
+        "fold0-seed0 is finished already",
+        "fold0-seed1 is finished already",
+    ]
+
+
+def test_another_config_in_the_same_folder_is_refused_by_the_keys_that_differ(
+    cohort: Path, tmp_path: Path
+) -> None:
+    run = train(cohort, tmp_path / "run")
+    with pytest.raises(
+        DataError,
+        match=r"run' is a run of another config: optimiser.lr was 0.01, is 0.5; train.epochs was 2, "
+        r"is 9. Give this one a folder of its own: -o .*run-2. To go on with that one: wsizoo train",
+    ):
+        train(cohort, run, "train.epochs=9", "optimiser.lr=0.5")
+    train(cohort, run, "train.workers=1")  # changes no number
+
+
+def test_other_labels_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    write_cohort(tmp_path)
+    run = train(tmp_path, tmp_path / "run")
+    table = tmp_path / "slides.csv"
+    text = table.read_text()
+    table.write_text(text.replace("P00,A,benign", "P00,A,malign"))
+    with pytest.raises(
+        DataError, match=r"begun with other data: slides, patients or targets changed since"
+    ):
+        train(tmp_path, run)
+    table.write_text(text.replace("2,train", "2,train").replace("val", "VAL").replace("VAL", "val"))
+    train(tmp_path, run)
+
+
+def test_another_split_of_the_same_slides_is_refused(tmp_path: Path) -> None:
+    write_cohort(tmp_path)
+    run = train(tmp_path, tmp_path / "run")
+    table = tmp_path / "slides.csv"
+    swapped = table.read_text().replace("test", "TEST").replace("val", "test").replace("TEST", "val")
+    table.write_text(swapped)
+    with pytest.raises(DataError, match=r"begun with other data: the split changed since"):
+        train(tmp_path, run)
+
+
+def test_a_folder_of_something_else_is_left_alone(cohort: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match=r"holds thesis.tex and is no run; give a new folder: -o RUN"):
+        train(cohort, tmp_path)
+
+
+def test_a_damaged_record_is_said_to_be(cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run")
+    (run / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run.json' cannot be read"):
+        train(cohort, run)
+    (run / "run.json").write_text("[]")
+    with pytest.raises(DataError, match=r"run.json' holds no names and values"):
+        train(cohort, run)
+
+
+def test_no_seeds_are_no_run(cohort: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"seeds is empty: nothing to train"):
+        train(cohort, tmp_path / "run", "seeds=[]")
+
+
+# What the config asks for
+
+
+def test_the_choice_may_be_made_by_a_measure(cohort: Path, tmp_path: Path) -> None:
+    run = train(cohort, tmp_path / "run", "selection.metric=auc")
+    epochs = read_table(run / "epochs.csv")
+    best = max(epochs, key=lambda row: float(row["val_auc"]))
+    assert read(run / "run.json")["epoch"] == int(best["epoch"])
+    with pytest.raises(
+        SpecError, match=r"selection.metric is 'aucc', which classification lacks. Did you mean 'auc'"
+    ):
+        train(cohort, tmp_path / "other", "selection.metric=aucc")
+
+
+def test_class_weights_and_smoothing_change_the_loss(cohort: Path, tmp_path: Path) -> None:
+    plain = train(cohort, tmp_path / "plain")
+    smooth = train(cohort, tmp_path / "smooth", "train.label_smoothing=0.4")
+    losses = [read_table(run / "epochs.csv")[0]["val_loss"] for run in (plain, smooth)]
+    assert losses[0] != losses[1]
+    train(cohort, tmp_path / "weighted", "train.class_weights=inverse", "train.batch_size=4")
+    with pytest.raises(SpecError, match=r"train.label_smoothing are of classification, this is survi"):
+        train(cohort, tmp_path / "s", "train.label_smoothing=0.4", task="survival")
+
+
+def test_the_coordinates_are_augmented_where_it_is_asked_for(cohort: Path, tmp_path: Path) -> None:
+    drop = train(cohort, tmp_path / "drop", "augment={drop: 0.5}")
+    plain = train(cohort, tmp_path / "plain")
+    files = [(run / "predictions.csv").read_bytes() for run in (drop, plain)]
+    assert files[0] != files[1]
+
+
+def test_trained_weights_are_adapted(cohort: Path, tmp_path: Path) -> None:
+    first = train(cohort, tmp_path / "first")
+    run = train(cohort, tmp_path / "run", f"init={first / 'model'}", "train.epochs=1")
+    assert read(run / "model" / "config.json")["training"]["adapted_from"] == "model"
