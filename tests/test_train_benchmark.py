@@ -16,6 +16,7 @@ from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.slides.store import write_bag
 from wsizoo.train.benchmark import Benchmark, run_benchmark
+from wsizoo.train.benchmark_compare import FACTS
 
 SLIDES = 16
 
@@ -271,7 +272,7 @@ def test_feature_sets_of_different_slides_are_not_compared(data: Path, tmp_path:
 
 
 def test_where_no_model_fits_it_says_why(data: Path, tmp_path: Path) -> None:
-    asked = content(data, overrides=["aggregator.dmi=4"])
+    asked = content(data, overrides=["head.dmi=4"])
     del asked["models"]
     with pytest.raises(SpecError, match="no model fits these slides and this task. .*dmi"):
         run_benchmark(asked, tmp_path, run_one=pretend)
@@ -307,3 +308,20 @@ def test_the_command_tells_a_line_a_run_and_the_table(
     assert [(row["model"], row["state"]) for row in rows] == [("abmil", "done"), ("max", "failed")]
     assert rows[0]["auc"] > 0
     assert rows[1]["reason"] == "ValueError: no luck"
+
+
+def test_a_real_benchmark_trains_and_ends_in_tables_and_a_page(data: Path, tmp_path: Path) -> None:
+    asked = content(data, models=["mean", "max"], optimiser={"lr": 0.001})
+    asked["split"] = {"fractions": [0.5, 0.25, 0.25]}
+    done = run_benchmark(asked, tmp_path, jobs=2)
+    assert [(o.state, o.reason) for o in done.outcomes] == [("done", "")] * 4
+    folders = [tmp_path / "cells" / outcome.cell.folder for outcome in done.outcomes]
+    assert all((folder / "model").is_dir() for folder in folders)
+    assert all((folder / "report.html").is_file() for folder in folders)
+    for row in done.rows:
+        assert (row.finished, row.asked) == (2, 2)
+        assert 0.5 < row.mean("auc") <= 1
+        assert row.low is not None and row.high is not None and row.low <= row.high
+        assert all(row.facts[name] for name in FACTS)
+    assert (tmp_path / "table.md").read_text().count("\n") == 4
+    assert states(run_benchmark(asked, tmp_path)) == ["kept"] * 4

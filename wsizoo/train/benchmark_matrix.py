@@ -66,14 +66,13 @@ def _cohort(asked: Asked, folder: str, registry: Registry) -> Cohort:
 
 def _split_file(folder: Path, fold: int, split: Split, cohort: Cohort) -> tuple[Path, str]:
     """The file of a fold, named by its content, and its digest."""
-    from wsizoo.train.run import write_parts
-    from wsizoo.train.split_files import split_digest, split_rows
+    from wsizoo.train.split_files import split_digest, split_rows, write_split
 
-    digest = split_digest(split_rows(split, [record.slide for record in cohort.records]))
+    digest = split_digest(split_rows(split, cohort.slides))
     file = folder / f"fold{fold}-{digest[:12]}.csv"
     if not file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        write_parts(file, [split], cohort)
+        write_split(file, split, cohort.slides, cohort.patients, cohort.sites)
     return file, digest
 
 
