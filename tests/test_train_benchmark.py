@@ -19,6 +19,7 @@ from wsizoo.train.benchmark import Benchmark, run_benchmark
 from wsizoo.train.benchmark_compare import FACTS
 
 SLIDES = 16
+MAX = 'aggregator={"name": "max", "dim": 512}'  # as max-uni has it
 
 
 def write_features(folder: Path, encoder: str, dim: int, grid: bool = True) -> None:
@@ -89,9 +90,9 @@ def test_every_model_feature_set_fold_and_seed_is_a_cell(data: Path, tmp_path: P
     encoder = 'encoder={"name": "tiny-net", "dim": 8}'
     assert configs == {
         ("abmil", "he"): [],
-        ("max", "he"): ["aggregator=max"],
+        ("max", "he"): [MAX],
         ("abmil", "small"): [encoder],
-        ("max", "small"): [encoder, "aggregator=max"],
+        ("max", "small"): [encoder, MAX],
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.names import suggest
+from wsizoo.overrides import in_full
 from wsizoo.registry import Registry
 from wsizoo.structured import MISSING, structured
 from wsizoo.train.config import RunConfig, load_config, read_content
@@ -187,10 +188,19 @@ def _named(name: str, base: str, registry: Registry, others: Sequence[str]) -> C
 
 
 def _with_aggregator(base: str, name: str, registry: Registry) -> Candidate:
-    """With the arguments that the base gives it, where it is the base's own; else the defaults."""
-    entry = registry.models.get(base)
-    own = entry is not None and entry.part("aggregator") == name
-    return Candidate(name, None, () if own else (f"aggregator={name}",))
+    """The base model with that aggregator, as the zoo's models have it.
+
+    Its arguments are those of the base, where it is the base's own; else of the first model of the
+    registry that has it, with a head as the base's before others; else its defaults.
+    """
+    own = registry.models.get(base)
+    if own is not None and own.part("aggregator") == name:
+        return Candidate(name)
+    users = [entry for entry in registry.models.values() if entry.part("aggregator") == name]
+    alike = [entry for entry in users if own is not None and entry.part("head") == own.part("head")]
+    found = next(iter([*alike, *users]), None)
+    stated = in_full("aggregator", found.record["aggregator"] if found else name)
+    return Candidate(name, None, (f"aggregator={json.dumps(stated)}",))
 
 
 def _check_names(whose: str, names: Sequence[str]) -> None:
