@@ -19,7 +19,7 @@ def pretend(config: RunConfig, out: Path) -> None:
     rng = np.random.default_rng([config.seeds[0], len(" ".join(config.overrides))])
     strength = 3.0 if not config.overrides else 0.5
     predictions = []
-    for i, row in enumerate(sorted(rows, key=lambda row: row["slide"])):
+    for row in sorted(rows, key=lambda row: row["slide"]):
         label = int(row["slide"][1:]) % 2
         score = 1 / (1 + np.exp(-strength * (label - 0.5) - rng.normal()))
         predictions.append(

@@ -79,7 +79,8 @@ def test_train_json_is_the_measures_alone(finished: Path) -> None:
     result = invoke("train", finished / "train.yaml", "-o", finished / "run", "--json")
     told = json.loads(result.output)
     assert told["run"] == str(finished / "run")
-    assert told["test"]["auc"] == json.loads((finished / "run/metrics.json").read_text())["test"]["auc"]
+    written = json.loads((finished / "run" / "metrics.json").read_text())
+    assert told["test"]["auc"] == written["test"]["auc"]
 
 
 def test_several_runs_are_told_as_mean_and_deviation(finished: Path) -> None:
@@ -130,7 +131,8 @@ def test_evaluate_measures_another_part(finished: Path) -> None:
 
 
 def test_evaluate_all_three_parts(finished: Path) -> None:
-    assert invoke("evaluate", finished / "run", "-o", finished / "all", "--part", "all").exit_code == 0
+    result = invoke("evaluate", finished / "run", "-o", finished / "all", "--part", "all")
+    assert result.exit_code == 0, result.output
     rows = read_table(finished / "all" / "predictions.csv")
     assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
 
@@ -232,7 +234,8 @@ def test_slides_without_a_label_are_named(
     told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
     assert "1 have no label (column label): s00" in told
     assert "data.missing=drop" in told
-    assert invoke("train", write_config(cohort), "-o", cohort / "run", "data.missing=drop").exit_code == 0
+    config = write_config(cohort)
+    assert invoke("train", config, "-o", cohort / "run", "data.missing=drop").exit_code == 0
     assert len(read_table(cohort / "run" / "split.csv")) == 15
 
 

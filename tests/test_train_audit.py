@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -260,6 +261,20 @@ def test_make_goes_by_survival_size_column_and_file(
         result = invoke("make", survival, "-o", out, *options, *own)
         assert result.exit_code == 0, result.output
     assert sorted(read_assigned(out)[0]) == sorted(CLEAN)
+
+
+def test_make_stratifies_unless_told_not_to(table: Path, tmp_path: Path) -> None:
+    rows = [(f"s{i}", "ab"[i % 2]) for i in range(40)]
+    write(table, ("slide", "label"), *rows)
+    made = {}
+    for name, options in (("on", []), ("off", ["--no-stratify"])):
+        result = invoke("make", table, "-o", tmp_path / "out.csv", "--json", *options)
+        made[name] = [set(part["classes"].values()) for part in json.loads(result.stdout)["parts"]]
+    assert made["on"] == [{14}, {3}, {3}] and made["off"] != made["on"]
+    write(table, ("slide", "label"), *rows, ("s40", "NA"))
+    empty = invoke("make", table, "-o", tmp_path / "out.csv")
+    assert isinstance(empty.exception, DataError)
+    assert re.search(r"line 42: column label is empty\. Fill it in", str(empty.exception))
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,9 @@ def children(pid: int) -> list[int]:
 
 def is_running(pid: int) -> bool:
     """Zombies, whom nobody has waited for, are not."""
-    told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True)
+    told = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False
+    )
     return told.stdout.strip()[:1] not in ("", "Z")
 
 

@@ -80,8 +80,8 @@ def test_the_command_itself_goes_on_after_kill_9(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (run / "predictions.csv").exists()
-    again = subprocess.run([*command, str(run)], check=True, env=env, capture_output=True, text=True)
-    assert "goes on after epoch" in again.stdout
+    told = subprocess.check_output([*command, str(run)], env=env, text=True)
+    assert "goes on after epoch" in told
     assert bytes_of(run) == bytes_of(tmp_path / "whole")
 
 
@@ -102,3 +102,19 @@ def test_interrupted_it_says_that_the_same_command_goes_on(tmp_path: Path) -> No
     _, told = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "What was finished is kept; the same command goes on." in told
+
+
+def test_started_by_torchrun_one_process_writes_and_the_run_is_whole(tmp_path: Path) -> None:
+    write_cohort(tmp_path)
+    config = write_config(tmp_path, seeds=[0, 1])
+    run = tmp_path / "run"
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, "-m", "wsizoo", "train", str(config), "-o", str(run)],
+        env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Open ") == 1
+    assert len(read_table(run / "fold0-seed1" / "predictions.csv")) == 8
+    assert (run / "report.html").is_file()

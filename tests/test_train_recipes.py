@@ -14,6 +14,7 @@ import wsizoo
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.train.config import load_config, read_content
 from wsizoo.train.recipes import find_recipe, recipe_names, recipes
+from wsizoo.train.row_targets import TASKS
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = recipes()
@@ -43,10 +44,9 @@ def test_a_recipe_is_a_whole_run_but_for_its_data(name: str) -> None:
     config = load_config({"recipe": name, "data": {"table": "t.csv"}})
     classes = [] if "surv" in name or "regr" in name else ["head.classes=[no,yes]"]
     model = wsizoo.build(config.model, *config.overrides, "aggregator.dim=64", *classes)
-    task = "classification" if name == "span-v1" else name.partition("-")[2]
+    named = (task for task in TASKS if name.endswith(task))
     assert model.head is not None
-    assert model.head.task == task
-    assert config.selection.checkpoint == ("last" if name == "baseline-survival" else "best")
+    assert model.head.task == next(named, "classification")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -57,6 +57,12 @@ def test_a_recipe_says_what_it_is_whose_it_is_and_what_is_ours(name: str) -> Non
     assert 20 < len(SHIPPED[name].summary) < 110
     assert SHIPPED[name].summary.endswith(".")
     assert "data" not in read_content(SHIPPED[name].file) or "surv" in name
+
+
+def test_the_manual_lists_every_recipe_with_its_owner() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `([\w-]+)` \| (wsizoo[\w-]*) \|", page, re.MULTILINE))
+    assert told == {name: recipe.owner for name, recipe in SHIPPED.items()}
 
 
 def test_spans_recipes_have_the_published_numbers() -> None:

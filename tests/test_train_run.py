@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import wsizoo
-from tests.toy_cohort import read_table, write_cohort, write_config
+from tests.toy_cohort import read_table, write_cohort, write_config, write_table
 from wsizoo.errors import DataError, SpecError
 from wsizoo.train.config import load_config
 from wsizoo.train.run import run_training
@@ -59,7 +60,8 @@ def test_a_run_leaves_every_file_that_tells_of_it(cohort: Path, tmp_path: Path) 
     assert told["slides"] == {"train": 8, "val": 4, "test": 4}
     assert told["parameters"] > 0 and told["seconds_per_slide"] > 0
     rows = read_table(run / "predictions.csv")
-    assert list(rows[0]) == ["slide", "patient", "part", "label", "predicted", "p_benign", "p_malign"]
+    columns = "slide patient part label predicted p_benign p_malign"
+    assert list(rows[0]) == columns.split()
     assert sorted(row["part"] for row in rows) == ["test"] * 4 + ["val"] * 4
     metrics = read(run / "metrics.json")
     assert metrics["split_digest"] == told["split_digest"]
@@ -111,7 +113,7 @@ def test_bins_of_time_come_from_the_training_part_alone(cohort: Path, tmp_path: 
     rows = [r for r in read_table(cohort / "slides.csv") if r["event"] == "1"]
     train_times = [float(row["time"]) for row in rows if row["part"] == "train"]
     every_time = [float(row["time"]) for row in rows]
-    middle = [torch.tensor(t, dtype=torch.float64).quantile(0.5).item() for t in (train_times, every_time)]
+    middle = [statistics.median(times) for times in (train_times, every_time)]
     assert middle[0] != middle[1]
     own = train(cohort, tmp_path / "own", task="survival")
     every = train(cohort, tmp_path / "all", "data.bins_from=whole_cohort", task="survival")
@@ -216,8 +218,8 @@ def test_another_config_in_the_same_folder_is_refused_by_the_keys_that_differ(
     run = train(cohort, tmp_path / "run")
     with pytest.raises(
         DataError,
-        match=r"run' is a run of another config: optimiser.lr was 0.01, is 0.5; train.epochs was 2, "
-        r"is 9. Give this one a folder of its own: -o .*run-2. To go on with that one: wsizoo train",
+        match=r"run' is a run of another config: optimiser.lr was 0.01, is 0.5; train.epochs was "
+        r"2, is 9. Give this one a folder of its own: -o .*run-2. To go on with that one: wsizoo ",
     ):
         train(cohort, run, "train.epochs=9", "optimiser.lr=0.5")
     train(cohort, run, "train.workers=1")  # changes no number
@@ -233,7 +235,7 @@ def test_other_labels_under_the_same_name_are_refused(tmp_path: Path) -> None:
         DataError, match=r"begun with other data: slides, patients or targets changed since"
     ):
         train(tmp_path, run)
-    table.write_text(text.replace("2,train", "2,train").replace("val", "VAL").replace("VAL", "val"))
+    table.write_text(text)
     train(tmp_path, run)
 
 
@@ -241,15 +243,16 @@ def test_another_split_of_the_same_slides_is_refused(tmp_path: Path) -> None:
     write_cohort(tmp_path)
     run = train(tmp_path, tmp_path / "run")
     table = tmp_path / "slides.csv"
-    swapped = table.read_text().replace("test", "TEST").replace("val", "test").replace("TEST", "val")
-    table.write_text(swapped)
+    rows = read_table(table)
+    swap = {"test": "val", "val": "test", "train": "train"}
+    write_table(table, [{**row, "part": swap[row["part"]]} for row in rows])
     with pytest.raises(DataError, match=r"begun with other data: the split changed since"):
         train(tmp_path, run)
 
 
 def test_a_folder_of_something_else_is_left_alone(cohort: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(DataError, match=r"holds thesis.tex and is no run; give a new folder: -o RUN"):
+    with pytest.raises(DataError, match=r"holds thesis.tex and is no run; give a new folder: -o"):
         train(cohort, tmp_path)
 
 
@@ -277,7 +280,7 @@ def test_the_choice_may_be_made_by_a_measure(cohort: Path, tmp_path: Path) -> No
     best = max(epochs, key=lambda row: float(row["val_auc"]))
     assert read(run / "run.json")["epoch"] == int(best["epoch"])
     with pytest.raises(
-        SpecError, match=r"selection.metric is 'aucc', which classification lacks. Did you mean 'auc'"
+        SpecError, match=r"selection.metric is 'aucc', which classification lacks. Did you mean"
     ):
         train(cohort, tmp_path / "other", "selection.metric=aucc")
 
@@ -288,7 +291,7 @@ def test_class_weights_and_smoothing_change_the_loss(cohort: Path, tmp_path: Pat
     losses = [read_table(run / "epochs.csv")[0]["val_loss"] for run in (plain, smooth)]
     assert losses[0] != losses[1]
     train(cohort, tmp_path / "weighted", "train.class_weights=inverse", "train.batch_size=4")
-    with pytest.raises(SpecError, match=r"train.label_smoothing are of classification, this is survi"):
+    with pytest.raises(SpecError, match=r"label_smoothing are of classification, this is survi"):
         train(cohort, tmp_path / "s", "train.label_smoothing=0.4", task="survival")
 
 

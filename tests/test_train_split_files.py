@@ -228,7 +228,11 @@ def test_barcodes_tell_patients_and_sites_where_columns_do_not(tmp_path: Path) -
             r"has no column slide or slide_id\. It has image, label\. Say --",
         ),
         ("slide\ns1\n", {"site": "hospitl"}, r"has no column 'hospitl'"),
-        ("slide,patient\ns1,\n", {}, r"line 2: column patient is empty, expected a name"),
+        (
+            "slide,patient\ns1,\n",
+            {},
+            r"line 2: column patient is empty\. Fill it in, or leave the line out",
+        ),
     ],
 )
 def test_a_table_without_what_it_needs_says_so(tmp_path: Path, text, told, message) -> None:

@@ -248,7 +248,7 @@ WRONG = [
     ({"fractions": (0.98, 0.01, 0.01), "stratify": False}, r"20 patients leave a part empty that"),
     ({"kind": "kfold", "folds": 21}, r"20 patients cannot make 21 folds: ask for 20 at most"),
     ({"kind": "kfold", "folds": 20}, r"the test part of split 0 \(1 slides\) is of one class"),
-    ({"site": "preserve"}, r"there are no sites for 20 slides, one each"),
+    ({"site": "preserve"}, r"there are no sites for 20 slides, expected one each: name the"),
     (
         {"site": "preserve", "sites": ["A"] * 20},
         r"1 sites \(A\) cannot fill 3 parts that share none",
@@ -265,7 +265,7 @@ WRONG = [
         r"column of the split holds \[1\.0\], expected numbers",
     ),
     ({"kind": "column", "column": ["left"] * 20}, r"'left' names no part, expected train, val or"),
-    ({"labels": ["a"] * 19}, r"there are 19 labels for 20 slides, one each"),
+    ({"labels": ["a"] * 19}, r"there are 19 labels for 20 slides, expected one each: name the"),
     ({"labels": ["a"] * 20}, r"the train part of split 0 \(14 slides\) is of one class, 'a': ask"),
     ({"slides": ["s"] * 20}, r"slide 's' stands in 20 rows, expected one"),
     ({"slides": [], "patients": [], "labels": []}, r"there are no slides to split"),

@@ -33,7 +33,12 @@ def test_points_and_guide_lie_within_the_axis():
     svg = interval_plot([("a", 5, 4, 6)], "s", points={"a": [1, 9, float("nan")]}, guide=12)
     assert len(dots(svg, "2.5")) == 2
     guide = next(e for e in ET.fromstring(svg).iter("line") if e.get("class") == "guide")
-    assert 14 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
+    assert 18 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
+
+
+def test_shares_that_are_all_equal_get_an_axis_of_shares():
+    ticks = texts(interval_plot([("a", 1.0, 1.0, 1.0), ("b", 1.0, None, None)], "AUC"))
+    assert ticks[:6] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
 
 
 def test_the_best_rank_is_on_top():

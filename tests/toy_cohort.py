@@ -31,7 +31,7 @@ HEADS = {
 
 
 def write_cohort(folder: Path, slides: int = 16, per_patient: int = 1) -> None:
-    """`slides.csv`, `features/`, `patches/` (labels) of slides whose class shifts their features."""
+    """`slides.csv`, `features/`, `patches/` (labels) of slides; the class shifts features."""
     rows = []
     for i in range(slides):
         patient = i // per_patient

@@ -95,6 +95,8 @@ class ToySlides(Sequence[Bag]):
         return self.count
 
     def __getitem__(self, index: Any) -> Any:
+        if index >= self.count:
+            raise IndexError(index)
         if len(self.read) == self.die:
             os.kill(os.getpid(), signal.SIGKILL)
         self.read.append(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -113,5 +114,5 @@ def _row(outcome: Outcome, result: Result | None) -> dict[str, Any]:
     told |= {"state": outcome.state, "reason": outcome.reason}
     if result is None:
         return told
-    known = {name: None if value != value else value for name, value in result.metrics.items()}
+    known = {name: None if isnan(value) else value for name, value in result.metrics.items()}
     return {**told, **known, **result.facts}

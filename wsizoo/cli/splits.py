@@ -17,6 +17,7 @@ from wsizoo.cli.text import print_field, print_table
 if TYPE_CHECKING:
     from wsizoo.train.audit import Audit
     from wsizoo.train.split_tables import SlideColumns
+    from wsizoo.train.splits import Split
     from wsizoo.train.tables import Table
 
 KINDS = ("holdout", "kfold", "file", "column", "extrapolation")
@@ -71,10 +72,16 @@ def split_command() -> None:
 @click.option("--repeats", type=click.IntRange(1), default=1, help="With seeds of their own [1].")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--label", help="Column to stratify by [label].")
-@click.option("--time", "time_column", help="Column of survival times, to stratify by.")
+@click.option("--time", help="Column of survival times, to stratify by.")
 @click.option("--event", help="Column, 1: the event was seen.")
 @click.option("--censorship", help="Column, 1: censored, in place of --event.")
-@click.option("--no-stratify", is_flag=True, help="Draw patients whatever their label.")
+@click.option(
+    "--no-stratify",
+    "stratify",
+    flag_value=False,
+    default=True,
+    help="Draw patients whatever their label.",
+)
 @click.option(
     "--sites", type=click.Choice(["mix", "preserve"]), default="mix", help="preserve: none in two."
 )
@@ -107,10 +114,10 @@ def make_command(
     from wsizoo.train.split_files import read_assigned, write_split
     from wsizoo.train.split_tables import read_columns
 
-    survival = asked["time_column"] and (asked["event"] or asked["censorship"])
+    survival = asked["event"] or asked["censorship"]
     labels = [label] if label else [survival] if survival else []
     content, columns = read_columns(table, slide, patient, site_column, labels)
-    splits = _made(content, columns, **asked)
+    splits = _made(content, columns, asked)
     write_split(out, splits, columns.slides, columns.patients, columns.sites)
     audit = audit_split(read_assigned(out), columns)
     if as_json:
@@ -119,36 +126,20 @@ def make_command(
         _print_parts(out, audit)
 
 
-def _made(
-    table: Table,
-    columns: SlideColumns,
-    *,
-    kind: str,
-    time_column: str | None,
-    event: str | None,
-    censorship: str | None,
-    no_stratify: bool,
-    sites: str,
-    column: str | None,
-    file: Path | None,
-    features: Path | None,
-    fractions: tuple[float, ...] | None,
-    **others: Any,
-) -> Any:
+def _made(table: Table, columns: SlideColumns, asked: dict[str, Any]) -> list[Split]:
     from wsizoo.train.contents import sizes_of
+    from wsizoo.train.split_tables import cells
     from wsizoo.train.splitting import make_splits
 
-    for name, given in (("file", file), ("column", column)):
-        if (kind == name) != (given is not None):
-            raise click.UsageError(f"--kind {name} and --{name} go together")
-    if (kind == "extrapolation") != (features is not None):
-        raise click.UsageError("--kind extrapolation and --features go together")
-    if (time_column is None) != (event is None and censorship is None) or (event and censorship):
-        raise click.UsageError("--time goes with --event or with --censorship")
-    times, events = _survival(table, time_column, event or censorship, censorship is not None)
-    labels = next(iter(columns.labels.values()), None) if time_column is None else None
+    for kind, option in (("file", "file"), ("column", "column"), ("extrapolation", "features")):
+        if (asked["kind"] == kind) != (asked[option] is not None):
+            raise click.UsageError(f"--kind {kind} and --{option} go together")
+    times, events = _survival(table, asked["time"], asked["event"], asked["censorship"])
+    labels = None if times else next((cells(table, name) for name in columns.labels), None)
+    features, column = asked["features"], asked["column"]
     if column is not None:
         table.require(column, "--column")
+    same = ("kind", "file", "folds", "val_fraction", "repeats", "seed", "stratify")
     return make_splits(
         columns.slides,
         columns.patients,
@@ -158,24 +149,25 @@ def _made(
         sites=columns.sites,
         sizes=sizes_of(features, columns.slides) if features else None,
         column=[row[column] for row in table.rows] if column else None,
-        file=file,
-        kind=kind,
-        fractions=fractions or (),
-        stratify=not no_stratify,
-        site=sites,
-        **others,
+        fractions=asked["fractions"] or (),
+        site=asked["sites"],
+        **{name: asked[name] for name in same},
     )
 
 
 def _survival(
-    table: Table, time: str | None, event: str | None, censored: bool
+    table: Table, time: str | None, event: str | None, censorship: str | None
 ) -> tuple[list[float] | None, list[float] | None]:
     from wsizoo.train.split_tables import numbers
 
-    if time is None or event is None:
+    if (time is None) != (event is None and censorship is None) or (event and censorship):
+        raise click.UsageError("--time goes with --event or with --censorship")
+    if time is None:
         return None, None
-    seen = numbers(table, event, "--censorship" if censored else "--event")
-    return numbers(table, time, "--time"), [1 - one for one in seen] if censored else seen
+    if event is not None:
+        return numbers(table, time, "--time"), numbers(table, event, "--event")
+    censored = numbers(table, str(censorship), "--censorship")
+    return numbers(table, time, "--time"), [1 - one for one in censored]
 
 
 @split_command.command("audit")
@@ -210,7 +202,7 @@ def audit_command(
     site_column: str | None,
     as_json: bool,
 ) -> None:
-    """Hold SPLIT to its table, and say what would make its numbers untrue.
+    """Hold SPLIT to its table, and say what is wrong.
 
     Slides and patients in two parts, labels that disagree within a patient, slides that are the
     same, names that only one of the two has, parts of one class. Sites and classes of the parts are
@@ -220,7 +212,7 @@ def audit_command(
     \b
     Examples:
       wsizoo split audit split.csv --table slides.csv
-      wsizoo split audit splits_0.csv --table slides.csv --features features --json
+      wsizoo split audit splits_0.csv --table slides.csv --features features
       wsizoo split audit --table slides.csv --column fold
     """
     from wsizoo.train.audit import audit_split

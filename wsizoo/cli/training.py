@@ -62,14 +62,17 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     from wsizoo.train.config import load_config
     from wsizoo.train.recipes import find_recipe
     from wsizoo.train.run import run_training
+    from wsizoo.train.run_folder import is_first
 
     is_file = config.endswith((".yaml", ".yml"))
     if not is_file:
         find_recipe(config)
     asked = load_config(Path(config) if is_file else {"recipe": config}, overrides)
-    with bar(quiet=as_json) as tick:
-        run_training(asked, out, say=(lambda text: None) if as_json else click.echo, tick=tick)
-    _tell(out, as_json)
+    quiet = as_json or not is_first()
+    with bar(quiet) as tick:
+        run_training(asked, out, say=(lambda text: None) if quiet else click.echo, tick=tick)
+    if is_first():
+        _tell(out, as_json)
 
 
 @click.command("evaluate")
@@ -138,8 +141,12 @@ def _tell(out: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"run": str(out.absolute()), **metrics}, indent=2))
         return
+    rows = _of_several(metrics) if "runs" in metrics else _of_one(metrics)
+    if not rows:
+        click.echo("No test or validation slides, so nothing is measured.")
+        return
     click.echo("")
-    print_table(_of_several(metrics) if "runs" in metrics else _of_one(metrics))
+    print_table(rows)
     click.echo(f"\nOpen {report}")
 
 

@@ -79,8 +79,8 @@ def import_ray() -> Any:
         import ray
     except ImportError as error:
         raise BackendError(
-            'The engine "ray" needs Ray, which is not installed: pip install "wsizoo[ray]"; or work '
-            "on this machine, without --engine ray"
+            'The engine "ray" needs Ray, which is not installed: pip install "wsizoo[ray]"; or '
+            "work on this machine, without --engine ray"
         ) from error
     return ray
 

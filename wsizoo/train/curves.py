@@ -1,23 +1,19 @@
-"""Curves of predictions for drawing: ROC, precision-recall, calibration, Kaplan-Meier."""
+"""Curves of predictions as a report draws them, from the definitions of the measures."""
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from wsizoo.errors import BackendError
-from wsizoo.train.metrics import roc_auc, roc_curve
-from wsizoo.train.survival import times_and_events
+from wsizoo.train.metrics import NORMAL_95, roc_auc, roc_curve
+from wsizoo.train.probabilities import BINS
+from wsizoo.train.survival_metrics import kaplan_meier
 from wsizoo.viz.outcomes import Calibration, Survivors
 
-Floats = NDArray[np.float64]
 Points = tuple[list[float], list[float], float]
-CALIBRATION_BINS = 15  # of equal width
-NORMAL_95 = 1.959964  # two-sided
 
 
 def roc_points(positive: ArrayLike, scores: ArrayLike) -> Points | None:
@@ -26,10 +22,9 @@ def roc_points(positive: ArrayLike, scores: ArrayLike) -> Points | None:
     Args:
         positive: (n,) 0 or 1. scores: (n,) larger means 1.
     """
-    given = np.asarray(positive, np.int64)
+    given, ranked = np.asarray(positive, np.int64), np.asarray(scores, np.float64)
     if len(np.unique(given)) < 2:
         return None
-    ranked = np.asarray(scores, np.float64)
     fpr, tpr = roc_curve(given, ranked)
     return fpr.tolist(), tpr.tolist(), roc_auc(given, ranked)
 
@@ -39,14 +34,15 @@ def precision_recall_points(positive: ArrayLike, scores: ArrayLike) -> Points | 
 
     Average precision is the area under the staircase: between thresholds nothing is interpolated.
     """
-    given = np.asarray(positive, np.int64)
+    given, ranked = np.asarray(positive, np.int64), np.asarray(scores, np.float64)
     if len(np.unique(given)) < 2:
         return None
-    sklearn = library("sklearn.metrics")
-    precision, recall, _ = sklearn.precision_recall_curve(given, np.asarray(scores, np.float64))
-    first = np.append(recall[1:] != recall[:-1], True)  # of equal recalls, the highest threshold
-    xs, ys = np.repeat(recall[first], 2)[1:], np.repeat(precision[first], 2)[:-1]
-    return xs.tolist(), ys.tolist(), float(sklearn.average_precision_score(given, scores))
+    fpr, recall = roc_curve(given, ranked)
+    hits, alarms = recall[1:] * given.sum(), fpr[1:] * (1 - given).sum()
+    precision, gained = hits / (hits + alarms), np.diff(recall)  # (k,) by falling threshold
+    rise = gained > 0  # of thresholds with one recall, the highest
+    xs = np.append(0.0, np.repeat(recall[1:][rise], 2)[:-1])  # (2 k,)
+    return xs.tolist(), np.repeat(precision[rise], 2).tolist(), float(gained @ precision)
 
 
 def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence[str]) -> list[Any]:
@@ -58,26 +54,21 @@ def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence
     return list(counts.tolist())
 
 
-def calibration(
-    probabilities: ArrayLike, came_true: ArrayLike, bins: int = CALIBRATION_BINS
-) -> list[Calibration]:
-    """Bins of equal width that hold anything, each with the 95 % interval of the share seen.
+def calibration(labels: ArrayLike, probabilities: ArrayLike) -> list[Calibration]:
+    """Bins of the predicted class's probability, each with the 95 % interval of the share right.
 
     Args:
-        probabilities: (n,) predicted. came_true: (n,) 0 or 1.
+        labels: (n,) class indices. probabilities: (n, C).
 
     Source of the interval: Wilson, "Probable inference, the law of succession, and statistical
     inference", JASA 22(158), 1927.
     """
-    told, seen = np.asarray(probabilities, np.float64), np.asarray(came_true, np.float64)
-    which = (np.ceil(told * bins).astype(np.int64) - 1).clip(0, bins - 1)  # (b / bins, ...]
-    found = []
-    for i in np.unique(which):
-        here = which == i
-        n, share = int(here.sum()), float(seen[here].mean())
-        low, high = _wilson(share, n)
-        found.append(Calibration(float(told[here].mean()), share, low, high, n))
-    return found
+    table = np.asarray(probabilities, np.float64)
+    sure, right = table.max(1), table.argmax(1) == np.asarray(labels)  # (n,)
+    which = (np.ceil(sure * BINS) - 1).clip(0, BINS - 1)  # bin b holds (b / BINS, (b + 1) / BINS]
+    held = [which == b for b in np.unique(which)]
+    counts = [(float(sure[h].mean()), float(right[h].mean()), int(h.sum())) for h in held]
+    return [Calibration(told, share, *_wilson(share, n), n) for told, share, n in counts]
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:
@@ -87,26 +78,11 @@ def _wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def kaplan_meier(name: str, times: ArrayLike, events: ArrayLike) -> Survivors:
+def survivors(name: str, times: ArrayLike, events: ArrayLike) -> Survivors:
     """The survival curve of one group of patients. times, events: (n,)."""
-    lasted, seen = times_and_events(times, events)
-    fitter = library("lifelines").KaplanMeierFitter().fit(lasted, seen)
-    curve = fitter.survival_function_.iloc[:, 0]
-    return Survivors(
-        name,
-        curve.index.to_numpy(np.float64).tolist(),
-        curve.to_numpy(np.float64).tolist(),
-        lasted.tolist(),
-        seen.tolist(),
-    )
-
-
-def log_rank_p(times: ArrayLike, events: ArrayLike, group: ArrayLike) -> float:
-    """p of the log-rank test between two groups. group: (n,) bool."""
-    lasted, seen = times_and_events(times, events)
-    high = np.asarray(group, bool)
-    test = library("lifelines.statistics").logrank_test
-    return float(test(lasted[high], lasted[~high], seen[high], seen[~high]).p_value)
+    curve = kaplan_meier(times, events)
+    seen = np.asarray(events).astype(bool).tolist()
+    return Survivors(name, curve.times, curve.survival, np.asarray(times, float).tolist(), seen)
 
 
 def above_median(risk: ArrayLike, runs: Sequence[str]) -> NDArray[np.bool_]:
@@ -116,14 +92,3 @@ def above_median(risk: ArrayLike, runs: Sequence[str]) -> NDArray[np.bool_]:
     for name in np.unique(names):
         high[names == name] = scores[names == name] > np.median(scores[names == name])
     return high
-
-
-def library(name: str) -> Any:
-    """A module of the train extra. Raises BackendError: it is not installed."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise BackendError(
-            f"Curves of a report need {name.partition('.')[0]}, which is not installed: "
-            "pip install 'wsizoo[train]'"
-        ) from error

@@ -20,6 +20,7 @@ from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
 from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
+from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import (
     CONFIG,
     ENVIRONMENT,
@@ -89,30 +90,36 @@ def evaluate_run(
     check_features(model, cohort)
     _check_out(out)
     rows, seconds = _predict(cohort, parts, model, tick)
-    record = {
+    level = "slide" if found.config.data.patient_slides == "each" else "patient"
+    metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
+    write_json(out / ENVIRONMENT, environment(registry))
+    sizes = {name: len(chosen) for name, chosen in parts.items()}
+    write_record(out, _record(found, cohort, sizes, seconds / max(len(rows), 1)), FINISHED)
+    write_report(out)
+    say(told_of(metrics, found.name))
+    return out
+
+
+def _record(
+    found: _Source, cohort: Cohort, sizes: Mapping[str, int], seconds_per_slide: float
+) -> dict[str, Any]:
+    """run.json of an evaluation."""
+    model = found.model
+    return {
         "version": wsizoo.__version__,
         "evaluated": found.name,
         "model": model.name,
-        "task": task,
+        "task": cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
         "encoder": model.requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data_digest": cohort.digest,
         "trained_on": found.record.get("data_digest"),
-        "slides": {name: len(chosen) for name, chosen in parts.items()},
-        "seconds_per_slide": round(seconds / max(len(rows), 1), 6),
+        "slides": dict(sizes),
+        "seconds_per_slide": round(seconds_per_slide, 6),
         **peaks(),
     }
-    level = "slide" if found.config.data.patient_slides == "each" else "patient"
-    metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
-    write_json(out / ENVIRONMENT, environment(registry))
-    write_record(out, record, FINISHED)
-    from wsizoo.train.report import write_report
-
-    write_report(out)
-    say(told_of(metrics, found.name))
-    return out
 
 
 def _source(source: Path | str, overrides: Sequence[str], registry: Registry) -> _Source:

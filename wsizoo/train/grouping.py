@@ -35,7 +35,10 @@ class Grouped:
         """The values, if there is one for each slide. Raises DataError otherwise."""
         if values is None or len(values) != len(self.slides):
             many = "no" if values is None else str(len(values))
-            raise DataError(f"there are {many} {name} for {len(self.slides)} slides, one each")
+            raise DataError(
+                f"there are {many} {name} for {len(self.slides)} slides, expected one each: name "
+                "the column that has them"
+            )
         return values
 
     def dealt(self, rows: Sequence[int], shares: Sequence[float], key: str) -> list[list[int]]:

@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from wsizoo.errors import NotFoundError
 from wsizoo.files import write_csv, write_text
 
 Row = dict[str, float]
-Logger = Callable[[Mapping[str, float]], None]
 TIMES = ("seconds", "waited")  # of a row; not in epochs.csv, which is the same in every repetition
-NEEDED = {"tensorboard": "tensorboard", "wandb": "wandb"}
 
 
 def write_logs(folder: Path, history: Sequence[Row]) -> None:
@@ -45,46 +43,60 @@ def check_loggers(names: Sequence[str]) -> None:
         _imported(name)
 
 
-def open_loggers(names: Sequence[str], folder: Path, epoch: int) -> list[Logger]:
-    """Each takes an epoch's row; what they told of epochs after `epoch` before counts no more."""
-    makers = {"tensorboard": _tensorboard, "wandb": _wandb}
-    return [makers[name](folder, epoch) for name in names]
+def open_loggers(names: Sequence[str], folder: Path, epochs: int) -> list[Logger]:
+    """Loggers that go on after so many epochs; what they hold of later ones counts no more."""
+    kinds: dict[str, Callable[[Path, int], Logger]] = {"tensorboard": _TensorBoard, "wandb": _WandB}
+    return [kinds[name](folder, epochs) for name in names]
+
+
+class Logger(Protocol):
+    """Takes an epoch's row each time."""
+
+    def log(self, row: Row) -> None: ...
+    def close(self) -> None: ...
 
 
 def _imported(name: str) -> Any:
     try:
-        importlib.import_module(NEEDED[name])
+        module = importlib.import_module(name)
         if name == "tensorboard":
-            return importlib.import_module("torch.utils.tensorboard")
-        return importlib.import_module(name)
+            module = importlib.import_module("torch.utils.tensorboard")
     except ImportError as error:
         raise NotFoundError(
-            f"loggers names {name}, which is not installed: pip install {NEEDED[name]}; epochs.csv "
-            "and log.jsonl are written without it"
+            f"loggers names {name}, which is not installed: pip install {name}; epochs.csv and "
+            "log.jsonl are written without it"
         ) from error
+    return module
 
 
-def _tensorboard(folder: Path, epoch: int) -> Logger:
-    writer = _imported("tensorboard").SummaryWriter(str(folder / "tensorboard"), purge_step=epoch)
+class _TensorBoard:
+    def __init__(self, folder: Path, epochs: int) -> None:
+        library = _imported("tensorboard")
+        self.writer = library.SummaryWriter(str(folder / "tensorboard"), purge_step=epochs + 1)
 
-    def log(row: Mapping[str, float]) -> None:
+    def log(self, row: Row) -> None:
         for name, value in row.items():
             if name != "epoch":
-                writer.add_scalar(name, value, int(row["epoch"]))
-        writer.flush()
+                self.writer.add_scalar(name, value, row["epoch"])
+        self.writer.flush()
 
-    return log
+    def close(self) -> None:
+        self.writer.close()
 
 
-def _wandb(folder: Path, epoch: int) -> Logger:
-    """One run of W&B a folder: its id is kept there, so that a resumed training goes on in it."""
-    wandb = _imported("wandb")
-    kept = folder / "wandb-id.txt"
-    if not kept.exists():
-        write_text(kept, wandb.util.generate_id())
-    run = wandb.init(dir=str(folder), id=kept.read_text(encoding="utf-8"), resume="allow")
+class _WandB:
+    """One run of W&B a folder: its id is kept there, and a training that goes on goes on in it."""
 
-    def log(row: Mapping[str, float]) -> None:
-        run.log(dict(row), step=int(row["epoch"]))
+    def __init__(self, folder: Path, epochs: int) -> None:
+        library = _imported("wandb")
+        kept = folder / "wandb-id.txt"
+        if not kept.exists():
+            write_text(kept, library.util.generate_id())
+        run = kept.read_text(encoding="utf-8")
+        self.run = library.init(dir=str(folder), id=run, resume="allow")
 
-    return log
+    def log(self, row: Row) -> None:
+        self.run.log(dict(row), step=row["epoch"])
+
+    def close(self) -> None:
+        self.run.finish()

@@ -24,9 +24,11 @@ from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
 from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
+from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
     FINISHED,
+    METRICS,
     MODEL,
     REPORT,
     RUNNING,
@@ -34,6 +36,7 @@ from wsizoo.train.run_folder import (
     claim,
     is_finished,
     is_first,
+    read_json,
     write_record,
 )
 from wsizoo.train.samples import Samples
@@ -214,7 +217,8 @@ def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]]
         measured = run.measuring(model).measure(rows, resamples=0)
         if wanted not in measured:
             hint = suggest(wanted, measured, "Measures: ")
-            raise SpecError(f"selection.metric is '{wanted}', which {run.cohort.task} lacks. {hint}")
+            task = run.cohort.task
+            raise SpecError(f"selection.metric is '{wanted}', which {task} lacks. {hint}")
         return {wanted: measured[wanted].value}
 
     return measure
@@ -232,6 +236,6 @@ def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], flo
 
 
 def _report(folder: Path) -> None:
-    from wsizoo.train.report import write_report
-
-    write_report(folder)
+    """report.html; a run that kept no slides to measure has none."""
+    if not {"test", "val"}.isdisjoint(read_json(folder / METRICS)):
+        write_report(folder)

@@ -144,8 +144,9 @@ def _mean_row(rows: Sequence[Row], task: str) -> Row:
         if any(row[key] != first[key] for row in rows):
             values = ", ".join(sorted({str(row[key]) for row in rows}))
             raise DataError(
-                f"the slides of patient '{first['patient']}' have several values of {key}: {values}."
-                " A patient needs one; or let each slide stand for itself: data.patient_slides=each"
+                f"the slides of patient '{first['patient']}' have several values of {key}: "
+                f"{values}. A patient needs one; or let each slide stand for itself: "
+                "data.patient_slides=each"
             )
     if task == "segmentation":
         counted = [key for key in first if key.partition("_")[0] in COUNTS]

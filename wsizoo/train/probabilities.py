@@ -1,9 +1,8 @@
-"""Forecasts of classes: measures of them, curves, and where to put a threshold."""
+"""Forecasts of classes: measures of them, and where to put a threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -98,49 +97,12 @@ def _surprise(labels: Ints, table: Floats) -> Floats:
     return surprise
 
 
-def _bins(table: Floats, bins: int = BINS) -> tuple[Ints, int]:
-    """The bin (n,) of each row's largest probability: bin b holds (b / bins, (b + 1) / bins]."""
-    return (np.ceil(table.max(1) * bins).astype(np.int64) - 1).clip(0, bins - 1), bins
+def _bins(table: Floats) -> tuple[Ints, int]:
+    """The bin (n,) of each row's largest probability, (b / 15, (b + 1) / 15]; how many there are.
 
-
-@dataclass(frozen=True)
-class Calibration:
-    """Bins of confidence that hold anything: how sure, how often right, how many (k,)."""
-
-    confidence: list[float]
-    accuracy: list[float]
-    count: list[int]
-
-
-def calibration_curve(labels: ArrayLike, probabilities: ArrayLike, bins: int = BINS) -> Calibration:
-    """The points of a reliability diagram: of the predicted class, in bins of equal width.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017.
     """
-    given, table = checked_forecasts(labels, probabilities)
-    cell, _ = _bins(table, bins)
-    right = table.argmax(1) == given
-    held = [cell == b for b in np.unique(cell)]
-    return Calibration(
-        [float(table.max(1)[rows].mean()) for rows in held],
-        [float(right[rows].mean()) for rows in held],
-        [int(rows.sum()) for rows in held],
-    )
-
-
-def precision_recall_curve(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
-    """Precision and recall (k,) at every threshold, from the largest score down.
-
-    Args:
-        labels: (n,) 0 or 1. scores: (n,) larger means 1.
-
-    Raises:
-        DataError: as `wsizoo.train.metrics.roc_curve`.
-    """
-    fpr, tpr = roc_curve(labels, scores)
-    positives = int(np.asarray(labels).sum())
-    hits, alarms = tpr[1:] * positives, fpr[1:] * (len(np.asarray(labels)) - positives)
-    return hits / (hits + alarms), tpr[1:]
+    return (np.ceil(table.max(1) * BINS).astype(np.int64) - 1).clip(0, BINS - 1), BINS
 
 
 def tuned_threshold(labels: ArrayLike, scores: ArrayLike, by: str = "youden") -> float:

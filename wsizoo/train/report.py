@@ -28,8 +28,7 @@ def write_report(run: Path | str) -> Path:
         The page; it opens from file:// and fetches nothing.
 
     Raises:
-        DataError: a file is missing, empty or damaged.
-        BackendError: scikit-learn or lifelines is not installed.
+        DataError: a file is missing, empty or damaged; lifelines is not installed.
     """
     folder = Path(run)
     if not folder.is_dir():
@@ -202,6 +201,12 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
         "Intervals draw patients anew from those that were tested. They say nothing of other "
         "hospitals, scanners or stainings, and leave out that training again gives another model."
     )
+    measured = [one for run in runs for one in run.measured().values()]
+    if any(one.get("low") is not None and one["low"] == one.get("high") for one in measured):
+        report.text(
+            "An interval without width does not mean certainty: where every tested patient was "
+            "right, drawing them anew finds no wrong one."
+        )
     if len(runs) > 1:
         report.text(
             "Runs that share data are not independent: their standard deviation is no standard "

@@ -82,13 +82,17 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
     overall = read_object(folder / "metrics.json")
     mean, std = overall.get("mean") or {}, overall.get("std") or {}
     first = next(iter(runs.values()))
-    for name in MAIN[first.task]:
-        if mean.get(name) is not None:
-            report.figure(
+    report.pair(
+        [
+            (
                 _runs_plot(name, runs, mean[name], std.get(name)),
-                f"{title(name)} of each run with its interval; around the mean, one "
-                "standard deviation of the runs.",
+                f"{title(name)} of each run with its interval; around the mean, one standard "
+                "deviation of the runs.",
             )
+            for name in MAIN[first.task]
+            if mean.get(name) is not None
+        ]
+    )
     report.table(
         [
             {

@@ -10,17 +10,17 @@ import numpy as np
 
 from wsizoo.errors import DataError
 from wsizoo.train.curves import (
-    CALIBRATION_BINS,
     Points,
     above_median,
     calibration,
     confusion,
-    kaplan_meier,
-    log_rank_p,
     precision_recall_points,
     roc_points,
+    survivors,
 )
+from wsizoo.train.probabilities import BINS
 from wsizoo.train.report_files import Row
+from wsizoo.train.survival_metrics import log_rank
 from wsizoo.viz.charts import histogram_chart, roc_chart
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.outcomes import (
@@ -91,10 +91,10 @@ def add_classification(report: Report, shown: Shown) -> None:
     )
     table = np.array([[_number(row, f"p_{name}") for name in classes] for row in rows])  # (n, C)
     report.heading("Calibration and scores")
-    right_calls = np.array(labels) == np.array(predicted)
+    given = [classes.index(label) for label in labels]
     report.pair(
         [
-            _calibration(table.max(1), right_calls, shown.pooled),
+            _calibration(given, table, shown.pooled),
             _scores(classes, np.array(labels), table),
         ]
     )
@@ -157,15 +157,16 @@ def _rates(
     return found
 
 
-def _calibration(sure: Any, right: Any, pooled: str) -> tuple[str, str]:
-    """sure: (n,) probability of the called class. right: (n,) whether the label is that."""
-    bins = calibration(sure, right)
-    gap = sum(one.n * abs(one.seen - one.predicted) for one in bins) / len(right)
+def _calibration(labels: Sequence[int], table: Any, pooled: str) -> tuple[str, str]:
+    """labels: (n,) indices. table: (n, C) probabilities."""
+    bins = calibration(labels, table)
+    gap = sum(one.n * abs(one.seen - one.predicted) for one in bins) / len(labels)
     chart = reliability_chart(bins, "Confidence (probability of the called class)")
     return chart, (
-        f"Expected calibration error {gap:.3f}, n {len(right)}, {CALIBRATION_BINS} bins of equal "
+        f"Expected calibration error {gap:.3f}, n {len(labels)}, {BINS} bins of equal "
         "width. On the dashed line a confidence is the share of right calls; below it the model is "
-        f"too sure. Whiskers: 95 % of the share (Wilson).{pooled}"
+        "too sure. Whiskers: 95 % of the share (Wilson); numbers over the axis: how many are in a "
+        f"bin.{pooled}"
     )
 
 
@@ -180,10 +181,8 @@ def add_survival(report: Report, shown: Shown) -> None:
     if high.all() or not high.any():
         report.text("All risks are equal: there are no two groups to compare.")
         groups = [("All", np.ones(len(rows), bool))]
-    curves = [
-        kaplan_meier(name, np.array(times)[who], np.array(events)[who]) for name, who in groups
-    ]
-    p = f" Log-rank p {_p(log_rank_p(times, events, high))}." if len(groups) == 2 else ""
+    curves = [survivors(name, np.array(times)[who], np.array(events)[who]) for name, who in groups]
+    p = f" Log-rank p {_p(log_rank(times, events, high))}." if len(groups) == 2 else ""
     several = " of its run" if len(shown.runs) > 1 else ""
     report.figure(
         survival_chart(curves, "Time (unit of the data table)"),
@@ -261,4 +260,6 @@ def _number(row: Row, column: str) -> float:
 
 
 def _p(value: float) -> str:
+    if np.isnan(value):
+        return "is not defined: no event was seen"
     return "< 0.001" if value < 0.001 else f"= {value:.3f}"

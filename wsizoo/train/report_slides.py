@@ -43,7 +43,7 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
     folder = first.folder.parent if any(runs) else first.folder
     report.files({name: name for name in files if (folder / name).exists()})
     columns = ["Slide", *(key for key in rows[0] if key != "Slide")]
-    report.table(rows, columns, "Slides")
+    report.table(rows, columns)
 
 
 def is_wrong(row: Row) -> bool:

@@ -96,8 +96,8 @@ def _each(
         train_one(run, folder, say, tick)
     if is_first():
         write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
-        summarise(out, folders, cohort)
-        write_report(out)
+        if summarise(out, folders, cohort)["mean"]:
+            write_report(out)
     return out
 
 

@@ -45,8 +45,8 @@ def lr_factor(settings: TrainSettings, step: int, steps_per_epoch: int) -> float
         step: counted from 0.
 
     Source: the cosine of Loshchilov and Hutter (2017), https://arxiv.org/abs/1608.03983, equation
-        5, one period without restarts, whose end is the step after the last; warm-up of Goyal et al. (2017),
-        https://arxiv.org/abs/1706.02677, section 2.2, from 1/w to 1 in w steps.
+        5, one period without restarts, whose end is the step after the last; warm-up of Goyal et
+        al. (2017), https://arxiv.org/abs/1706.02677, section 2.2, from 1/w to 1 in w steps.
     """
     warm = round(settings.warmup_epochs * steps_per_epoch)
     if step < warm:

@@ -57,14 +57,14 @@ def read_columns(
         raise DataError(
             f"'{file}' has no column {' or '.join(SLIDE_COLUMNS)}. {hint} Say --slide COLUMN"
         )
-    slides = _cells(table, slide_column)
+    slides = cells(table, slide_column)
     barcodes = [BARCODE.match(name) for name in slides]
     codes = [match.groups() for match in barcodes if match]
     is_tcga = len(codes) == len(slides)
     patients, of_patients = slides, "each slide its own"
     sites, of_sites = None, "unknown"
     if column := _column(table, patient, PATIENT_COLUMNS, "patient"):
-        patients, of_patients = _cells(table, column), f"column {column}"
+        patients, of_patients = cells(table, column), f"column {column}"
     elif is_tcga:
         patients, of_patients = [code[0] for code in codes], "TCGA barcodes"
     if column := _column(table, site, SITE_COLUMNS, "site"):
@@ -91,12 +91,13 @@ def _column(table: Table, told: str | None, usual: Sequence[str], what: str) -> 
     return next((lower[name] for name in usual if name in lower), None)
 
 
-def _cells(table: Table, column: str) -> list[str]:
-    """The cells of a column, of which none may be empty."""
+def cells(table: Table, column: str) -> list[str]:
+    """The cells of a column. Raises DataError where one is empty, naming its line."""
     for row, line in zip(table.rows, table.lines, strict=True):
         if is_nothing(row[column]):
             raise DataError(
-                f"'{table.path}', line {line}: column {column} is empty, expected a name"
+                f"'{table.path}', line {line}: column {column} is empty. Fill it in, or leave the "
+                "line out"
             )
     return [row[column] for row in table.rows]
 

@@ -36,7 +36,8 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
         of_part = [r for r in read_rows(folder / PREDICTIONS, cohort.task) if r["part"] == part]
         rows += [{"fold": run["fold"], "seed": run["seed"], **row} for row in of_part]
         measured += by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
-    pooled = measure_rows(measured, cohort.task, classes=cohort.classes or None)
+    known = cohort.classes or None
+    pooled = measure_rows(measured, cohort.task, classes=known) if measured else {}
     summary = {
         "level": runs[0]["level"],
         "part": part,

@@ -97,7 +97,11 @@ def train_model(
             if stepper.first:
                 training.say, training.tick = say or _nothing, tick or _nothing
             training.begin()
-            training.run()
+            try:
+                training.run()
+            finally:
+                for logger in training.loggers:
+                    logger.close()
             return training.finish()
         finally:
             model.eval()
@@ -247,8 +251,8 @@ class _Training:
         self._save()
         if self.stepper.first:
             write_logs(self.folder, self.history)
-        for log in self.loggers:
-            log(row)
+        for logger in self.loggers:
+            logger.log(row)
         self.say(line_of(row, self.settings.epochs))
 
     def _is_better(self, row: Row) -> bool:

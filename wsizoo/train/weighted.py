@@ -86,7 +86,7 @@ def area(positive: Floats, negative: Floats, first: Ints, end: Ints) -> Floats:
 
 
 def average_precision(positive: Bools, scores: Floats) -> Weighted:
-    """The precision at each positive's score, averaged over them; NaN without positives."""
+    """The precision at each positive's score, averaged over them; NaN of one class alone."""
     order, first, _ = ties(scores)
     hit = positive[order].astype(np.float64)
 
@@ -95,7 +95,8 @@ def average_precision(positive: Bools, scores: Floats) -> Weighted:
         hits, every = cumulated(ranked * hit), cumulated(ranked)
         from_here = every[:, -1:] - every[:, first]
         precision = ratio(hits[:, -1:] - hits[:, first], from_here)
-        return ratio(np.nansum(ranked * hit * precision, 1), hits[:, -1])
+        both = hits[:, -1] < every[:, -1]
+        return ratio(np.nansum(ranked * hit * precision, 1), hits[:, -1] * both)
 
     return measure
 

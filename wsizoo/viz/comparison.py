@@ -47,19 +47,21 @@ def interval_plot(
     shown = [float(v) for _, *values in rows for v in values if v is not None]
     every = [*shown, *(p for ps in single.values() for p in ps)]
     every += [] if guide is None else [guide]
-    in_shares = all(0 <= value <= 1 for value in shown)
-    decimals = 3 if in_shares else shared_decimals(shown, 3)
+    shares = all(0 <= value <= 1 for _, value, *_ in rows)
+    decimals = 3 if shares else shared_decimals(shown, 3)
     readings = [reading_of(row, decimals) for row in rows]
     spoken = "; ".join(f"{row[0]} {text}" for row, text in zip(rows, readings, strict=True))
-    chart, scale = _rows(f"{label}: {spoken}", nice_ticks(min(every), max(every)), label, len(rows))
+    low, high = min(every), max(every)
+    ticks = nice_ticks(0, 1) if shares and low == high else nice_ticks(low, high)
+    chart, scale = _rows(f"{label}: {spoken}", ticks, label, len(rows))
     if guide is not None:
         chart.line((scale(guide), 0), (scale(guide), ROW * len(rows) + 4), "guide")
-    for index, ((name, value, low, high), reading) in enumerate(zip(rows, readings, strict=True)):
+    for index, ((name, value, start, end), reading) in enumerate(zip(rows, readings, strict=True)):
         y = _name(chart, scale, name, reading, index)
-        if low is not None and high is not None:
-            chart.line((scale(low), y), (scale(high), y), "whisker")
-            for end in (low, high):
-                chart.line((scale(end), y - 4), (scale(end), y + 4), "whisker")
+        if start is not None and end is not None:
+            chart.line((scale(start), y), (scale(end), y), "whisker")
+            for edge in (start, end):
+                chart.line((scale(edge), y - 4), (scale(edge), y + 4), "whisker")
         for point in single.get(name, ()):
             chart.circle((scale(point), y), 2.5, "bar")
         chart.circle((scale(value), y), 4.5, "f0")
@@ -115,7 +117,7 @@ def _rows(title: str, ticks: Sequence[float], label: str, count: int) -> tuple[D
     """An empty chart of so many rows over one axis."""
     bottom = ROW * count + 4
     chart = Drawing(title, bottom + 46)
-    scale = Scale(ticks[0], ticks[-1], 14, chart.width - 18)
+    scale = Scale(ticks[0], ticks[-1], 18, chart.width - 18)
     for tick, text in zip(ticks, tick_labels(ticks), strict=True):
         chart.line((scale(tick), 0), (scale(tick), bottom), "grid")
         chart.text((scale(tick), bottom + 18), text, "middle", soft=True)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from wsizoo.errors import DataError
 from wsizoo.viz.charts import SQUARE, Curve, finite_range, rates_plot
-from wsizoo.viz.svg import CHARACTER, FONT, ROW, SERIES, Drawing, Plot, Scale, nice_ticks
+from wsizoo.viz.svg import CHARACTER, FONT, ROW, SERIES, WIDTH, Drawing, Plot, Scale, nice_ticks
 
 UNIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 BINS = 20  # of scores in [0, 1]
 SCORE_ROW = 58.0  # drawing units: a line of text and a histogram
 CELL = (76.0, 40.0)  # largest width and height of a cell, drawing units
+NARROW = 20.0  # least width of a cell; of many classes the picture is shown smaller
 WIDE = 30.0  # a cell that wide has room for a share under its count
 AXES_PR = ("Recall (sensitivity)", "Precision (positive predictive value)")
 
@@ -81,9 +82,10 @@ def confusion_chart(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> 
     if not size or len(counts) != size or any(len(row) != size for row in counts):
         raise DataError(f"a confusion matrix of {size} classes needs {size} rows and columns")
     spoken = "; ".join(f"{name}: {list(row)}" for name, row in zip(classes, counts, strict=True))
-    chart = Drawing(f"Confusion matrix, predicted {', '.join(classes)}: {spoken}", 0)
     longest = max(map(len, classes)) * CHARACTER + 12
     left = min(130.0, longest) + 24
+    title = f"Confusion matrix, predicted {', '.join(classes)}: {spoken}"
+    chart = Drawing(title, 0, max(WIDTH, left + 4 + NARROW * size))
     width = min(CELL[0], (chart.width - left - 4) / size)
     upright = longest <= width
     height, top = min(CELL[1], max(width, 24.0)), 36.0 if upright else min(110.0, longest) + 22
@@ -119,6 +121,8 @@ def _cell(
 def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     """Predicted probabilities against what came true; on the diagonal they mean what they say.
 
+    How many a bin holds stands over the x axis.
+
     Args:
         bins: those that hold anything. label: what was predicted.
 
@@ -137,10 +141,8 @@ def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     plot.series([b.predicted for b in bins], [b.seen for b in bins], 0)
     for one in bins:
         plot.line(plot.at(one.predicted, one.low), plot.at(one.predicted, one.high), "whisker")
-        x, y = plot.at(one.predicted, one.seen)
-        plot.circle((x, y), 4.5, "f0")
-        side = "end" if one.predicted > 0.9 else "start"
-        plot.text((x + (-8 if side == "end" else 8), y + 4), f"n {one.n}", side, soft=True)
+        plot.circle(plot.at(one.predicted, one.seen), 4.5, "f0")
+        plot.text((plot.x(one.predicted), plot.y.start - 8), str(one.n), "middle", soft=True)
     return plot.svg()
 
 

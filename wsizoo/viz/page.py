@@ -47,7 +47,7 @@ caption {{ padding-bottom: 0.5rem; }}
 table {{ border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }}
 th, td {{ padding: 0.4rem 1.1rem 0.4rem 0; text-align: left; vertical-align: top;
   border-bottom: 1px solid var(--line); font-weight: normal; }}
-tbody th {{ min-width: 6rem; }}
+tbody th {{ min-width: 7.5rem; }}
 thead th {{ color: var(--soft); font-weight: 600; white-space: nowrap; }}
 th:last-child, td:last-child {{ padding-right: 0; }}
 .number {{ text-align: right; }}
@@ -63,7 +63,7 @@ th:last-child, td:last-child {{ padding-right: 0; }}
   :root {{ color-scheme: light; {_LIGHT} --paper: #ffffff; }}
   main {{ max-width: none; padding: 0; }} nav {{ display: none; }}
   h2 {{ break-after: avoid; }} figure, tr, .facts {{ break-inside: avoid; }}
-  .scroll {{ overflow: visible; }}
+  .scroll {{ overflow: visible; }} .pair {{ grid-template-columns: 1fr 1fr; }}
   figure img {{ width: auto !important; max-height: 17cm; }}
 }}
 {CHART_STYLE}"""
