@@ -156,18 +156,23 @@ def test_the_interval_is_of_all_test_predictions_together() -> None:
     assert pooled.patients == 80
 
 
-def test_two_aucs_are_compared_by_delong_on_the_mean_over_seeds() -> None:
-    ours = [result("ours", 0.9, seed=s, strength=2.0) for s in (0, 1)]
-    others = [result("their", 0.8, seed=s, strength=0.2) for s in (0, 1)]
+def test_two_aucs_are_compared_by_delong_where_each_patient_was_tested_once() -> None:
+    ours = [result("ours", 0.9, fold, strength=2.0) for fold in (0, 1)]
+    others = [result("their", 0.8, fold, strength=0.2) for fold in (0, 1)]
 
-    def mean(results: list[Result]) -> list[float]:
-        each = [[float(row["p_b"]) for row in one.predictions] for one in results]
-        return np.mean(each, 0).tolist()  # type: ignore[no-any-return]
+    def scores(results: list[Result]) -> list[float]:
+        return [float(row["p_b"]) for one in results for row in one.predictions]
 
-    labels = [i % 2 for i in range(40)]
-    expected = delong(labels, mean(ours), mean(others)).p
+    expected = delong([i % 2 for i in range(40)] * 2, scores(ours), scores(others)).p
     assert p_value(ours, others, 100) == pytest.approx(expected)
     assert expected < 0.05
+
+
+def test_several_seeds_are_compared_by_bootstrap_not_as_an_ensemble() -> None:
+    ours = [result("ours", 0.9, seed=s, strength=2.0) for s in (0, 1)]
+    others = [result("their", 0.8, seed=s, strength=0.2) for s in (0, 1)]
+    assert p_value(ours, others, 100) == 2 / 101  # the smallest that 100 resamples can give
+    assert p_value(ours, ours, 100) == 1
 
 
 def test_slides_of_one_patient_are_compared_by_bootstrap() -> None:

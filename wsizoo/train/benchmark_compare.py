@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -99,23 +98,23 @@ def pooled_measure(results: Sequence[Result], resamples: int) -> Measured:
 
 
 def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) -> float:
-    """Of no difference in the main metric, on the predictions that both have; NaN if none.
+    """Of no difference in the main metric, on the test predictions that both have; NaN if none.
 
-    Two AUCs of two classes are compared by DeLong's test, of the mean of a patient's scores over
-    folds and seeds, since it takes rows as independent; all else by a paired bootstrap of patients.
+    Two AUCs of two classes are compared by DeLong's test where each patient was tested once, since
+    it takes rows as independent; all else by a paired bootstrap of patients.
     """
     first, second = (_pooled(results) for results in (ours, others))
     both = sorted(set(first) & set(second))
     if not both:
         return math.nan
-    rows = [first[key] for key in both], [second[key] for key in both]
-    once = max(Counter((*key[:2], first[key]["patient"]) for key in both).values()) == 1
-    if ours[0].task == "classification" and len(ours[0].classes) == 2 and once:
+    a, b = [first[key] for key in both], [second[key] for key in both]
+    patients = [row["patient"] for row in a]
+    two_classes = ours[0].task == "classification" and len(ours[0].classes) == 2
+    if two_classes and len(set(patients)) == len(patients):
         positive = ours[0].classes[1]
-        labels, a = _by_patient(rows[0], positive)
-        return delong(labels, a, _by_patient(rows[1], positive)[1]).p
-    measures = _measure(rows[0], ours[0]), _measure(rows[1], ours[0])
-    patients = [row["patient"] for row in rows[0]]
+        labels = [int(row["label"] == positive) for row in a]
+        return delong(labels, *([float(row[f"p_{positive}"]) for row in rows] for rows in (a, b))).p
+    measures = _measure(a, ours[0]), _measure(b, ours[0])
     return paired_bootstrap(*measures, len(both), patients, resamples=resamples).p
 
 
@@ -125,19 +124,6 @@ def _pooled(results: Sequence[Result]) -> Rows:
         for result in results
         for row in result.predictions
     }
-
-
-def _by_patient(
-    rows: Sequence[Mapping[str, str]], positive: str
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Label and mean score of each patient, by name."""
-    labels, scores = {}, dict[str, list[float]]()
-    for row in rows:
-        labels[row["patient"]] = int(row["label"] == positive)
-        scores.setdefault(row["patient"], []).append(float(row[f"p_{positive}"]))
-    names = sorted(labels)
-    means = [math.fsum(scores[name]) / len(scores[name]) for name in names]
-    return np.array([labels[name] for name in names]), np.array(means)
 
 
 def _measure(rows: Sequence[Mapping[str, str]], of: Result) -> Weighted:

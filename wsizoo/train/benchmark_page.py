@@ -37,15 +37,16 @@ HOW = (
     "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of all test "
     "predictions of a row together, patients drawn with replacement: the spread that another "
     "sample of patients would give, which the standard deviation over seeds does not show.",
-    "p compares with the first row: DeLong's test of two AUCs, else a paired bootstrap of "
-    "patients, each patient's predictions averaged over seeds; Holm's correction. The best row is "
-    "chosen by the same data, so p is a guide.",
+    "p compares with the first row: DeLong's test of two AUCs where each patient was tested once, "
+    "else a paired bootstrap of patients; Holm's correction. The best row was chosen on the same "
+    "data, so p is a guide.",
     "Rank is the mean over folds and seeds. Every run had one thread of a processor, or the GPU.",
 )
 
 
 def _table(rows: Sequence[Row], task: str) -> str:
     head, *body = cells(rows, task, "±", html.escape, lambda text: f"<strong>{text}</strong>")
+    body = [[*row[:2], *(text.replace(" ", "&nbsp;") for text in row[2:])] for row in body]
     lines = ["".join(f"<th{_side(i)}>{text}</th>" for i, text in enumerate(head))]
     lines += ["".join(f"<td{_side(i)}>{text}</td>" for i, text in enumerate(row)) for row in body]
     first, *others = (f"<tr>{line}</tr>" for line in lines)
