@@ -234,6 +234,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     """
     if isinstance(source, Mapping):
         whose, content = "the config", dict(source)
+        _anchor(content, Path.cwd())
     else:
         whose, content = f"config '{source}'", read_content(Path(source))
     over: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.model import SlideModel
-from wsizoo.train.cohort import Cohort, Record
+from wsizoo.train.cohort import Cohort
 from wsizoo.train.loop import common_fingerprint
 
 MOST_NAMED = 20
@@ -27,7 +27,7 @@ def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
 
     Cost: coordinates are read, features are not.
     """
-    found = [_look(cohort, record) for record in cohort.records]
+    found = [inspect(record.file, cohort.reading) for record in cohort.records]
     slides = cohort.slides
     wrong = [
         f"slide '{slide}' ({one.path}): {why}"
@@ -42,12 +42,6 @@ def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
             "Extract them again, or leave their slides out of the table"
         )
     return common_fingerprint(model, _empty_bags(slides, found))
-
-
-def _look(cohort: Cohort, record: Record) -> Inspection:
-    if record.file is None:
-        raise DataError(f"slide '{record.slide}' has no features: data.features=FOLDER")
-    return inspect(record.file, cohort.reading)
 
 
 def _why_not(model: SlideModel, found: Inspection) -> str:

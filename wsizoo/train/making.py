@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from wsizoo.errors import DataError, SpecError
+from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy, inverse_frequencies, positive_weight
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
@@ -210,19 +210,3 @@ def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> Tas
         return cross_entropy(raw, targets["label"].long(), weights, asked.label_smoothing)
 
     return loss
-
-
-def check_part(cohort: Cohort, train: Sequence[int], fold: int) -> None:
-    """Raise DataError unless there is something to learn in the training part."""
-    where = f"the training part of fold {fold}"
-    if not train:
-        raise DataError(f"{where} holds no slides")
-    targets = [cohort.records[row].target for row in train]
-    if cohort.task == "classification" and len({int(t["label"]) for t in targets}) < 2:
-        only = cohort.classes[int(targets[0]["label"])]
-        raise DataError(
-            f"{where} holds {len(train)} slides of one class, '{only}': nothing to tell apart. "
-            "Split it otherwise: split.stratify=true, another split.seed, fewer split.folds"
-        )
-    if cohort.task == "survival" and not any(int(target["event"]) for target in targets):
-        raise DataError(f"{where} holds no patient whose event was seen: nothing to learn from")

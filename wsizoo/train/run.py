@@ -14,7 +14,7 @@ from wsizoo.names import suggest
 from wsizoo.registry import Registry, default
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
-from wsizoo.train.making import check_part, classes_of, task_of
+from wsizoo.train.making import classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
 from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import SPLIT, claim, is_first
@@ -59,8 +59,6 @@ def run_training(
         config.data, task=task_of(config, registry), classes=classes_of(config, registry)
     )
     splits = splits_of(config, cohort)
-    for fold, split in enumerate(splits):
-        check_part(cohort, split.train, fold)
     say(told_of(cohort, splits))
     if not is_first():
         return _each(config, cohort, splits, out, registry, say, tick)

@@ -1,0 +1,133 @@
+"""wsizoo.train.making: what is stated, what the data decides, and what contradicts itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import wsizoo
+from tests.toy_cohort import RECORD, write_cohort, write_config
+from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.registry import default
+from wsizoo.train.cohort import Cohort, read_cohort
+from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.making import classes_of, make_model, spec_of, task_loss_of, task_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("cohort")
+    write_cohort(made)
+    return made
+
+
+def asked(folder: Path, *overrides: str, task: str = "classification") -> RunConfig:
+    return load_config(write_config(folder, task), overrides)
+
+
+def cohort_of(config: RunConfig) -> Cohort:
+    task, classes = task_of(config, default()), classes_of(config, default())
+    return read_cohort(config.data, task, classes)
+
+
+def made(config: RunConfig, seed: int = 0) -> wsizoo.SlideModel:
+    return make_model(config, cohort_of(config), range(8), seed, default())
+
+
+def test_the_labels_of_the_table_are_the_classes(folder: Path) -> None:
+    assert made(asked(folder)).classes == ["benign", "malign"]
+
+
+def test_stated_classes_keep_their_order(folder: Path) -> None:
+    for stated in ("data.classes=[malign,benign]", "overrides=['head.classes=[malign,benign]']"):
+        assert made(asked(folder, stated)).classes == ["malign", "benign"]
+
+
+def test_classes_of_an_entrys_own_weights_do_not_count(folder: Path) -> None:
+    config = asked(folder, "model=abmil-demo", "overrides=['encoder={name: toy, dim: 8}']")
+    assert spec_of(config, default()).classes == ["normal", "tumour"]
+    assert made(config).classes == ["benign", "malign"]
+
+
+def test_two_statements_of_classes_must_agree(folder: Path) -> None:
+    config = asked(folder, "data.classes=[a,b]", "overrides=['head.classes=[b,a]']")
+    with pytest.raises(
+        SpecError, match=r"data.classes is \['a', 'b'\], head.classes in overrides \['b', 'a'\]"
+    ):
+        classes_of(config, default())
+
+
+def test_a_seed_is_that_of_the_weights(folder: Path) -> None:
+    one, same, other = (made(asked(folder), seed) for seed in (1, 1, 2))
+    weights = [model.inference_state()["head.linear.weight"] for model in (one, same, other)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+def test_a_saved_models_composition_is_trained_anew(folder: Path, tmp_path: Path) -> None:
+    saved = wsizoo.save(made(asked(folder)), tmp_path / "saved")
+    again = made(asked(folder, f"model={saved}"))
+    assert [type(part).__name__ for _, part in again.parts()] == ["ABMIL", "ClassificationHead"]
+    assert not again.trained
+
+
+def test_a_model_that_is_no_model(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"No model named 'abmill-uni'"):
+        task_of(asked(folder, "model=abmill-uni"), default())
+    with pytest.raises(SpecError, match=r"the model's file '.*none.yaml' cannot be read"):
+        task_of(asked(folder, f"model={tmp_path / 'none.yaml'}"), default())
+
+
+def test_a_model_without_a_head_needs_one(folder: Path) -> None:
+    config = asked(folder, "overrides=['head=null']")
+    with pytest.raises(
+        SpecError, match=r"toy.yaml' has no head, so its task is not known. Give it"
+    ):
+        task_of(config, default())
+    assert task_of(load_config(folder / "train.yaml", ["data.task=survival", "overrides=['head=null']"]), default()) == "survival"  # fmt: skip  # noqa: E501
+
+
+def test_the_task_is_the_heads(folder: Path) -> None:
+    assert task_of(asked(folder, task="survival"), default()) == "survival"
+    with pytest.raises(
+        SpecError, match=r"data.task is regression, the head 'classification' of '.*' is of classif"
+    ):
+        task_of(asked(folder, "data.task=regression"), default())
+
+
+def test_edges_that_the_head_states_stay(folder: Path) -> None:
+    config = asked(folder, "overrides=['head.edges=[4.0]']", task="survival")
+    assert made(config).head.edges == (4.0,)
+
+
+def test_bins_of_head_and_data_must_agree(folder: Path) -> None:
+    config = asked(folder, "overrides=['head.bins=3']", task="survival")
+    with pytest.raises(SpecError, match=r"data.bins is 2, head.bins of '.*' 3: state the same"):
+        made(config)
+
+
+def test_a_head_without_bins_gets_none(folder: Path) -> None:
+    config = asked(folder, "overrides=['head=cox']", task="survival")
+    assert not hasattr(made(config).head, "edges")
+
+
+def test_inverse_weights_are_those_of_the_training_part(folder: Path) -> None:
+    config = asked(folder, "train.class_weights=inverse")
+    cohort = cohort_of(config)
+    rows = [0, 2, 4, 1]  # three benign, one malign
+    loss = task_loss_of(config, cohort, rows)
+    assert loss is not None
+    raw, label = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+    weights = torch.tensor([0.5, 1.5])
+    expected = torch.nn.functional.cross_entropy(raw, label, weights)
+    assert torch.equal(loss(raw, {"label": label}), expected)
+    assert task_loss_of(asked(folder), cohort, rows) is None
+
+
+def test_a_whole_model_takes_the_classes_of_the_data(folder: Path, tmp_path: Path) -> None:
+    """No whole model is built in: one with a head of its own is refused by name before anything."""
+    record = {k: v for k, v in RECORD.items() if k != "aggregator"}
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**record, "model": {"name": "none"}}))
+    config = asked(folder, f"model={tmp_path / 'whole.yaml'}", "data.task=classification")
+    with pytest.raises(NotFoundError, match=r"No model named 'none' is installed"):
+        made(config)
