@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,24 @@ from wsizoo.bag import Bag
 from wsizoo.cli import cli
 from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
+from wsizoo.train import benchmark_keys
 from wsizoo.train.benchmark import Benchmark, run_benchmark
 from wsizoo.train.benchmark_compare import FACTS
+from wsizoo.train.benchmark_keys import content_key
+from wsizoo.train.config import RunConfig, load_config
 
 SLIDES = 16
 MAX = 'aggregator={"name": "max", "dim": 512}'  # as max-uni has it
+OWN_MODEL = """
+summary: mean
+licence: Apache-2.0
+source: test
+encoder: handcrafted-he
+aggregator: {name: mean, dim: 16}
+head: {name: classification}
+"""
 
 
 def write_features(folder: Path, encoder: str, dim: int, grid: bool = True) -> None:
@@ -325,3 +338,46 @@ def test_a_real_benchmark_trains_and_ends_in_tables_and_a_page(data: Path, tmp_p
         assert all(row.facts[name] for name in FACTS)
     assert (tmp_path / "table.md").read_text().count("\n") == 4
     assert states(run_benchmark(asked, tmp_path)) == ["kept"] * 4
+
+
+def test_the_key_holds_the_model_its_code_and_its_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN_MODEL)
+    config = load_config({"model": str(file), "data": {"table": str(data / "slides.csv")}})
+
+    def key(of: RunConfig = config) -> str:
+        return content_key(of, "data", "split", default())
+
+    first = key()
+    assert key() == first
+    file.write_text(OWN_MODEL.replace("dim: 16", "dim: 24"))
+    assert key() != first
+    file.write_text(OWN_MODEL)
+    assert key() == first
+    assert key(replace(config, init="abmil-demo")) != key(replace(config, model="abmil-demo"))
+    monkeypatch.setattr(benchmark_keys, "_sources", lambda package: "changed")
+    assert key() != first
+
+
+def test_a_model_of_a_file_gets_the_encoder_of_its_features(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN_MODEL)
+    sets = {"he": str(data / "he"), "small": str(data / "small")}
+    done = run(data, tmp_path / "out", features=sets, seeds=[0], model=str(file), models=["mean"])
+    mean = {o.cell.features: o.cell.config for o in done.outcomes}
+    assert 'encoder={"name": "tiny-net", "dim": 8}' in mean["small"].overrides
+    assert not any(text.startswith("encoder") for text in mean["he"].overrides)
+
+
+def test_code_of_other_rooms_does_not_count(tmp_path: Path) -> None:
+    for name in ("model.py", "cli/a.py", "train/benchmark_page.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    before = benchmark_keys._of_files(tmp_path, "*.py")
+    (tmp_path / "cli" / "a.py").write_text("2")
+    (tmp_path / "train" / "benchmark_page.py").write_text("2")
+    assert benchmark_keys._of_files(tmp_path, "*.py") == before
+    (tmp_path / "model.py").write_text("2")
+    assert benchmark_keys._of_files(tmp_path, "*.py") != before

@@ -113,7 +113,8 @@ def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) ->
     if two_classes and len(set(patients)) == len(patients):
         positive = ours[0].classes[1]
         labels = [int(row["label"] == positive) for row in a]
-        return delong(labels, *([float(row[f"p_{positive}"]) for row in rows] for rows in (a, b))).p
+        scores = [[float(row[f"p_{positive}"]) for row in rows] for rows in (a, b)]
+        return delong(labels, scores[0], scores[1]).p
     measures = _measure(a, ours[0]), _measure(b, ours[0])
     return paired_bootstrap(*measures, len(both), patients, resamples=resamples).p
 

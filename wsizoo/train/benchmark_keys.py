@@ -61,14 +61,19 @@ def features_digest(file: Path) -> str:
 
 
 def model_identity(config: RunConfig, registry: Registry) -> dict[str, Any]:
-    """What makes a model this one: its entry, or the files of its folder, and the code behind."""
-    if Path(config.model).exists():
-        return {"model": _of_files(Path(config.model), "*"), "code": code_digest(registry, ())}
+    """What makes a model this one: its composition, the code behind, and weights to start from."""
     from wsizoo.spec import PARTS, model_record
+    from wsizoo.train.making import spec_of
 
-    spec = registry.model_spec(config.model, config.overrides)
+    spec = spec_of(config, registry)
     used = {(part, str(getattr(spec, part)["name"])) for part in PARTS if getattr(spec, part)}
-    return {"model": model_record(spec), "code": code_digest(registry, used)}
+    told: dict[str, Any] = {"model": model_record(spec), "code": code_digest(registry, used)}
+    if config.init:
+        from wsizoo.stored import find_stored
+        from wsizoo.viz.table import weights_digest
+
+        told["init"] = weights_digest(find_stored(config.init, registry).tensors)
+    return told
 
 
 def code_digest(registry: Registry, parts: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -126,12 +126,11 @@ def overrides_for(
     candidate: Candidate, config: RunConfig, bag: Bag, registry: Registry
 ) -> list[str]:
     """All overrides of a cell's model: the benchmark's, the encoder of its features, its own."""
-    made = bag.encoder.encoder if bag.encoder else None
-    uses = (
-        registry.models[config.model].part("encoder") if config.model in registry.models else made
-    )
+    from wsizoo.train.making import spec_of
+
+    made, uses = bag.encoder and bag.encoder.encoder, spec_of(config, registry).encoder
     encoder = []
-    if made and made != uses:
+    if made and (uses is None or uses.name != made):
         encoder = [f"encoder={json.dumps({'name': made, 'dim': bag.features.shape[1]})}"]
     return [*config.overrides, *encoder, *candidate.overrides]
 
