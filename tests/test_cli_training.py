@@ -12,8 +12,10 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
+from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
+from wsizoo.zoo import build
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +172,14 @@ def test_evaluate_refuses_what_makes_no_sense(
     change(cohort, label="gorgeous")
     assert "label that is not in data.classes (benign, malign): s00" in told(run, "-o", out, *other)
     assert "and is no evaluation; choose another: -o OUT" in told(run, "-o", run)
+    headless = save(build("abmil-demo", "head=null"), cohort / "headless")
+    assert "does not say its task. Say it: data.task=" in told(headless, "-o", out, *other)
+    two = ["split={kind: column, column: part, val_fraction: 0}", "selection.checkpoint=last"]
+    rows = [r for r in read_table(finished / "slides.csv") if r["part"] in ("train", "val")]
+    write_table(cohort / "slides.csv", rows)
+    config = write_config(cohort)
+    assert invoke("train", config, "-o", cohort / "untested", *two).exit_code == 0
+    assert "kept no slides for its test part" in told(cohort / "untested", "-o", out)
 
 
 def test_report_writes_the_page_anew(finished: Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from wsizoo.train.benchmark_cells import Cell
-from wsizoo.train.benchmark_compare import Result, p_value, pooled_measure
+from wsizoo.train.benchmark_compare import Result, measured, p_value
 from wsizoo.train.benchmark_page import benchmark_page
 from wsizoo.train.benchmark_results import Row, summarise
 from wsizoo.train.benchmark_tables import latex, markdown, write_tables
@@ -146,25 +147,33 @@ def test_a_model_with_a_missing_run_has_no_rank_and_leaves_those_of_others() -> 
     assert rows["a"].rank == 1.0
 
 
-def test_the_interval_is_of_all_test_predictions_together() -> None:
+def test_the_interval_is_of_the_mean_over_runs_whatever_their_scales() -> None:
     results = [result("a", 0.9, fold) for fold in (0, 1)]
-    pooled = pooled_measure(results, 200)
-    rows = [row for one in results for row in one.predictions]
-    labels, scores = [r["label"] == "b" for r in rows], [float(r["p_b"]) for r in rows]
-    assert pooled.value == pytest.approx(roc_auc_score(labels, scores))
-    assert pooled.low < pooled.value < pooled.high
-    assert pooled.patients == 80
+    shifted = [{**row, "p_b": str(float(row["p_b"]) / 9)} for row in results[1].predictions]
+    shifted = [{**row, "p_a": str(1 - float(row["p_b"]))} for row in shifted]
+    found = measured([results[0], replace(results[1], predictions=tuple(shifted))], 200)
+    aucs = [
+        roc_auc_score([i % 2 for i in range(40)], [float(r["p_b"]) for r in one.predictions])
+        for one in results
+    ]
+    assert found.value == pytest.approx(np.mean(aucs))
+    assert found.low < found.value < found.high
+    assert found.patients == 80
+    assert found == measured(results, 200)
 
 
-def test_two_aucs_are_compared_by_delong_where_each_patient_was_tested_once() -> None:
-    ours = [result("ours", 0.9, fold, strength=2.0) for fold in (0, 1)]
-    others = [result("their", 0.8, fold, strength=0.2) for fold in (0, 1)]
+def test_a_run_in_which_the_metric_is_not_defined_does_not_count() -> None:
+    one = result("a", 0.9)
+    only = tuple(row for row in one.predictions if row["label"] == "a")
+    other = replace(result("a", math.nan, fold=1), predictions=only)
+    assert measured([one, other], 50).value == measured([one], 50).value
 
-    def scores(results: list[Result]) -> list[float]:
-        return [float(row["p_b"]) for one in results for row in one.predictions]
 
-    expected = delong([i % 2 for i in range(40)] * 2, scores(ours), scores(others)).p
-    assert p_value(ours, others, 100) == pytest.approx(expected)
+def test_two_aucs_of_one_run_are_compared_by_delong() -> None:
+    ours, others = result("ours", 0.9, strength=2.0), result("their", 0.8, strength=0.2)
+    scores = [[float(row["p_b"]) for row in one.predictions] for one in (ours, others)]
+    expected = delong([i % 2 for i in range(40)], *scores).p
+    assert p_value([ours], [others], 100) == pytest.approx(expected)
     assert expected < 0.05
 
 

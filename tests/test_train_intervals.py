@@ -25,6 +25,7 @@ from wsizoo.train.intervals import (
     regression_measures,
     segmentation_measures,
     to_json,
+    with_intervals,
 )
 from wsizoo.train.metrics import overlap
 from wsizoo.train.probabilities import classification_measures
@@ -212,6 +213,14 @@ def test_a_part_of_one_class_has_no_ranking_and_keeps_the_rest() -> None:
         one = found[name]
         assert all(math.isnan(x) for x in (one.value, one.low, one.high)), name
     assert math.isnan(found["recall of 0"].value) and found["recall of 1"].value < 1
+
+
+def test_what_is_not_defined_has_no_interval_either() -> None:
+    rows = Resamples(3, None, 100, seed=0)
+    odd = {"odd": lambda weights: np.where((weights == 1).all(1), NAN, 1.0)}
+    found = with_intervals(odd, rows)["odd"]
+    assert all(math.isnan(x) for x in (found.value, found.low, found.high))
+    assert 5 < found.undefined < 50  # 2 of 9 resamples
 
 
 def test_a_tuned_threshold_says_so_in_every_name() -> None:

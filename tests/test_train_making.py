@@ -1,5 +1,7 @@
 """wsizoo.train.making: what is stated, what the data decides, and what contradicts itself."""
 
+import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import yaml
 import wsizoo
 from tests.toy_cohort import RECORD, write_cohort, write_config
 from wsizoo.errors import NotFoundError, SpecError
-from wsizoo.registry import default
+from wsizoo.plugins import discover
+from wsizoo.registry import Registry, default
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.making import classes_of, make_model, spec_of, task_loss_of, task_of
@@ -84,7 +87,8 @@ def test_a_model_without_a_head_needs_one(folder: Path) -> None:
         SpecError, match=r"toy.yaml' has no head, so its task is not known. Give it"
     ):
         task_of(config, default())
-    assert task_of(load_config(folder / "train.yaml", ["data.task=survival", "overrides=['head=null']"]), default()) == "survival"  # fmt: skip  # noqa: E501
+    told = asked(folder, "overrides=['head=null']", "data.task=survival")
+    assert task_of(told, default()) == "survival"
 
 
 def test_the_task_is_the_heads(folder: Path) -> None:
@@ -124,10 +128,37 @@ def test_inverse_weights_are_those_of_the_training_part(folder: Path) -> None:
     assert task_loss_of(asked(folder), cohort, rows) is None
 
 
-def test_a_whole_model_takes_the_classes_of_the_data(folder: Path, tmp_path: Path) -> None:
-    """No whole model is built in: one with a head of its own is refused by name before anything."""
+class Whole(wsizoo.WholeModel):
+    """A whole model with classes."""
+
+    def __init__(self, in_dim: int, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.linear, self.classes = torch.nn.Linear(in_dim, len(classes)), tuple(classes)
+
+    def forward(self, bag: wsizoo.Bag) -> wsizoo.SlideOutput:
+        return wsizoo.SlideOutput(logits=self.linear(bag.features.mean(0)))
+
+
+@pytest.fixture
+def with_whole() -> Registry:
+    """The core's registry and a plugin's with a whole model."""
+    part = wsizoo.Component("model", "whole", f"{__name__}:Whole", "a toy", "a test")
+    hooks = types.ModuleType("whole_hooks")
+    hooks.__dict__["wsizoo_api"] = 1
+    hooks.__dict__["wsizoo_components"] = wsizoo.hookimpl(
+        lambda: [part], specname="wsizoo_components"
+    )
+    dist = types.SimpleNamespace(name="whole-plugin", version="1")
+    point = types.SimpleNamespace(name="whole", value="whole_hooks", dist=dist, load=lambda: hooks)
+    return Registry.of(discover([point]))
+
+
+def test_a_whole_model_takes_the_classes_of_the_data(
+    folder: Path, tmp_path: Path, with_whole: Registry
+) -> None:
     record = {k: v for k, v in RECORD.items() if k != "aggregator"}
-    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**record, "model": {"name": "none"}}))
+    (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**record, "model": {"name": "whole"}}))
     config = asked(folder, f"model={tmp_path / 'whole.yaml'}", "data.task=classification")
-    with pytest.raises(NotFoundError, match=r"No model named 'none' is installed"):
-        made(config)
+    cohort = read_cohort(config.data, task_of(config, with_whole))
+    model = make_model(config, cohort, range(8), 0, with_whole)
+    assert model.classes == ["benign", "malign"]

@@ -33,6 +33,10 @@ def test_no_threshold_is_better_than_the_tuned_one(rows: list[tuple[int, int]], 
     assert not any(worth(t) > best - 1e-12 for t in np.unique(scores) if t > found)
 
 
+def test_of_thresholds_that_are_equally_good_the_largest_is_taken() -> None:
+    assert tuned_threshold([0, 0, 0, 1, 1, 1], [0.1, 0.1, 0.2, 0.2, 0.3, 0.3]) == 0.3
+
+
 def test_a_tuned_threshold_decides_from_it_on() -> None:
     labels, p = np.array([0, 0, 1, 1, 0]), np.array([0.1, 0.3, 0.3, 0.4, 0.2])
     best = tuned_threshold(labels, p)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import wsizoo
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
@@ -306,3 +307,14 @@ def test_trained_weights_are_adapted(cohort: Path, tmp_path: Path) -> None:
     first = train(cohort, tmp_path / "first")
     run = train(cohort, tmp_path / "run", f"init={first / 'model'}", "train.epochs=1")
     assert read(run / "model" / "config.json")["training"]["adapted_from"] == "model"
+
+
+def test_a_config_given_in_python_has_the_paths_of_the_current_folder(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(write_config(cohort).read_text())
+    monkeypatch.chdir(cohort)
+    run = run_training(load_config(content), tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    assert load_config(run / "config.yaml").data.table == str(cohort / "slides.csv")
+    run_training(load_config(run / "config.yaml"), run)

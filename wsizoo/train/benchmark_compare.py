@@ -23,7 +23,7 @@ from wsizoo.train.intervals import (
     with_intervals,
 )
 from wsizoo.train.probabilities import classification_measures
-from wsizoo.train.weighted import Weighted
+from wsizoo.train.weighted import Weighted, ratio
 
 MAIN = {  # what models are ranked by
     "classification": "auc",
@@ -89,33 +89,35 @@ def read_result(work: Work, cell: Cell) -> Result:
         ) from error
 
 
-def pooled_measure(results: Sequence[Result], resamples: int) -> Measured:
-    """The main metric of all test predictions of a model together, patients resampled."""
-    rows = list(_pooled(results).values())
-    main = MAIN[results[0].task]
-    drawn = Resamples(len(rows), [row["patient"] for row in rows], resamples)
-    return with_intervals({main: _measure(rows, results[0])}, drawn)[main]
+def measured(results: Sequence[Result], resamples: int) -> Measured:
+    """The mean over runs of the main metric, in resamples of the patients of all of them."""
+    rows = _pooled(results)
+    patients = [row["patient"] for row in rows.values()]
+    main = results[0].main
+    drawn = Resamples(len(rows), patients, resamples)
+    return with_intervals({main: _mean_measure(rows, results[0])}, drawn)[main]
 
 
 def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) -> float:
     """Of no difference in the main metric, on the test predictions that both have; NaN if none.
 
-    Two AUCs of two classes are compared by DeLong's test where each patient was tested once, since
-    it takes rows as independent; all else by a paired bootstrap of patients.
+    Two AUCs of one run each, of two classes, with a row a patient, are compared by DeLong's test,
+    which takes rows as independent; all else, means over runs too, by a paired bootstrap.
     """
     first, second = (_pooled(results) for results in (ours, others))
     both = sorted(set(first) & set(second))
     if not both:
         return math.nan
-    a, b = [first[key] for key in both], [second[key] for key in both]
-    patients = [row["patient"] for row in a]
+    a, b = ({key: rows[key] for key in both} for rows in (first, second))
+    patients = [row["patient"] for row in a.values()]
+    one_run = len({key[:2] for key in both}) == 1
     two_classes = ours[0].task == "classification" and len(ours[0].classes) == 2
-    if two_classes and len(set(patients)) == len(patients):
+    if one_run and two_classes and len(set(patients)) == len(patients):
         positive = ours[0].classes[1]
-        labels = [int(row["label"] == positive) for row in a]
-        scores = [[float(row[f"p_{positive}"]) for row in rows] for rows in (a, b)]
+        labels = [int(row["label"] == positive) for row in a.values()]
+        scores = [[float(row[f"p_{positive}"]) for row in rows.values()] for rows in (a, b)]
         return delong(labels, scores[0], scores[1]).p
-    measures = _measure(a, ours[0]), _measure(b, ours[0])
+    measures = _mean_measure(a, ours[0]), _mean_measure(b, ours[0])
     return paired_bootstrap(*measures, len(both), patients, resamples=resamples).p
 
 
@@ -125,6 +127,25 @@ def _pooled(results: Sequence[Result]) -> Rows:
         for result in results
         for row in result.predictions
     }
+
+
+def _mean_measure(rows: Rows, of: Result) -> Weighted:
+    """The mean of the main metric over runs, in any resample; runs without it do not count.
+
+    Scores of different runs are never ranked among each other: their scales differ.
+    """
+    runs: dict[tuple[int, int], list[int]] = {}
+    for index, key in enumerate(rows):
+        runs.setdefault(key[:2], []).append(index)
+    given = list(rows.values())
+    each = [(own, _measure([given[i] for i in own], of)) for own in runs.values()]
+
+    def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        found = np.stack([measure(weights[:, own]) for own, measure in each])  # (runs, R)
+        known = np.isfinite(found)
+        return ratio(np.where(known, found, 0.0).sum(0), known.sum(0).astype(np.float64))
+
+    return mean
 
 
 def _measure(rows: Sequence[Mapping[str, str]], of: Result) -> Weighted:

@@ -34,12 +34,12 @@ def benchmark_page(
 
 
 HOW = (
-    "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of all test "
-    "predictions of a row together, patients drawn with replacement: the spread that another "
-    "sample of patients would give, which the standard deviation over seeds does not show.",
-    "p compares with the first row: DeLong's test of two AUCs where each patient was tested once, "
-    "else a paired bootstrap of patients; Holm's correction. The best row was chosen on the same "
-    "data, so p is a guide.",
+    "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of that mean "
+    "with the patients of all test parts drawn anew: the spread that other patients would give, "
+    "which the standard deviation over seeds does not show.",
+    "p compares with the first row: DeLong's test of two AUCs of one run each, else a paired "
+    "bootstrap of patients; Holm's correction. The best row was chosen on the same data, so p is a "
+    "guide.",
     "Rank is the mean over folds and seeds. Every run had one thread of a processor, or the GPU.",
 )
 
@@ -63,14 +63,14 @@ def _side(column: int) -> str:
 
 def _charts(rows: Sequence[Row], main: str) -> list[str]:
     """Intervals and ranks of the rows that have them."""
-    known = [row for row in rows if row.pooled is not None and math.isfinite(row.pooled)]
+    known = [row for row in rows if math.isfinite(row.mean(main))]
     names = {id(row): _name(row, known) for row in known}
     charts = []
     if known:
-        bars = [(names[id(row)], *_pooled(row)) for row in known]
+        bars = [(names[id(row)], *_bar(row, main)) for row in known]
         points = {names[id(row)]: row.values[main] for row in known}
         plot = interval_plot(bars, TITLES[main], points=points)
-        caption = "Large: all test predictions together, with their interval. Small: single runs."
+        caption = "Large: mean over runs, with its interval. Small: single runs."
         charts += [
             f"<h2>{html.escape(TITLES[main])}</h2>",
             f"<figure>{plot}<figcaption>{caption}</figcaption></figure>",
@@ -86,10 +86,12 @@ def _charts(rows: Sequence[Row], main: str) -> list[str]:
     return charts
 
 
-def _pooled(row: Row) -> tuple[float, float | None, float | None]:
-    """Value and interval as the chart takes them."""
-    ends = [None if v is None or not math.isfinite(v) else v for v in (row.low, row.high)]
-    return float(row.pooled or 0), ends[0], ends[1]
+def _bar(row: Row, main: str) -> tuple[float, float | None, float | None]:
+    """Value and interval as the chart takes them: a dot beside its whisker is joined to it."""
+    value = row.mean(main)
+    if row.low is None or row.high is None or not math.isfinite(row.low + row.high):
+        return value, None, None
+    return value, min(row.low, value), max(row.high, value)
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wsizoo.train.benchmark_cells import Cell
-from wsizoo.train.benchmark_compare import FACTS, MAIN, Result, p_value, pooled_measure
+from wsizoo.train.benchmark_compare import FACTS, MAIN, Result, measured, p_value
 from wsizoo.train.compare import holm
 
 
@@ -19,8 +19,7 @@ class Row:
 
     Args:
         finished, asked: cells. values: of each metric, a cell each.
-        pooled, low, high: the main metric of all test predictions together, and its 95 % interval
-            by patient.
+        low, high: 95 % interval of the mean of the main metric, patients resampled.
         p: against the best, Holm's correction; None for the best, and where nothing compares.
         rank: mean over folds and seeds; None where a cell is missing. ranks: those behind it.
         facts: means of `FACTS`. best: its main metric, as shown, is the best one's.
@@ -31,7 +30,6 @@ class Row:
     finished: int
     asked: int
     values: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    pooled: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
@@ -91,10 +89,10 @@ def _row(
         return Row(*pair, 0, asked)
     names = list(dict.fromkeys(name for result in results for name in result.metrics))
     values = {name: [r.metrics.get(name, math.nan) for r in results] for name in names}
-    pooled = pooled_measure(results, resamples)
+    interval = measured(results, resamples)
     rank = math.fsum(ranks) / len(ranks) if ranks else None
     facts = {name: _mean([result.facts[name] for result in results]) for name in FACTS}
-    ends = pooled.value, pooled.low, pooled.high
+    ends = interval.low, interval.high
     return Row(*pair, len(results), asked, values, *ends, None, rank, tuple(ranks), facts)
 
 

@@ -123,7 +123,8 @@ def tuned_threshold(labels: ArrayLike, scores: ArrayLike, by: str = "youden") ->
     fpr, tpr = (rate[1:] for rate in roc_curve(labels, scores))
     hits, alarms = np.asarray(labels).sum(), (1 - np.asarray(labels)).sum()
     f1 = 2 * tpr * hits / (tpr * hits + fpr * alarms + hits)
-    best = int(np.argmax(tpr - fpr if by == "youden" else f1))
+    worth = np.round(tpr - fpr if by == "youden" else f1, 12)  # equal ones are equal
+    best = int(np.argmax(worth))
     return float(np.unique(np.asarray(scores, np.float64))[::-1][best])
 
 

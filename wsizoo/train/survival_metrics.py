@@ -100,8 +100,7 @@ def brier_over_time(
     def scores(weights: Floats) -> Floats:
         dead = _died(weights, patients, at, not_yet) @ (survival**2 * before)
         alive = ratio(weights @ ((1 - survival) ** 2 * after), not_yet(weights, at))
-        nobody = weights @ after.astype(np.float64) == 0
-        return ratio(dead + np.where(nobody, 0.0, alive), weights.sum(1, keepdims=True))
+        return ratio(dead + alive, weights.sum(1, keepdims=True))
 
     return scores
 

@@ -1,0 +1,54 @@
+"""wsizoo.card: measured results as a table and as the Hub's model-index."""
+
+from typing import Any
+
+import yaml
+
+from wsizoo.card import model_card
+
+SPEC = {
+    "summary": "a toy",
+    "licence": "MIT",
+    "source": "a test",
+    "aggregator": {"name": "abmil"},
+    "head": {"name": "classification"},
+}
+
+
+def card(training: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    config = {"name": "toy", "spec": SPEC, "trained": True, "fingerprint": {}, "training": training}
+    _, front, body = model_card(config).split("---\n", 2)
+    return yaml.safe_load(front), body
+
+
+def test_measures_stand_beside_their_intervals() -> None:
+    values = {
+        "auc": {"value": 0.91, "low": 0.8, "high": 0.97, "n": 40},
+        "ece": {"value": 0.125, "low": None, "high": None, "n": 40},
+        "auprc": {"value": None, "low": None, "high": None, "n": 40},
+    }
+    metrics = {"data": "My Table", "part": "test", "level": "patient", "values": values}
+    front, body = card({"metrics": metrics, "intended_use": "Research."})
+    assert "| Metric (test part, by patient) | Value | 95 % interval | n |" in body
+    assert "| auc | 0.910 | 0.800 to 0.970 | 40 |" in body
+    assert "| ece | 0.125 | - | 40 |" in body
+    assert "| auprc | - | - | 40 |" in body
+    assert "\n\nResearch.\n" in body and "- metrics" not in body and "- intended_use" not in body
+    (listed,) = front["model-index"]
+    assert listed["results"] == [
+        {
+            "task": {"type": "image-classification"},
+            "dataset": {"name": "My Table", "type": "my-table"},
+            "metrics": [
+                {"type": "auc", "name": "auc (test)", "value": 0.91},
+                {"type": "ece", "name": "ece (test)", "value": 0.125},
+            ],
+        }
+    ]
+
+
+def test_metrics_of_another_shape_are_told_as_they_are() -> None:
+    front, body = card({"metrics": "AUC 0.9"})
+    assert "- metrics: AUC 0.9" in body and "model-index" not in front
+    front, body = card({"metrics": {"auc": 0.9}})
+    assert "- metrics: {'auc': 0.9}" in body and "model-index" not in front
