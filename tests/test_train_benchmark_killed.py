@@ -74,7 +74,9 @@ def wait_until(true, seconds: float = 120) -> None:  # type: ignore[no-untyped-d
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize(
+    "kind", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_what_is_finished_survives_and_no_process_does(
     data: Path, tmp_path: Path, kind: signal.Signals
 ) -> None:
