@@ -154,3 +154,18 @@ def test_backends_on_a_gpu_are_left_out_without_one(
     assert "cannot run on 'flash': there is no CUDA device" in printed
     assert "60 patches, bf16, attention without dropout: reference" in printed
     assert "2 slides of 20, fp32:" in printed
+
+
+def test_the_training_loop_is_compared_with_bare_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wsizoo_plugin_span")
+    pytest.importorskip("lightning_fabric")
+    from benchmarks import training
+
+    training.overhead("abmil-uni", 2, patches=30, rounds=1)
+    monkeypatch.setattr(training, "THREADS", (0, 1))
+    training.reading(tmp_path, count=2, patches=30)
+    printed = capsys.readouterr().out
+    assert "abmil-uni, an epoch of 2 slides of 30 patches, processor time" in printed
+    assert "1 reading threads: " in printed

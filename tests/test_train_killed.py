@@ -36,6 +36,7 @@ def bytes_of(run: Path) -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     zygote: Zygote, tmp_path: Path
 ) -> None:
@@ -104,6 +105,7 @@ def test_interrupted_it_says_that_the_same_command_goes_on(tmp_path: Path) -> No
     assert "What was finished is kept; the same command goes on." in told
 
 
+@pytest.mark.slow
 def test_started_by_torchrun_one_process_writes_and_the_run_is_whole(tmp_path: Path) -> None:
     write_cohort(tmp_path)
     config = write_config(tmp_path, seeds=[0, 1])
