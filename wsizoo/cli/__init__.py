@@ -26,6 +26,7 @@ COMMANDS = {
     "embed": ("wsizoo.cli.slides", "Slide embeddings of slides or feature files."),
     "train": ("wsizoo.cli.training", "A model on a table of slides; measures with intervals."),
     "evaluate": ("wsizoo.cli.training", "A run or a model on another part or on other data."),
+    "benchmark": ("wsizoo.cli.benchmark", "Models on one table of slides, compared."),
     "report": ("wsizoo.cli.training", "The page of a run, anew."),
     "inspect": ("wsizoo.cli.features", "What a feature file of any tool, or a slide, is."),
     "convert": ("wsizoo.cli.features", "Feature files of one tool into those of another."),

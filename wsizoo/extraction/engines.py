@@ -83,7 +83,7 @@ class _Worker:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
-        with _interrupts_held():
+        with interrupts_held():
             self.process.start()
         theirs.close()
         self.entry = SlideEntry(job.out)
@@ -164,7 +164,7 @@ def _bytes(entry: SlideEntry) -> int:
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
+def interrupts_held() -> Iterator[None]:
     """Ctrl-C waits; processes that are started meanwhile never see it: the parent decides."""
     if os.name != "posix":
         yield
@@ -179,7 +179,7 @@ def _interrupts_held() -> Iterator[None]:
 def _serve(job: Job, pipe: connection.Connection[Any, Any]) -> None:
     """The life of a worker: one torch thread; it ends when the parent says so, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # where it could not be held back
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     import torch
 
     torch.set_num_threads(1)
@@ -208,7 +208,8 @@ class _Sender:
             self.pipe.send(("progress", (slide, done, total)))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Wait for the process that started this one, and end with it; run it in a daemon thread."""
     parent = parent_process()
     if parent is not None:
         parent.join()

@@ -6,8 +6,9 @@ are files, so a driver that died is simply started again: what is finished is ve
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -34,34 +35,52 @@ def on_ray(
         BackendError: Ray is not installed, or no cluster answers. DataError: the encoder cannot be
             sent.
     """
-    ray = _imported()
+    import_ray()
     check_sendable(job)
     job, entries = job.absolute(), [replace(e, path=e.path.absolute()) for e in entries]
+    with cluster(workers, address, str(job.device) if job.needs_gpu else None) as ray:
+        yield from _results(ray, job, list(entries))
+
+
+@contextlib.contextmanager
+def cluster(
+    workers: int | None, address: str | None = None, gpu: str | None = None
+) -> Iterator[Any]:
+    """The module `ray`, connected; a cluster that is started here ends with the block.
+
+    Args:
+        workers, address: see `on_ray`. gpu: the device that is asked for, where it is a GPU.
+
+    Raises:
+        BackendError: Ray is not installed, no cluster answers, or this machine's has no GPU.
+    """
+    ray = import_ray()
     address = address or os.environ.get("RAY_ADDRESS")
     ours = not ray.is_initialized()
     if ours:
         _connect(ray, address, workers)
     try:
-        if job.needs_gpu and not address and not ray.cluster_resources().get("GPU"):
+        if gpu and not address and not ray.cluster_resources().get("GPU"):
             raise BackendError(
-                f"device '{job.device}' needs a GPU, and this machine's Ray cluster has none: name "
+                f"device '{gpu}' needs a GPU, and this machine's Ray cluster has none: name "
                 "one that has, RAY_ADDRESS=auto, or use --device cpu"
             )
-        yield from _results(ray, job, list(entries))
+        yield ray
     finally:
         if ours:
             ray.shutdown()
 
 
-def _imported() -> Any:
+def import_ray() -> Any:
+    """The module `ray`. Raises BackendError where it is not installed."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError as error:
         raise BackendError(
-            'The engine "ray" needs Ray, which is not installed: pip install "wsizoo[ray]"; or use '
-            "--workers N on this machine"
+            'The engine "ray" needs Ray, which is not installed: pip install "wsizoo[ray]"; or '
+            "work on this machine, without --engine ray"
         ) from error
     return ray
 

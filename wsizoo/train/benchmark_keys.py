@@ -1,0 +1,114 @@
+"""Content keys: what a cell's numbers depend on, as one digest."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsizoo.errors import DataError
+from wsizoo.files import sha256_of
+from wsizoo.plugins import Plugin
+from wsizoo.registry import Registry
+from wsizoo.train.config import PATHS, RunConfig
+
+if TYPE_CHECKING:
+    from wsizoo.train.cohort import Cohort
+
+ELSEWHERE = ("cli/", "demo/", "testing/", "extraction/", "train/benchmark", "doctor.", "scaffold.")
+"""Files of wsizoo that no run's numbers come from."""
+
+
+def content_key(config: RunConfig, data: str, split: str, registry: Registry) -> str:
+    """sha256 hex of config, data, split, model and code. Paths count by what lies there.
+
+    Args:
+        data: see `data_digest`. split: see `split_digest`.
+    """
+    told = asdict(config)
+    for name in PATHS:
+        group, key = name.split(".")
+        told[group].pop(key)
+    del told["train"]["workers"]
+    model = model_identity(config, registry)
+    content = {"config": told, "data": data, "split": split, **model}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def data_digest(cohort: Cohort) -> str:
+    """Of slides, patients and targets, and of each slide's features and labels of patches."""
+    lines = [cohort.digest]
+    for record in sorted(cohort.records, key=lambda record: record.slide):
+        features = record.file and features_digest(record.file)
+        labels = record.instances and sha256_of(record.instances)
+        lines.append(f"{record.slide} {features} {labels}")
+    return _sha256(lines)
+
+
+def features_digest(file: Path) -> str:
+    """The digest that a feature file of wsizoo states of its content; else that of its bytes."""
+    from wsizoo.slides.store import read_header
+
+    try:
+        return read_header(file).digest
+    except DataError:
+        return sha256_of(file)
+
+
+def model_identity(config: RunConfig, registry: Registry) -> dict[str, Any]:
+    """What makes a model this one: its composition, the code behind, and weights to start from."""
+    from wsizoo.spec import PARTS, model_record
+    from wsizoo.train.making import spec_of
+
+    spec = spec_of(config, registry)
+    used = {(part, str(getattr(spec, part)["name"])) for part in PARTS if getattr(spec, part)}
+    told: dict[str, Any] = {"model": model_record(spec), "code": code_digest(registry, used)}
+    if config.init:
+        from wsizoo.stored import find_stored
+        from wsizoo.viz.table import weights_digest
+
+        told["init"] = weights_digest(find_stored(config.init, registry).tensors)
+    return told
+
+
+def code_digest(registry: Registry, parts: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Version and source files of wsizoo, and of each plugin that gives one of the parts.
+
+    Args:
+        parts: (kind, name) of components.
+    """
+    plugins = registry.plugins
+    owners: dict[str, tuple[Plugin, str]] = {}
+    for component in plugins.components():
+        if (component.kind, component.name) in set(parts) and not plugins.owner(component).core:
+            owner = plugins.owner(component)
+            owners[owner.distribution] = owner, component.target.partition(".")[0]
+    told = {"wsizoo": plugins.all[0].version + " " + _sources("wsizoo")}
+    for name, (owner, package) in owners.items():
+        told[name] = f"{owner.version} {_sources(package.partition(':')[0])}"
+    return told
+
+
+@functools.cache
+def _sources(package: str) -> str:
+    """Digest of a package's Python files, or of a module's one."""
+    file = Path(str(importlib.import_module(package).__file__))
+    return _of_files(file.parent if file.name == "__init__.py" else file, "*.py")
+
+
+def _of_files(path: Path, pattern: str) -> str:
+    if path.is_file():
+        return sha256_of(path)
+    files = sorted(file for file in path.rglob(pattern) if file.is_file())
+    named = {file.relative_to(path).as_posix(): file for file in files}
+    kept = {name: file for name, file in named.items() if not name.startswith(ELSEWHERE)}
+    return _sha256(f"{name} {sha256_of(file)}" for name, file in kept.items())
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
