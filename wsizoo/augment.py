@@ -136,7 +136,7 @@ class CoordinateAugmentation:
         matrix = self.matrix(generator, progress)
         kept = self._kept(len(bag), generator, progress)
         if kept is not None:
-            bag, cells = _only(bag, kept.to(cells.device)), cells[kept.to(cells.device)]
+            bag, cells = only_rows(bag, kept.to(cells.device)), cells[kept.to(cells.device)]
         moved = augment_cells(cells, matrix)
         assert bag.spacing is not None  # grid() has seen to it
         return bag.replace(coords=torch.round(moved.double() * bag.spacing).long())
@@ -301,8 +301,8 @@ def rings(reach: int) -> Ints:
     return np.array(found)
 
 
-def _only(bag: Bag, rows: Tensor) -> Bag:
-    """The bag's rows, with the bounds of a patient's slides."""
+def only_rows(bag: Bag, rows: Tensor) -> Bag:
+    """The bag's patches at `rows` (K,) int64 ascending, with the bounds of a patient's slides."""
     parts = bag.parts
     if parts is not None:
         parts = torch.searchsorted(rows, parts.to(rows.device)).to(parts.device)

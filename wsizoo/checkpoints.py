@@ -41,7 +41,7 @@ def read_content(path: Path, inside: Sequence[str] = ()) -> Mapping[str, Any]:
     """
     if path.suffix not in PICKLED:
         return read_tensors(path)[0]
-    content = _unpickled(path)
+    content = read_pickle(path)
     if isinstance(content, Mapping):
         within = next((name for name in inside if name in content), None)
         content = content if within is None else content[within]
@@ -61,8 +61,11 @@ def tensors_of(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(content)
 
 
-def _unpickled(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
     """A pickle as data, by torch's restricted reader: whatever could run code is refused.
+
+    Raises:
+        WeightsError: it could, or is damaged, or this torch cannot read pickles without risk.
 
     Source: before 2.6 that reader could be made to run code, CVE-2025-32434.
     """

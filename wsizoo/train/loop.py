@@ -1,4 +1,4 @@
-"""A short training loop over bags in memory: one slide a step."""
+"""A short training loop over bags in memory, and what a step of any loop is made of."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
-from wsizoo.bag import Bag
+from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.model import SlideModel
+from wsizoo.objectives import TaskLoss
 
 
 @dataclass
@@ -79,14 +81,30 @@ def fit(
 
 def _step(model: SlideModel, bag: Bag, optimiser: Optimizer) -> float:
     """One optimiser step on one slide; returns its loss."""
-    loss = torch.stack(list(model.losses(model(bag), bag).values())).sum()
+    loss = loss_of(model, [bag])
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise DataError(f"the loss of slide '{bag.slide_id}' is {value}")
+        raise DataError(f"the loss of {named([bag.slide_id])} is {value}")
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     optimiser.step()
     return value
+
+
+def loss_of(model: SlideModel, slides: Sequence[Bag], task_loss: TaskLoss | None = None) -> Tensor:
+    """What a step minimises, (): all that `SlideModel.losses` names; several slides are packed."""
+    if len(slides) == 1:
+        terms = model.losses(model(slides[0]), slides[0], task_loss)
+    else:
+        batch = BagBatch.pack(slides)
+        terms = model.losses(model.forward_packed(batch), batch, task_loss)
+    return torch.stack(list(terms.values())).sum()
+
+
+def named(slides: Sequence[str]) -> str:
+    """`slide 's1'`, or `one of slides 's1', 's2'`."""
+    quoted = ", ".join(f"'{name}'" for name in slides)
+    return f"slide {quoted}" if len(slides) == 1 else f"one of slides {quoted}"
 
 
 def common_fingerprint(model: SlideModel, bags: Sequence[Bag]) -> Fingerprint:
@@ -98,25 +116,47 @@ def common_fingerprint(model: SlideModel, bags: Sequence[Bag]) -> Fingerprint:
     """
     if not bags:
         raise DataError("There are no bags to train on")
-    seen: dict[Fingerprint, str] = {}
-    unknown = [f"slide '{bag.slide_id}'" for bag in bags if bag.encoder is None]
+    made = Makers(model)
     for bag in bags:
-        if bag.encoder is None or bag.encoder in seen:
-            continue
-        slide = f"slide '{bag.slide_id}'"
-        model.requires.check_accepts(bag.encoder, f"'{model.name}'", slide)
-        for other, name in seen.items():
-            other.check_same(bag.encoder, name, slide)
-        seen[bag.encoder] = slide
-    if seen and unknown:
-        made, name = next(iter(seen.items()))
-        raise DataError(
-            f"{unknown[0]} states no encoder, {name} states {made.encoder}: they may not be alike. "
-            "Extract it again, or say what made it: bag.replace(encoder=wsizoo.Fingerprint(...))"
-        )
-    all_stated = [model.requires, *seen]
-    stated = {key: value for one in all_stated for key, value in one.stated().items()}
-    return Fingerprint(**stated, declared=any(one.declared for one in all_stated))
+        made.add(bag.encoder, bag.slide_id)
+    return made.together()
+
+
+class Makers:
+    """Who made the features of the slides met so far, held to be one maker.
+
+    Args:
+        seen: the first slide of each fingerprint. unknown: the first that states none.
+    """
+
+    def __init__(self, model: SlideModel) -> None:
+        self.model = model
+        self.seen: dict[Fingerprint, str] = {}
+        self.unknown: str | None = None
+
+    def add(self, made: Fingerprint | None, slide: str) -> None:
+        """Meet one more slide. Raises as `common_fingerprint`."""
+        if made is None:
+            self.unknown = self.unknown or slide
+        elif made not in self.seen:
+            what = f"slide '{slide}'"
+            self.model.requires.check_accepts(made, f"'{self.model.name}'", what)
+            for other, name in self.seen.items():
+                other.check_same(made, f"slide '{name}'", what)
+            self.seen[made] = slide
+        if self.seen and self.unknown:
+            stated, name = next(iter(self.seen.items()))
+            raise DataError(
+                f"slide '{self.unknown}' states no encoder, slide '{name}' states "
+                f"{stated.encoder}: they may not be alike. Extract it again, or say what made it: "
+                "bag.replace(encoder=wsizoo.Fingerprint(...))"
+            )
+
+    def together(self) -> Fingerprint:
+        """What the model and the slides state, as one."""
+        every = [self.model.requires, *self.seen]
+        stated = {key: value for one in every for key, value in one.stated().items()}
+        return Fingerprint(**stated, declared=any(one.declared for one in every))
 
 
 def _cuda_devices() -> list[int]:

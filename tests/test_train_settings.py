@@ -1,0 +1,90 @@
+"""Settings, and the optimisers and learning rates that they name."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toy_training import toy_model
+from wsizoo.errors import SpecError
+from wsizoo.train.randomness import For, generator_for, seed_for
+from wsizoo.train.schedules import lr_factor, make_optimiser, set_lr
+from wsizoo.train.settings import TrainSettings
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"precision": "fp16"}, "precision is 'fp16', expected one of 32-true, bf16-mixed, 16-mi"),
+        ({"optimiser": "lion"}, "optimiser is 'lion', expected one of adamw, adam, radam, sgd"),
+        ({"schedule": "step"}, "schedule is 'step', expected one of cosine, constant"),
+        ({"checkpoint": "first"}, "checkpoint is 'first', expected one of best, last"),
+        ({"loggers": ("mlflow",)}, "No logger 'mlflow', expected some of tensorboard, wandb"),
+        ({"epochs": 0}, "epochs is 0, expected 1 or more"),
+        ({"max_patches": 0}, "max_patches is 0, expected 1 or more"),
+        ({"seed": -1}, "seed is -1, expected 0 or more"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or more"),
+        ({"lr": 0.0}, "lr is 0.0, expected more than 0"),
+        ({"clip": -1.0}, "clip is -1.0, expected more than 0"),
+        ({"ema": 1.0}, "ema is 1.0, expected a decay between 0 and 1, as 0.999"),
+    ],
+)
+def test_a_value_without_a_meaning_is_refused(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        TrainSettings(**changes)
+
+
+def factors(**changes: Any) -> list[float]:
+    settings = TrainSettings(epochs=4, **changes)
+    return [lr_factor(settings, step, 5) for step in range(20)]
+
+
+def test_the_cosine_is_that_of_torch() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 20, eta_min=0.1)
+    expected = []
+    for _ in range(20):
+        expected.append(theirs.get_last_lr()[0])
+        optimiser.step()
+        theirs.step()
+    assert factors(end_factor=0.1) == pytest.approx(expected)
+
+
+def test_warming_up_is_linear_and_the_cosine_begins_after_it() -> None:
+    found = factors(warmup_epochs=0.8)
+    assert found[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert all(a > b > 0 for a, b in itertools.pairwise(found[4:]))
+    assert factors(schedule="constant", warmup_epochs=0.4) == [0.5, *[1.0] * 19]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("adamw", torch.optim.AdamW),
+        ("adam", torch.optim.Adam),
+        ("radam", torch.optim.RAdam),
+        ("sgd", torch.optim.SGD),
+    ],
+)
+def test_optimisers_by_name(name: str, kind: type) -> None:
+    settings = TrainSettings(
+        optimiser=name, lr=0.5, weight_decay=0.1, betas=(0.5, 0.6), momentum=0.7
+    )
+    made = make_optimiser(toy_model(), settings)
+    assert type(made) is kind
+    assert [group["lr"] for group in made.param_groups] == [0.5, 0.05, 0.5, 0.5]
+    group = made.param_groups[0]
+    assert group["weight_decay"] == 0.1
+    assert group["momentum"] == 0.7 if name == "sgd" else group["betas"] == (0.5, 0.6)
+    set_lr(made, 0.1)
+    set_lr(made, 0.5)
+    assert [group["lr"] for group in made.param_groups] == [0.25, 0.025, 0.25, 0.25]
+
+
+def test_random_numbers_depend_on_the_place_alone() -> None:
+    places = [(0, For.PASS, 1, 2), (0, For.PASS, 2, 1), (1, For.PASS, 1, 2), (0, For.READING, 1, 2)]
+    assert len({seed_for(*place) for place in places}) == 4
+    assert seed_for(*places[0]) == seed_for(*places[0])
+    drawn = [torch.rand(3, generator=generator_for(*places[0])) for _ in range(2)]
+    assert torch.equal(*drawn)
