@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsizoo.errors import DataError
@@ -16,6 +16,7 @@ def every(split: Split) -> list[int]:
     return split.train + split.val + split.test
 
 
+@settings(deadline=None)  # the first one imports torch
 @given(st.integers(2, 300), st.integers(0, 5), st.sampled_from(sorted(SPAN_FRACTIONS)))
 def test_each_slide_is_in_one_part(n: int, seed: int, kind: str) -> None:
     splits = [

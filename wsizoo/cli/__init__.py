@@ -27,6 +27,7 @@ COMMANDS = {
     "inspect": ("wsizoo.cli.features", "What a feature file of any tool, or a slide, is."),
     "convert": ("wsizoo.cli.features", "Feature files of one tool into those of another."),
     "convert weights": ("wsizoo.cli.weights", "Weights that other code published, and back."),
+    "split": ("wsizoo.cli.splits", "Who trains, validates and tests: make it, and audit it."),
     "verify": ("wsizoo.cli.weights", "Check digests and replay golden outputs."),
     "pin": ("wsizoo.cli.weights", "Record commit and digest of published weights."),
     "push": ("wsizoo.cli.weights", "Publish a saved model on the Hugging Face Hub."),

@@ -9,9 +9,9 @@ Source: `tasks/vision/shared/data.py` of https://github.com/wwyi1828/SPAN at 08e
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import Any
 
 from wsizoo.errors import DataError
 
@@ -25,6 +25,14 @@ SPAN_FRACTIONS = {  # of training and validation; what is left is the test part
 }
 
 
+PARTS = ("train", "val", "test")
+WORDS = {  # what tables and files call the parts
+    **dict.fromkeys(("train", "training", "train_names"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "tune", "dev", "val_names"), "val"),
+    **dict.fromkeys(("test", "testing", "test_names"), "test"),
+}
+
+
 @dataclass(frozen=True)
 class Split:
     """Indices of the slides of each part, each slide in one."""
@@ -32,6 +40,50 @@ class Split:
     train: list[int]
     val: list[int]
     test: list[int] = field(default_factory=list)
+
+    def parts(self) -> dict[str, list[int]]:
+        """Name of the part -> its slides; also of those that are empty."""
+        return {name: getattr(self, name) for name in PARTS}
+
+
+def splits_of_column(values: Sequence[Any], rows: Sequence[int]) -> list[Split]:
+    """One split if the values name parts; if they are numbers of folds, one a fold, which tests.
+
+    Args:
+        values: (n,), None, empty or NaN: in no part. rows: of them, in the order of the parts.
+
+    Raises:
+        DataError: a word that names no part, or a single fold.
+    """
+    texts = ["" if value is None else str(value).strip().lower() for value in values]
+    texts = ["" if text == "nan" else text for text in texts]
+    try:
+        numbers = [float(text) if text else None for text in texts]
+    except ValueError:
+        return [_split_of_words(texts, rows)]
+    folds = sorted({number for number in numbers if number is not None})
+    if len(folds) < 2:
+        raise DataError(
+            f"the column of the split holds {folds or 'nothing'}, expected numbers of folds, at "
+            "least 2, or train, val and test"
+        )
+    known = [i for i in rows if numbers[i] is not None]
+    return [
+        Split(
+            [i for i in known if numbers[i] != fold], [], [i for i in known if numbers[i] == fold]
+        )
+        for fold in folds
+    ]
+
+
+def _split_of_words(words: Sequence[str], rows: Sequence[int]) -> Split:
+    split = Split([], [], [])
+    for row in rows:
+        if words[row] and words[row] not in WORDS:
+            raise DataError(f"'{words[row]}' names no part, expected train, val or test")
+        if words[row]:
+            split.parts()[WORDS[words[row]]].append(row)
+    return split
 
 
 def permuted_split(n: int, fractions: tuple[float, float], seed: int) -> Split:
@@ -41,6 +93,8 @@ def permuted_split(n: int, fractions: tuple[float, float], seed: int) -> Split:
         fractions: of training and validation, e.g. `SPAN_FRACTIONS["classification"]`.
         seed: of torch.randperm on a CPU.
     """
+    import torch
+
     _check(n, fractions)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
     train, val = (int(n * fraction) for fraction in fractions)
