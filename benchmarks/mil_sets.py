@@ -25,7 +25,10 @@ from wsizoo.train.splitting import make_splits
 from wsizoo.train.trainer import TrainSettings, train_model
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
-HOW = "see benchmarks/_mil_sets.py: NAME.npz or the UCI's NAME.data in $WSIZOO_DATA/mil_benchmark"
+HOW = (
+    "no {name}.npz (X, bag, y) or {name}.data in $WSIZOO_DATA/mil_benchmark; the UCI has MUSK as "
+    "clean1.data and clean2.data, https://archive.ics.uci.edu/dataset/74 and 75"
+)
 # accuracy and its standard error as printed in Table 1 of Ilse, Tomczak and Welling, ICML 2018
 PUBLISHED = {
     "musk1": {"abmil": (0.892, 0.040), "gated abmil": (0.900, 0.050)},
@@ -61,7 +64,7 @@ def run(jobs: int = 2, *changes: str) -> None:
         for name, published in PUBLISHED.items():
             path = find(name)
             if path is None:
-                print(f"  {name}: left out, {HOW}")
+                print(f"  {name}: left out, {HOW.format(name=name)}")
                 continue
             for model, (theirs, error) in published.items():
                 start = time.perf_counter()
