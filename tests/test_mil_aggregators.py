@@ -15,6 +15,7 @@ MAKERS: dict[str, Any] = {
     "max": lambda: MaxPooling(6, 5),
     "abmil": lambda: ABMIL(6, 5, 4),
     "abmil-plain": lambda: ABMIL(6, 5, 4, gated=False),
+    "abmil-deep": lambda: ABMIL(6, 5, 4, hidden=(8,), standardise=True),
 }
 
 
@@ -127,9 +128,11 @@ def test_abmil_is_equations_7_to_9_of_the_paper(gated: bool) -> None:
     assert filled(found.scores).sum().item() == pytest.approx(1.0)
 
 
-def test_abmil_embeds_in_as_many_layers_as_asked_for() -> None:
-    linear = [m for m in ABMIL(6, 5, 4, layers=3).embed if isinstance(m, nn.Linear)]
-    assert [(m.in_features, m.out_features) for m in linear] == [(6, 5), (5, 5), (5, 5)]
+def test_abmil_embeds_through_the_hidden_widths() -> None:
+    module = ABMIL(6, 5, 4, hidden=[9, 7])
+    linear = [m for m in module.embed if isinstance(m, nn.Linear)]
+    assert [(m.in_features, m.out_features) for m in linear] == [(6, 9), (9, 7), (7, 5)]
+    assert module.out_dim == module(bag(3)).instances.shape[1] == 5
 
 
 def test_dropout_acts_in_training_only() -> None:

@@ -68,7 +68,7 @@ def load_case(case: Case) -> wsizoo.SlideModel:
         f"encoder.dim={config['in_dim']}",
         f"aggregator.dim={config['embed_dim']}",
         f"aggregator.attention={config['attn_dim']}",
-        f"aggregator.layers={config['num_fc_layers']}",
+        f"aggregator.hidden={[config['embed_dim']] * (config['num_fc_layers'] - 1)}",
         f"aggregator.gated={str(config['gate']).lower()}",
         f"head.classes={list(range(config['num_classes']))}",
     )

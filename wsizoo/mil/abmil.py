@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.mil.standardise import Standardise
 from wsizoo.ops import segment_softmax, segment_sum
 
 
@@ -23,12 +25,13 @@ class ABMIL(Aggregator):
         attention: width of the attention network.
         gated: with the sigmoid gate (Eq. 9) or without (Eq. 8).
         dropout: after each layer of the embedding, training only.
-        layers: of the embedding, Linear + ReLU each.
+        hidden: widths of further embedding layers before that of width `dim`, Linear + ReLU each.
+        standardise: features by the training patches' mean and deviation, see `Standardise`.
 
     Returns (forward): `slide` (E,), `scores` (N,) the attention weights (they sum to 1),
     `instances` (N, E).
 
-    Cost: N (D E + (1 + gated) E A + A + E) multiply-adds.
+    Cost: N (D E + (1 + gated) E A + A + E) multiply-adds; with `hidden`, its layers' for D E.
     Source: Ilse, Tomczak and Welling, "Attention-based Deep Multiple Instance Learning", ICML 2018,
     Eq. 7-9, https://arxiv.org/abs/1802.04712
     Differs: the paper embeds with a convolutional network; here patches are features already.
@@ -43,15 +46,17 @@ class ABMIL(Aggregator):
         attention: int = 256,
         gated: bool = True,
         dropout: float = 0.25,
-        layers: int = 1,
+        hidden: Sequence[int] = (),
+        standardise: bool = False,
     ) -> None:
         super().__init__(in_dim, dim)
-        widths = [in_dim, *[dim] * layers]
+        widths = [in_dim, *hidden, dim]
         embedding = [
             part
             for a, b in itertools.pairwise(widths)
             for part in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(dropout))
         ]
+        self.standard = Standardise(in_dim) if standardise else None
         self.embed = nn.Sequential(*embedding)
         self.value = nn.Linear(dim, attention)
         self.gate = nn.Linear(dim, attention) if gated else None
@@ -70,6 +75,8 @@ class ABMIL(Aggregator):
 
     def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Embedded patches (N, E) and their attention logits (N,)."""
+        if self.standard is not None:
+            features = self.standard(features)
         instances = self.embed(features)  # (N, E)
         hidden = torch.tanh(self.value(instances))  # (N, A)
         if self.gate is not None:

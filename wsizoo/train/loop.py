@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 
@@ -54,6 +55,7 @@ def fit(
             (naming the slide).
     """
     requires = common_fingerprint(model, bags)
+    measure_features(model, bags)
     history = History()
     optimiser = torch.optim.AdamW(model.param_groups(lr), lr=lr, weight_decay=weight_decay)
     total, step = epochs * len(bags), 0

@@ -14,6 +14,7 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
+from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 from wsizoo.train.checkpointing import (
@@ -165,6 +166,8 @@ class _Training:
             content = read_checkpoint(self.last) if self.last.exists() else None
         content = self.stepper.fabric.broadcast(content)
         if content is None:
+            slides = (self.train[index] for index in range(len(self.train)))
+            measure_features(self.stepper.model, slides)
             self.stepper.begin(None)
         else:
             self._go_on(content)
