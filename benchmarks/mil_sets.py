@@ -20,15 +20,17 @@ import wsizoo
 from benchmarks._measure import load_now
 from benchmarks._mil_sets import read_table
 from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.one_run import settings_of
 from wsizoo.train.splits import Split
 from wsizoo.train.splitting import make_splits
-from wsizoo.train.trainer import TrainSettings, train_model
+from wsizoo.train.trainer import train_model
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))
 HOW = (
     "no {name}.npz (X, bag, y) or {name}.data in $WSIZOO_DATA/mil_benchmark; the UCI has MUSK as "
     "clean1.data and clean2.data, https://archive.ics.uci.edu/dataset/74 and 75"
 )
+HERE = ("train.workers=0", "train.device=cpu")  # the bags are in memory
 # accuracy and its standard error as printed in Table 1 of Ilse, Tomczak and Welling, ICML 2018
 PUBLISHED = {
     "musk1": {"abmil": (0.892, 0.040), "gated abmil": (0.900, 0.050)},
@@ -94,7 +96,9 @@ def find(name: str) -> Path | None:
 def plan(path: Path, model: str, changes: Iterable[str]) -> list[Fold]:
     """All folds of all runs, with the recipe's config for this set and model."""
     table = read_table(path)
-    config = load_config({"recipe": "mil-benchmark", "data": {"table": str(path)}}, [*changes])
+    config = load_config(
+        {"recipe": "mil-benchmark", "data": {"table": str(path)}}, [*HERE, *changes]
+    )
     own = [
         f"encoder={{name: {table.name}, dim: {table.features.shape[1]}}}",
         f"aggregator.gated={str(model.startswith('gated')).lower()}",
@@ -112,7 +116,7 @@ def accuracy(fold: Fold) -> float:
     model = wsizoo.build(config.model, *config.overrides, seed=fold.index)
     with tempfile.TemporaryDirectory() as folder:
         shown = [bags[index] for index in parts.train]
-        train_model(model, shown, None, settings(config, fold.index), Path(folder))
+        train_model(model, shown, None, settings_of(config, fold.index), Path(folder))
     with torch.inference_mode():
         right = [int(model(bags[i]).logits.argmax()) == bags[i].target["label"] for i in parts.test]
     return float(np.mean(right))
@@ -135,25 +139,6 @@ def splits_of(path: Path, folds: int, repeats: int, seed: int) -> list[Split]:
         repeats=repeats,
         seed=seed,
         val_fraction=0.0,
-    )
-
-
-def settings(config: RunConfig, seed: int) -> TrainSettings:
-    """The recipe's, with the bags in memory and on the processor."""
-    optimiser, schedule = config.optimiser, config.schedule
-    return TrainSettings(
-        epochs=config.train.epochs,
-        seed=seed,
-        batch_size=config.train.batch_size,
-        optimiser=optimiser.name,
-        lr=optimiser.lr,
-        weight_decay=optimiser.weight_decay,
-        betas=tuple(optimiser.betas),
-        momentum=optimiser.momentum,
-        schedule=schedule.name,
-        checkpoint=config.selection.checkpoint,
-        workers=0,
-        device="cpu",
     )
 
 
