@@ -286,3 +286,11 @@ def test_what_does_not_fit_a_cox_head_is_named() -> None:
         head.loss(raw, {"time": torch.ones(2)})
     with pytest.raises(SpecError, match="ties are handled as 'efron' or 'breslow', not as 'mean'"):
         CoxHead(4, ties="mean")
+
+
+def test_a_value_may_be_learnt_by_smooth_l1() -> None:
+    head = RegressionHead(3, smooth_l1=2.0)
+    raw, targets = torch.tensor([[1.0], [9.0]]), {"value": torch.tensor([2.0, 0.0])}
+    assert float(head.loss(raw, targets)) == pytest.approx((1 / 4 + 8) / 2)
+    with pytest.raises(SpecError, match=r"head.smooth_l1 is -1"):
+        RegressionHead(3, smooth_l1=-1)

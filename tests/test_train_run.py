@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -318,3 +319,43 @@ def test_a_config_given_in_python_has_the_paths_of_the_current_folder(
     monkeypatch.chdir(tmp_path)
     assert load_config(run / "config.yaml").data.table == str(cohort / "slides.csv")
     run_training(load_config(run / "config.yaml"), run)
+
+
+def test_a_patient_in_two_parts_is_told_of(several: Path, tmp_path: Path) -> None:
+    """Whoever publishes such a split is right to be told, and may know better."""
+    rows = [f"s{i:02},{('train', 'test', 'val')[i % 3 if i < 12 else 0]}" for i in range(32)]
+    split = tmp_path / "split.csv"
+    split.write_text("\n".join(["slide,part", *rows]) + "\n")
+    told: list[str] = []
+    config = load_config(
+        write_config(several), ["split.kind=file", f"split.file={split}", "train.epochs=1"]
+    )
+    run_training(config, tmp_path / "run", say=told.append)
+    assert any(
+        line.startswith("Warning: 6 patients are in two parts of fold 0, first 'P00'")
+        for line in told
+    )
+
+
+def test_slides_that_were_left_out_are_told_of(cohort: Path, tmp_path: Path) -> None:
+    table = tmp_path / "more.csv"
+    lines = (cohort / "slides.csv").read_text().splitlines()
+    table.write_text("\n".join([*lines, "s99,P99,A,benign,3,1,0.5,train"]) + "\n")
+    told: list[str] = []
+    overrides = [f"data.table={table}", "data.missing=drop", "train.epochs=1"]
+    config = load_config(write_config(cohort), overrides)
+    run_training(config, tmp_path / "run", say=told.append)
+    assert any(line.startswith("Left out 1 slides, first 's99'") for line in told)
+
+
+def test_a_slide_with_nothing_to_find_has_no_dice(cohort: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "patches"
+    shutil.copytree(cohort / "patches", labels)
+    for file in labels.iterdir():
+        if file.stem > "s04":
+            file.write_text(file.read_text().replace("1", "0"))
+    overrides = [f"data.instances={labels}", "overrides=['head.threshold=0.999']"]
+    run = train(cohort, tmp_path / "run", *overrides, task="segmentation")
+    rows = read_table(run / "predictions.csv")
+    assert "" in {row["dice"] for row in rows}
+    assert "without a positive patch" in (run / "report.html").read_text()

@@ -64,7 +64,7 @@ def benchmark_command(
     \b
     Examples:
       wsizoo benchmark bench.yaml -o BENCH --jobs 2
-      wsizoo benchmark bench.yaml -o BENCH --models abmil,mean "seeds=[0,1,2]" train.epochs=10
+      wsizoo benchmark bench.yaml -o B --models abmil,mean "seeds=[0,1]"
     """
     from wsizoo.train.benchmark import run_benchmark
 

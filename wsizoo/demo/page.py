@@ -7,6 +7,7 @@ import shlex
 import numpy as np
 
 from wsizoo.demo.cohort import MPP, PATCH_SIZE, CohortSlide
+from wsizoo.demo.comparing import FOLDER, PAGE
 from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Scored, Tour
 from wsizoo.slides.reader import Pixels, open_slide
 from wsizoo.slides.store import read_thumbnail
@@ -24,6 +25,7 @@ def write_page(tour: Tour) -> None:
     _add_cohort(report, tour)
     _add_results(report, tour)
     _add_prediction(report, tour)
+    _add_compared(report, tour)
     _add_next(report, tour)
     report.write(tour.folder / "index.html")
 
@@ -86,11 +88,27 @@ def _add_prediction(report: Report, tour: Tour) -> None:
     report.image(_truth(tour, slide), "Where tumour was drawn", width=LARGE)
 
 
+def _add_compared(report: Report, tour: Tour) -> None:
+    if tour.compared is None:
+        return
+    report.heading("Models compared")
+    report.text(
+        "The tumour label through wsizoo benchmark: trained from train.yaml, the best epoch chosen "
+        "on a validation part, measured on the slides held out. Patients are resampled for the "
+        "interval; of an AUC of exactly 1 it has no width."
+    )
+    report.table(tour.compared, tuple(tour.compared[0]))
+    report.files({"the whole comparison": f"{FOLDER}/{PAGE}"})
+
+
 def _add_next(report: Report, tour: Tour) -> None:
     slide, model = (shlex.quote(str(p)) for p in (tour.cohort[-1].slide, tour.folder / "model"))
     report.heading("Next")
     report.text("Predict another slide with the model that was trained here:")
     report.code(f"wsizoo predict {slide} -m {model} -o out")
+    report.text("Train a model of your choice on the demo's slides; train.yaml says how:")
+    config, run = (shlex.quote(str(tour.folder / name)) for name in ("train.yaml", "run"))
+    report.code(f"wsizoo train {config} -o {run}")
     report.text("Your own slides to features:")
     report.code("wsizoo extract SLIDES -o features")
     report.text("What else is in the zoo, and what works on this machine:")

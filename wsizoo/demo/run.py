@@ -12,6 +12,7 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.demo.cohort import CohortSlide, write_cohort
+from wsizoo.demo.comparing import compare
 from wsizoo.demo.first_run import write_first_run
 from wsizoo.demo.page import write_page
 from wsizoo.demo.tour import CLASSES, COLUMNS, ENCODER, Located, Scored, Tour
@@ -74,6 +75,11 @@ def run_demo(
         _save_and_reload(tour, say)
     with tour.timed("predict one slide"):
         tour.predicted, tour.located = _predict(tour)
+    say("Comparing models as wsizoo benchmark does")
+    with tour.timed("compare models"):
+        tour.compared = compare(folder, workers, tick)
+    if tour.compared is None:
+        say("Left out: it needs pip install 'wsizoo[train]'")
     write_csv(folder / "results.csv", [r.row() for r in tour.results], COLUMNS)
     write_page(tour)
     return tour

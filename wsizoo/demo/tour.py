@@ -86,6 +86,7 @@ class Tour:
     results: list[Scored] = field(default_factory=list)
     predicted: Predicted | None = None
     located: Located | None = None
+    compared: list[dict[str, object]] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager

@@ -19,6 +19,7 @@ from wsizoo.losses import (
     cross_entropy,
     discrete_time_nll,
     mean_squared_error,
+    smooth_l1,
 )
 
 
@@ -206,21 +207,27 @@ class RegressionHead(Head):
 
     Args:
         in_dim: width E of the slide vector; None: the aggregator owns it.
+        smooth_l1: distance from which on an error counts linearly, `wsizoo.losses.smooth_l1`;
+            None: all are squared.
 
     Returns (forward): `logits` (1,), `value` ().
     """
 
     task = "regression"
 
-    def __init__(self, in_dim: int | None) -> None:
+    def __init__(self, in_dim: int | None, smooth_l1: float | None = None) -> None:
+        check_share("smooth_l1", 1.0 if smooth_l1 is None else smooth_l1, most=math.inf)
         super().__init__(in_dim, 1)
+        self.smooth_l1 = smooth_l1
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"logits": raw, "value": raw[..., 0]}
 
     def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
         value = numbers(targets, "value", self, raw).to(raw.dtype)
-        return mean_squared_error(raw[:, 0], value)
+        if self.smooth_l1 is None:
+            return mean_squared_error(raw[:, 0], value)
+        return smooth_l1(raw[:, 0], value, self.smooth_l1)
 
 
 def check_classes(classes: Sequence[str]) -> None:

@@ -135,7 +135,6 @@ class TrainConfig:
         patience: epochs without a better value of the selection's metric before the end.
         workers: threads that read features.
         class_weights: "inverse": of the classes' frequency in the training part.
-        loss: another than the head's own, see `wsizoo.losses`.
         max_patches: of a slide in training, drawn anew each time.
         checkpoint_steps: steps between writes of the last checkpoint within an epoch.
         loggers: of "tensorboard" and "wandb", beside the csv and JSON lines that are always there.
@@ -152,7 +151,6 @@ class TrainConfig:
     device: str = "auto"
     class_weights: str | None = _one_of(None, "inverse")
     label_smoothing: float = _number(0.0, 0, 1)
-    loss: str | None = None
     max_patches: int | None = _number(None, 1)
     checkpoint_steps: int | None = _number(None, 1)
     loggers: list[str] = field(default_factory=list)

@@ -135,7 +135,7 @@ def _from_data(
     if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
     elif _wants_edges(head, registry):
-        found = _edges(config, head, cohort, train)
+        found = _edges(config, cohort, train)
     else:
         found = []
     if cohort.task == "segmentation" and head.get("one_logit") and head.get("pos_weight") is None:
@@ -157,19 +157,14 @@ def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
     return [f"model.classes={json.dumps(list(cohort.classes))}"] if takes and cohort.classes else []
 
 
-def _edges(
-    config: RunConfig, head: dict[str, Any], cohort: Cohort, train: Sequence[int]
-) -> list[str]:
+def _edges(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> list[str]:
     """Bins of time, an equal number of events in each; a patient counts once.
 
     Raises:
-        SpecError: another number of bins than the head's. DataError: as `time_edges`.
+        SpecError: `head.bins` among the overrides. DataError: as `time_edges`.
     """
-    bins = head.get("bins")
-    if bins not in (None, config.data.bins):
-        raise SpecError(
-            f"data.bins is {config.data.bins}, head.bins of '{config.model}' {bins}: state the same"
-        )
+    if stated := [text for text in config.overrides if text.startswith("head.bins=")]:
+        raise SpecError(f"bins of times come from data.bins: leave out {stated[0]} of overrides")
     rows = train if config.data.bins_from == "train" else range(len(cohort))
     of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
     times = [target["time"] for target in of_patient.values()]

@@ -199,6 +199,8 @@ def settings_of(config: RunConfig, seed: int) -> TrainSettings:
         patience=loop.patience,
         workers=loop.workers,
         device=loop.device,
+        checkpoint_steps=loop.checkpoint_steps,
+        loggers=tuple(loop.loggers),
     )
 
 

@@ -215,7 +215,13 @@ def add_regression(report: Report, shown: Shown) -> None:
 def add_segmentation(report: Report, shown: Shown) -> None:
     """Dice of each slide."""
     report.heading(f"Dice per {shown.what}")
-    named = [(row.get("slide") or row["patient"], _number(row, "dice")) for row in shown.rows]
+    told = [row for row in shown.rows if row["dice"]]  # without any positive patch there is none
+    named = [(row.get("slide") or row["patient"], _number(row, "dice")) for row in told]
+    if len(told) < len(shown.rows):
+        nothing = len(shown.rows) - len(told)
+        report.text(f"{nothing} without a positive patch, true or called, have no Dice.")
+    if not named:
+        return
     if len(named) <= FEW_SLIDES and len(shown.runs) == 1:
         ordered = sorted(named, key=lambda one: (one[1], one[0]))
         report.figure(

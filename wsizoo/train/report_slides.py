@@ -58,7 +58,7 @@ def _worst_first(row: Row, task: str) -> tuple[bool, float]:
         return False, -float(row["risk"])
     if task == "regression":
         return False, -abs(float(row["predicted"]) - float(row["value"]))
-    return False, float(row["dice"])
+    return not row["dice"], float(row["dice"] or 1)
 
 
 def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -73,7 +73,8 @@ def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]
         cells["Outcome"] = Cell("wrong", marked=True) if wrong else "right"
         return cells | {f"P({one})": _decimals(row[f"p_{one}"]) for one in classes}
     for key in TASKS[task]:
-        cells[NAMES.get(key, key.capitalize())] = row[key] if key == "event" else float(row[key])
+        plain = key == "event" or not row[key]  # nothing: no Dice
+        cells[NAMES.get(key, key.capitalize())] = row[key] if plain else float(row[key])
     if task == "regression":
         cells["Error"] = float(row["predicted"]) - float(row["value"])
     if task == "survival":

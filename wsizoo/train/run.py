@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,8 @@ def run_training(
     )
     splits = splits_of(config, cohort)
     say(told_of(cohort, splits))
+    for line in warnings_of(cohort, splits):
+        say(line)
     if not is_first():
         return _each(config, cohort, splits, out, registry, say, tick)
     check_writable(out)
@@ -147,6 +150,23 @@ def column_of(cohort: Cohort, name: str) -> list[str]:
             f"{suggest(name, columns, 'Columns: ')}"
         )
     return [record.row[name] for record in cohort.records]
+
+
+def warnings_of(cohort: Cohort, splits: Sequence[Split]) -> list[str]:
+    """What of the data and its split a reader of the results should know."""
+    told = []
+    if cohort.dropped:
+        first, reason = cohort.dropped[0]
+        told.append(f"Left out {len(cohort.dropped)} slides, first '{first}': {reason}")
+    for fold, split in enumerate(splits):
+        parts = [{cohort.patients[row] for row in rows} for rows in split.parts().values()]
+        leaks = sorted({p for a, b in itertools.combinations(parts, 2) for p in a & b})
+        if leaks:
+            told.append(
+                f"Warning: {len(leaks)} patients are in two parts of fold {fold}, first "
+                f"'{leaks[0]}': what is measured is too good. See wsizoo split audit"
+            )
+    return told
 
 
 def told_of(cohort: Cohort, splits: Sequence[Split]) -> str:
