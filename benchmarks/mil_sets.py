@@ -19,10 +19,10 @@ import torch
 import wsizoo
 from benchmarks._measure import load_now
 from benchmarks._mil_sets import read_table
+from wsizoo.splits.making import make_splits
+from wsizoo.splits.parts import Split
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.one_run import settings_of
-from wsizoo.train.splits import Split
-from wsizoo.train.splitting import make_splits
 from wsizoo.train.trainer import train_model
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).resolve().parents[1] / "../shared/data"))

@@ -18,8 +18,8 @@ import torch
 import wsizoo
 from wsizoo.augment import CoordinateAugmentation
 from wsizoo.demo.cohort import CohortSlide, plan, write_cohort
+from wsizoo.measures.metrics import Overlap, auc_interval, overlap, roc_auc
 from wsizoo.train.loop import fit
-from wsizoo.train.metrics import Overlap, auc_interval, overlap, roc_auc
 
 # layers=011: none in the first stage, so that global tokens meet patches 2 x 2 at a time, and not
 # each alone, by which training slides are soon known by heart.

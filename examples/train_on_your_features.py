@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 import wsizoo
+from wsizoo.measures.metrics import roc_auc
 from wsizoo.train.loop import fit
-from wsizoo.train.metrics import roc_auc
 
 HELD_OUT = 4  # every fourth slide of a class is for testing
 

@@ -25,11 +25,13 @@ FILES = [*CORE_FILES, *PLUGIN_FILES, *sorted(ROOT.glob("examples/*.py"))]
 
 # A file imports only from its own layer or from those above it. ARCHITECTURE.md shows this table.
 LAYERS = """
-errors hookspecs files names targets yaml_data
+errors hookspecs files names tables targets yaml_data
 fingerprint structured spec encoder_spec overrides plugins registry bag patient catalogue builtin
 outputs interfaces losses objectives augment ops hub weights checkpoints seeding
 pins stored mil model weight_formats encoders slides formats viz
-zoo card publish conversion extraction segmentation sources inference train doctor scaffold
+zoo card publish conversion extraction segmentation sources inference doctor scaffold
+measures splits reports
+train benchmark
 cli testing demo __main__
 """.strip().splitlines()
 LAYER_OF = {module: layer for layer, line in enumerate(LAYERS) for module in line.split()}

@@ -15,10 +15,10 @@ import wsizoo
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.measures.times import time_edges
 from wsizoo.train.cohort import Cohort, read_cohort, slide_name
 from wsizoo.train.config import DataConfig
 from wsizoo.train.patch_labels import read_patch_labels
-from wsizoo.train.survival import time_edges
 
 DATA = Path(os.environ.get("WSIZOO_DATA", Path(__file__).parents[2] / "shared" / "data"))
 LABELS, SURVIVAL = DATA / "label_tables", DATA / "survival"

@@ -15,9 +15,9 @@ from wsizoo.cli.progress import bar
 from wsizoo.cli.text import print_table
 
 if TYPE_CHECKING:
-    from wsizoo.train.benchmark import Benchmark
-    from wsizoo.train.benchmark_cells import Outcome
-    from wsizoo.train.benchmark_compare import Result
+    from wsizoo.benchmark.cells import Outcome
+    from wsizoo.benchmark.compare import Result
+    from wsizoo.benchmark.run import Benchmark
 
 
 @click.command("benchmark")
@@ -66,7 +66,7 @@ def benchmark_command(
       wsizoo benchmark bench.yaml -o BENCH --jobs 2
       wsizoo benchmark bench.yaml -o B --models abmil,mean "seeds=[0,1]"
     """
-    from wsizoo.train.benchmark import run_benchmark
+    from wsizoo.benchmark.run import run_benchmark
 
     with bar(quiet=as_json) as tick:
 
@@ -90,7 +90,7 @@ def benchmark_command(
 
 
 def _tell(benchmark: Benchmark, out: Path) -> None:
-    from wsizoo.train.benchmark_tables import cells
+    from wsizoo.benchmark.tables import cells
 
     head, *body = cells(benchmark.rows, benchmark.task, "±", str, lambda text: f"{text} *")
     click.echo("")

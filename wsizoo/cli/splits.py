@@ -15,10 +15,10 @@ from wsizoo.cli.options import with_options
 from wsizoo.cli.text import print_field, print_table
 
 if TYPE_CHECKING:
-    from wsizoo.train.audit import Audit
-    from wsizoo.train.split_tables import SlideColumns
-    from wsizoo.train.splits import Split
-    from wsizoo.train.tables import Table
+    from wsizoo.splits.audit import Audit
+    from wsizoo.splits.parts import Split
+    from wsizoo.splits.tables import SlideColumns
+    from wsizoo.tables import Table
 
 KINDS = ("holdout", "kfold", "file", "column", "extrapolation")
 SHOWN = 10  # findings of a kind
@@ -110,9 +110,9 @@ def make_command(
       wsizoo split make slides.csv -o folds.csv --kind kfold --sites preserve
       wsizoo split make slides.csv -o split.csv --fractions 17/30 1/10 1/3
     """
-    from wsizoo.train.audit import audit_split
-    from wsizoo.train.split_files import read_assigned, write_split
-    from wsizoo.train.split_tables import read_columns
+    from wsizoo.splits.audit import audit_split
+    from wsizoo.splits.files import read_assigned, write_split
+    from wsizoo.splits.tables import read_columns
 
     survival = asked["event"] or asked["censorship"]
     labels = [label] if label else [survival] if survival else []
@@ -127,9 +127,9 @@ def make_command(
 
 
 def _made(table: Table, columns: SlideColumns, asked: dict[str, Any]) -> list[Split]:
-    from wsizoo.train.contents import sizes_of
-    from wsizoo.train.split_tables import cells
-    from wsizoo.train.splitting import make_splits
+    from wsizoo.splits.contents import sizes_of
+    from wsizoo.splits.making import make_splits
+    from wsizoo.splits.tables import cells
 
     for kind, option in (("file", "file"), ("column", "column"), ("extrapolation", "features")):
         if (asked["kind"] == kind) != (asked[option] is not None):
@@ -158,7 +158,7 @@ def _made(table: Table, columns: SlideColumns, asked: dict[str, Any]) -> list[Sp
 def _survival(
     table: Table, time: str | None, event: str | None, censorship: str | None
 ) -> tuple[list[float] | None, list[float] | None]:
-    from wsizoo.train.split_tables import numbers
+    from wsizoo.splits.tables import numbers
 
     if (time is None) != (event is None and censorship is None) or (event and censorship):
         raise click.UsageError("--time goes with --event or with --censorship")
@@ -215,10 +215,10 @@ def audit_command(
       wsizoo split audit splits_0.csv --table slides.csv --features features
       wsizoo split audit --table slides.csv --column fold
     """
-    from wsizoo.train.audit import audit_split
-    from wsizoo.train.split_files import read_assigned, split_rows
-    from wsizoo.train.split_tables import read_columns
-    from wsizoo.train.splits import splits_of_column
+    from wsizoo.splits.audit import audit_split
+    from wsizoo.splits.files import read_assigned, split_rows
+    from wsizoo.splits.parts import splits_of_column
+    from wsizoo.splits.tables import read_columns
 
     if (split is None) == (column is None):
         raise click.UsageError(
@@ -234,7 +234,7 @@ def audit_command(
         folds = [split_rows(one, columns.slides) for one in found]
     contents = None
     if features is not None:
-        from wsizoo.train.contents import read_contents
+        from wsizoo.splits.contents import read_contents
 
         contents = read_contents(features, columns.slides, near)
     audit = audit_split(folds, columns, contents)

@@ -129,7 +129,7 @@ def report_command(run: Path, as_json: bool) -> None:
     Example:
       wsizoo report RUN
     """
-    from wsizoo.train.report import write_report
+    from wsizoo.reports.run import write_report
 
     page = write_report(run)
     click.echo(json.dumps({"report": str(page.absolute())}) if as_json else page)

@@ -25,8 +25,8 @@ def compare(folder: Path, jobs: int, tick: Callable[[str, int, int], None]) -> l
     """
     if importlib.util.find_spec(NEEDED) is None:
         return None
+    from wsizoo.benchmark.run import run_benchmark
     from wsizoo.errors import DataError
-    from wsizoo.train.benchmark import run_benchmark
 
     found = run_benchmark(
         folder / CONFIG,

@@ -21,10 +21,10 @@ from wsizoo.extraction.cohort import extract
 from wsizoo.extraction.job import Extracted
 from wsizoo.files import write_csv
 from wsizoo.inference import Predicted, predict
+from wsizoo.measures.metrics import roc_auc
 from wsizoo.publish import save, verify
 from wsizoo.slides.store import read_bag
 from wsizoo.train.loop import fit
-from wsizoo.train.metrics import roc_auc
 from wsizoo.zoo import build, load
 
 MODEL = "abmil-demo"

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from wsizoo.demo.cohort import CohortSlide
 from wsizoo.extraction.job import Extracted
 from wsizoo.inference import Predicted
+from wsizoo.measures.metrics import auc_interval, roc_auc, roc_curve
 from wsizoo.model import SlideModel
-from wsizoo.train.metrics import auc_interval, roc_auc, roc_curve
 
 ENCODER = "handcrafted-he"
 CLASSES = {"tumour": ("normal", "tumour"), "clustered": ("scattered", "clustered")}

@@ -16,6 +16,7 @@ from wsizoo.formats.read import ReadAs, read_with_report
 from wsizoo.formats.regrid import Rule
 from wsizoo.slides.manifest import COLUMNS, SLIDE_SUFFIXES
 from wsizoo.sources import FEATURE_SUFFIXES
+from wsizoo.tables import Table, read_table
 from wsizoo.train.config import DataConfig
 from wsizoo.train.patch_labels import SUFFIXES as LABEL_SUFFIXES
 from wsizoo.train.patch_labels import read_patch_labels
@@ -27,7 +28,6 @@ from wsizoo.train.row_targets import (
     target_columns,
     target_of,
 )
-from wsizoo.train.tables import Table, read_table
 
 SHOWN = 10  # slides that an error names
 IMAGES = SLIDE_SUFFIXES | {".png", ".jpg", ".jpeg"}

@@ -79,7 +79,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class SplitConfig:
-    """Which slides train, validate and test; see `wsizoo.train.splitting`.
+    """Which slides train, validate and test; see `wsizoo.splits.making`.
 
     Args:
         kind: "holdout" by `fractions`, "kfold", a `file` of parts, a `column` of the table, or

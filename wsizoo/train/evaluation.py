@@ -14,13 +14,14 @@ from wsizoo.files import write_json
 from wsizoo.model import SlideModel
 from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
+from wsizoo.reports.run import write_report
+from wsizoo.splits.files import read_split
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
 from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
-from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import (
     CONFIG,
     ENVIRONMENT,
@@ -31,7 +32,6 @@ from wsizoo.train.run_folder import (
     write_record,
 )
 from wsizoo.train.samples import Samples
-from wsizoo.train.split_files import read_split
 from wsizoo.zoo import load
 
 Say = Callable[[str], None]

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
-from wsizoo.train.splits import Split
 
 PREDICTS = {
     "classification": "the class of a slide ({})",

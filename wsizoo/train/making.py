@@ -12,6 +12,7 @@ import torch
 
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy, inverse_frequencies, positive_weight
+from wsizoo.measures.times import time_edges
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 from wsizoo.registry import Entry, Registry
@@ -19,7 +20,6 @@ from wsizoo.spec import ModelSpec, model_spec
 from wsizoo.stored import CONFIG, PUBLISHER, find_stored, read_config
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
-from wsizoo.train.survival import time_edges
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from wsizoo.train.intervals import (
+from wsizoo.measures.intervals import (
     Measured,
     measure_classification,
     measure_regression,

@@ -16,6 +16,9 @@ from wsizoo.model import SlideModel
 from wsizoo.names import suggest
 from wsizoo.publish import save
 from wsizoo.registry import Registry
+from wsizoo.reports.run import write_report
+from wsizoo.splits.files import split_digest, split_rows, write_split
+from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.environment import environment, peaks
@@ -24,7 +27,6 @@ from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
 from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
-from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
     FINISHED,
@@ -40,8 +42,6 @@ from wsizoo.train.run_folder import (
     write_record,
 )
 from wsizoo.train.samples import Samples
-from wsizoo.train.split_files import split_digest, split_rows, write_split
-from wsizoo.train.splits import Split
 from wsizoo.train.trainer import Trained, TrainSettings, train_model
 
 Say = Callable[[str], None]

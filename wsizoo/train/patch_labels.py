@@ -12,7 +12,7 @@ from torch import Tensor
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
-from wsizoo.train.tables import is_nothing, read_table
+from wsizoo.tables import is_nothing, read_table
 
 SUFFIXES = (".npy", ".csv")
 COLUMN = "label"

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from wsizoo.files import write_json
+from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.model import SlideModel
-from wsizoo.train.intervals import Measured, to_json
 from wsizoo.train.measuring import RESAMPLES, measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS

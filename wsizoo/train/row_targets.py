@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from wsizoo.errors import DataError, SpecError
 from wsizoo.names import suggest
+from wsizoo.tables import Table, is_nothing
 from wsizoo.train.config import DataConfig
-from wsizoo.train.tables import Table, is_nothing
 
 TASKS = ("classification", "survival", "regression", "segmentation")
 TRUE, FALSE = ("1", "true", "yes"), ("0", "false", "no")

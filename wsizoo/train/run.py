@@ -13,15 +13,15 @@ from wsizoo.extraction.folders import check_writable
 from wsizoo.files import locked
 from wsizoo.names import suggest
 from wsizoo.registry import Registry, default
+from wsizoo.reports.run import write_report
+from wsizoo.splits.files import write_split
+from wsizoo.splits.making import make_splits
+from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.making import classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
-from wsizoo.train.report import write_report
 from wsizoo.train.run_folder import SPLIT, claim, is_first
-from wsizoo.train.split_files import write_split
-from wsizoo.train.splits import Split
-from wsizoo.train.splitting import make_splits
 from wsizoo.train.summary import summarise
 
 Say = Callable[[str], None]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsizoo.bag import Bag
+from wsizoo.measures.times import time_bins
 from wsizoo.train.cohort import Cohort
-from wsizoo.train.survival import time_bins
 
 KEPT = 256 * 2**20  # of a part; small cohorts are read once, not once an epoch
 

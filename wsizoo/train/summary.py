@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.files import write_json
+from wsizoo.measures.compare import mean_std
+from wsizoo.measures.intervals import to_json
 from wsizoo.train.cohort import Cohort
-from wsizoo.train.compare import mean_std
-from wsizoo.train.intervals import to_json
 from wsizoo.train.measuring import measure_rows
 from wsizoo.train.predictions import Row, by_patient, write_rows
 from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record

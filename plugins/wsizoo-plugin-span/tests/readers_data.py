@@ -21,17 +21,17 @@ from wsizoo.losses import (
     positive_weight,
     soft_dice,
 )
+from wsizoo.measures.metrics import accuracy, concordance_index, macro, one_vs_rest_auc, overlap
+from wsizoo.measures.times import whole_cohort_targets
 from wsizoo.mil.heads import SurvivalHead
-from wsizoo.testing.parity_runner import Case
-from wsizoo.train.metrics import accuracy, concordance_index, macro, one_vs_rest_auc, overlap
-from wsizoo.train.splits import (
+from wsizoo.splits.parts import (
     SPAN_FRACTIONS,
     Split,
     permuted_split,
     span_camelyon16_segmentation_split,
     span_tcga_lung_split,
 )
-from wsizoo.train.survival import whole_cohort_targets
+from wsizoo.testing.parity_runner import Case
 
 FLOOR = 1e-7
 OFF = {"mirror": 0.0, "shear": 0.0, "rotate": 0.0}

@@ -1,0 +1,109 @@
+"""benchmark.html: the table of a benchmark with its charts, in one file."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+
+from wsizoo.benchmark.compare import MAIN
+from wsizoo.benchmark.results import Row
+from wsizoo.benchmark.tables import TITLES, cells
+from wsizoo.viz.comparison import interval_plot, rank_plot
+from wsizoo.viz.page import page
+
+
+def benchmark_page(
+    rows: Sequence[Row], task: str, failures: Sequence[tuple[str, str]], told: str
+) -> str:
+    """The page.
+
+    Args:
+        failures: (cell, reason) of those that failed. told: one line on what was run.
+    """
+    body = [
+        "<h1>Benchmark</h1>",
+        f'<p class="subtitle">{html.escape(told)}</p>',
+        _table(rows, task),
+        *_charts(rows, MAIN[task]),
+        *_failures(failures),
+        "<h2>How to read it</h2>",
+        *(f"<p>{html.escape(text)}</p>" for text in HOW),
+    ]
+    return page("Benchmark", "\n".join(body))
+
+
+HOW = (
+    "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of that mean "
+    "with the patients of all test parts drawn anew: the spread that other patients would give, "
+    "which the standard deviation over seeds does not show.",
+    "p compares with the first row: DeLong's test of two AUCs of one run each, else a paired "
+    "bootstrap of patients; Holm's correction. The best row was chosen on the same data, so p is a "
+    "guide.",
+    "Rank is the mean over folds and seeds. Every run had one thread of a processor, or the GPU.",
+)
+
+
+def _table(rows: Sequence[Row], task: str) -> str:
+    head, *body = cells(rows, task, "±", html.escape, lambda text: f"<strong>{text}</strong>")
+    body = [[*row[:2], *(text.replace(" ", "&nbsp;") for text in row[2:])] for row in body]
+    lines = ["".join(f"<th{_side(i)}>{text}</th>" for i, text in enumerate(head))]
+    lines += ["".join(f"<td{_side(i)}>{text}</td>" for i, text in enumerate(row)) for row in body]
+    first, *others = (f"<tr>{line}</tr>" for line in lines)
+    rows_text = "\n".join(others)
+    return (
+        f'<div class="scroll"><table><thead>{first}</thead><tbody>\n{rows_text}\n</tbody>'
+        "</table></div>"
+    )
+
+
+def _side(column: int) -> str:
+    return "" if column < 2 else ' class="number"'
+
+
+def _charts(rows: Sequence[Row], main: str) -> list[str]:
+    """Intervals and ranks of the rows that have them."""
+    known = [row for row in rows if math.isfinite(row.mean(main))]
+    names = {id(row): _name(row, known) for row in known}
+    charts = []
+    if known:
+        bars = [(names[id(row)], *_bar(row, main)) for row in known]
+        points = {names[id(row)]: row.values[main] for row in known}
+        plot = interval_plot(bars, TITLES[main], points=points)
+        caption = "Large: mean over runs, with its interval. Small: single runs."
+        charts += [
+            f"<h2>{html.escape(TITLES[main])}</h2>",
+            f"<figure>{plot}<figcaption>{caption}</figcaption></figure>",
+        ]
+    ranked = [row for row in known if row.rank is not None]
+    if len(ranked) > 1:
+        plot = rank_plot(
+            [names[id(row)] for row in ranked],
+            [row.rank or 1.0 for row in ranked],
+            each=[row.ranks for row in ranked],
+        )
+        charts += ["<h2>Ranks</h2>", f"<figure>{plot}</figure>"]
+    return charts
+
+
+def _bar(row: Row, main: str) -> tuple[float, float | None, float | None]:
+    """Value and interval as the chart takes them: a dot beside its whisker is joined to it."""
+    value = row.mean(main)
+    if row.low is None or row.high is None or not math.isfinite(row.low + row.high):
+        return value, None, None
+    return value, min(row.low, value), max(row.high, value)
+
+
+def _name(row: Row, rows: Sequence[Row]) -> str:
+    """The model's, with its features where there are several sets."""
+    several = len({each.features for each in rows}) > 1
+    return f"{row.model}, {row.features}" if several else row.model
+
+
+def _failures(failures: Sequence[tuple[str, str]]) -> list[str]:
+    if not failures:
+        return []
+    items = "".join(
+        f"<dt>{html.escape(cell)}</dt><dd>{html.escape(reason)}</dd>" for cell, reason in failures
+    )
+    return ["<h2>Runs that failed</h2>", f'<dl class="facts">{items}</dl>']

@@ -1,0 +1,1 @@
+"""What predictions are worth: measures, their intervals, two models compared."""

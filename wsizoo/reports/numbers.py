@@ -1,0 +1,143 @@
+"""The numbers of a run's report: measures with intervals; of several runs their mean and spread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from wsizoo.errors import DataError
+from wsizoo.reports.files import RunFiles, read_object
+from wsizoo.viz.comparison import interval_plot
+from wsizoo.viz.report import Cell, Report
+
+PAGE = "report.html"
+MAIN = {  # what is drawn of several runs
+    "classification": ("auc", "balanced_accuracy"),
+    "survival": ("c_index",),
+    "regression": ("mae", "pearson"),
+    "segmentation": ("dice_per_slide", "dice_pooled"),
+}
+LOWER_IS_BETTER = {"brier", "ece", "log_loss", "mae", "rmse", "integrated_brier"}
+TITLES = {
+    "auc": "AUC",
+    "auprc": "Area under precision-recall",
+    "macro_f1": "Macro F1",
+    "weighted_f1": "Weighted F1",
+    "kappa": "Cohen's kappa",
+    "quadratic_kappa": "Cohen's kappa, quadratic",
+    "brier": "Brier score",
+    "ece": "Calibration error",
+    "c_index": "C-index",
+    "time_dependent_auc": "Time-dependent AUC",
+    "integrated_brier": "Integrated Brier score",
+    "mae": "Mean absolute error",
+    "rmse": "Root mean squared error",
+    "r2": "R²",
+    "dice_per_slide": "Dice, mean of slides",
+    "iou_per_slide": "IoU, mean of slides",
+    "dice_pooled": "Dice, patches pooled",
+    "iou_pooled": "IoU, patches pooled",
+}
+PARTS = {"test": "test part", "val": "validation part"}
+MOST_ROWS = 20  # of runs drawn one by one
+
+
+def add_measures(report: Report, run: RunFiles) -> None:
+    """The measures of one run with their intervals. Raises DataError: there are none."""
+    measured = run.measured()
+    if not measured:
+        raise DataError(
+            f"'{run.folder / 'metrics.json'}' has no measures of the {PARTS[run.part]}. Measure "
+            f"again: wsizoo evaluate {run.folder}"
+        )
+    drawn = [
+        (title(name), one["value"], one.get("low"), one.get("high"))
+        for name, one in measured.items()
+        if one.get("value") is not None and name not in LOWER_IS_BETTER and one["value"] <= 1
+    ]
+    if drawn:
+        report.figure(
+            interval_plot(drawn, f"{PARTS[run.part].capitalize()}; larger is better, 1 at best"),
+            "Dots are the measures, whiskers their intervals by bootstrap of patients.",
+        )
+    val = run.measured("val") if run.part == "test" else {}
+    rows = []
+    for name, one in measured.items():
+        row: dict[str, Any] = {
+            "Measure": title(name),
+            "Value": _number(one.get("value")),
+            "Interval": _ends(one),
+        }
+        row["n"] = one.get("n")
+        row["Better"] = "lower" if name in LOWER_IS_BETTER else "higher"
+        rows.append(row | ({"Validation": _number(val.get(name, {}).get("value"))} if val else {}))
+    level = next((one["level"] for one in measured.values() if "level" in one), 0.95)
+    caption = f"{PARTS[run.part].capitalize()}, by {run.level}; intervals of {level * 100:.0f} %"
+    report.table(rows, list(rows[0]), caption)
+
+
+def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None:
+    """Every run's numbers, their mean and standard deviation."""
+    overall = read_object(folder / "metrics.json")
+    mean, std = overall.get("mean") or {}, overall.get("std") or {}
+    first = next(iter(runs.values()))
+    report.pair(
+        [
+            (
+                _runs_plot(name, runs, mean[name], std.get(name)),
+                f"{title(name)} of each run with its interval; around the mean, one standard "
+                "deviation of the runs.",
+            )
+            for name in MAIN[first.task]
+            if mean.get(name) is not None
+        ]
+    )
+    report.table(
+        [
+            {
+                "Measure": title(name),
+                "Mean": _number(value),
+                "Std": _number(std.get(name)),
+                "Better": "lower" if name in LOWER_IS_BETTER else "higher",
+            }
+            for name, value in mean.items()
+        ],
+        ["Measure", "Mean", "Std", "Better"],
+        f"Mean and standard deviation of {len(runs)} runs, {PARTS[first.part]}",
+    )
+    rows = [
+        {"Run": Cell(name, f"{name}/{PAGE}" if (run.folder / PAGE).exists() else "")}
+        | {title(key): _number(run.measured().get(key, {}).get("value")) for key in mean}
+        for name, run in runs.items()
+    ]
+    report.table(rows, list(rows[0]), "Each run; its own report has the intervals of all measures")
+
+
+def _runs_plot(name: str, runs: Mapping[str, RunFiles], mean: float, std: float | None) -> str:
+    found = {run: files.measured().get(name, {}) for run, files in runs.items()}
+    known = {run: one for run, one in found.items() if one.get("value") is not None}
+    low, high = (None, None) if std is None else (mean - std, mean + std)
+    label = f"Mean ± std of {len(known)} runs"
+    rows = [(label, mean, low, high)]
+    points = {label: [one["value"] for one in known.values()]}
+    if len(known) <= MOST_ROWS:
+        rows += [(r, one["value"], one.get("low"), one.get("high")) for r, one in known.items()]
+    return interval_plot(rows, title(name), points=points, guide=mean)
+
+
+def title(name: str) -> str:
+    """A measure's name as readers know it."""
+    return TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
+
+
+def _number(value: float | None) -> str:
+    """Three decimals, more than which no cohort supports; or four digits of large ones."""
+    if value is None:
+        return "n/a"
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def _ends(one: Mapping[str, Any]) -> str:
+    low, high = one.get("low"), one.get("high")
+    return "n/a" if low is None or high is None else f"{_number(low)} to {_number(high)}"
