@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.test_benchmark_run import content, run, states, write_features
 
 from tests.benchmark_cells import calls, pretend
+from tests.test_benchmark_run import content, run, states, write_features
 from wsizoo.benchmark.run import run_benchmark
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="kills by signal")

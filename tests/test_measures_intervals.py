@@ -27,7 +27,7 @@ from wsizoo.measures.intervals import (
     to_json,
     with_intervals,
 )
-from wsizoo.measures.metrics import overlap
+from wsizoo.measures.metrics import auc_interval, overlap
 from wsizoo.measures.probabilities import classification_measures
 
 NAN = math.nan
@@ -324,3 +324,14 @@ def test_the_page_on_measures_has_all_of_them() -> None:
     assert len(found) == 24
     for name in found:
         assert f"`{name}`" in page
+
+
+def test_an_auc_of_one_is_not_certain() -> None:
+    labels, scores = [0] * 8 + [1] * 8, np.linspace(0, 1, 16)
+    table = np.stack([1 - scores, scores], 1)
+    auc = measure_classification(labels, table)["auc"]
+    assert (auc.value, auc.high) == (1, 1)
+    assert auc.low == pytest.approx(auc_interval(np.array(labels), scores)[0])
+    assert auc.low < 0.8
+    of_pairs = measure_classification(labels, table, groups=[i // 2 for i in range(16)])["auc"]
+    assert of_pairs.low == 1, "rows are no patients: the resamples' own"

@@ -17,6 +17,7 @@ from wsizoo.measures.bootstrap import Resamples
 from wsizoo.measures.compare import delong, paired_bootstrap
 from wsizoo.measures.intervals import (
     Measured,
+    at_the_bound,
     regression_measures,
     segmentation_measures,
     survival_measures,
@@ -95,7 +96,11 @@ def measured(results: Sequence[Result], resamples: int) -> Measured:
     patients = [row["patient"] for row in rows.values()]
     main = results[0].main
     drawn = Resamples(len(rows), patients, resamples)
-    return with_intervals({main: _mean_measure(rows, results[0])}, drawn)[main]
+    found = with_intervals({main: _mean_measure(rows, results[0])}, drawn)[main]
+    if main != "auc" or len(results[0].classes) != 2:
+        return found
+    labels = {row["patient"]: results[0].classes.index(row["label"]) for row in rows.values()}
+    return at_the_bound(found, list(labels.values()))
 
 
 def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) -> float:

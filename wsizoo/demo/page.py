@@ -95,7 +95,7 @@ def _add_compared(report: Report, tour: Tour) -> None:
     report.text(
         "The tumour label through wsizoo benchmark: trained from train.yaml, the best epoch chosen "
         "on a validation part, measured on the slides held out. Patients are resampled for the "
-        "interval; of an AUC of exactly 1 it has no width."
+        "interval."
     )
     report.table(tour.compared, tuple(tour.compared[0]))
     report.files({"the whole comparison": f"{FOLDER}/{PAGE}"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from wsizoo.errors import DataError
 from wsizoo.measures import survival as survival_metrics
 from wsizoo.measures import weighted
 from wsizoo.measures.bootstrap import LEVEL, RESAMPLES, Resamples, interval
+from wsizoo.measures.metrics import auc_interval
 from wsizoo.measures.probabilities import classification_measures
 from wsizoo.measures.survival import (
     checked_patients,
@@ -98,14 +99,31 @@ def measure_classification(
         resamples: 0: no intervals, NaN. level: of the interval.
 
     Returns:
-        By name. One class alone has neither `auc` nor `auprc` (NaN).
+        By name. One class alone has neither `auc` nor `auprc` (NaN). Resamples of an `auc` of
+        exactly 0 or 1 are all alike; of two classes, a row a patient, it has Newcombe's interval.
 
     Raises:
         DataError: nothing to measure, shapes that do not fit, labels or rows that are none.
     """
     found = classification_measures(labels, probabilities, classes=classes, threshold=threshold)
     n = len(np.asarray(labels))
-    return with_intervals(found, Resamples(n, groups, resamples, seed), level)
+    measured = with_intervals(found, Resamples(n, groups, resamples, seed), level)
+    if len(np.asarray(probabilities)[0]) == 2 and measured["auc"].patients == n:
+        measured["auc"] = at_the_bound(measured["auc"], labels)
+    return measured
+
+
+def at_the_bound(auc: Measured, labels: ArrayLike) -> Measured:
+    """An AUC of exactly 0 or 1, whose resamples are all alike, with Newcombe's interval.
+
+    Args:
+        labels: 0 or 1 of each patient.
+    """
+    if not auc.low == auc.high == auc.value or auc.value not in (0, 1) or auc.level != LEVEL:
+        return auc
+    given = np.asarray(labels)
+    low, high = auc_interval(given, given if auc.value else 1 - given)
+    return replace(auc, low=low, high=high)
 
 
 def measure_survival(
