@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from wsizoo.bag import Bag
 from wsizoo.benchmark import keys as benchmark_keys
 from wsizoo.benchmark.compare import FACTS
 from wsizoo.benchmark.keys import content_key
+from wsizoo.benchmark.plan import read_benchmark
 from wsizoo.benchmark.run import Benchmark, run_benchmark
 from wsizoo.cli import cli
 from wsizoo.errors import DataError, NotFoundError, SpecError
@@ -23,6 +25,7 @@ from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
 from wsizoo.train.config import RunConfig, load_config
 
+CORE = Path(benchmark_keys.__file__).parent.parent
 SLIDES = 16
 MAX = 'aggregator={"name": "max", "dim": 512}'  # as max-uni has it
 OWN_MODEL = """
@@ -240,6 +243,54 @@ def test_a_model_entry_may_have_overrides_and_a_recipe(data: Path, tmp_path: Pat
     assert own.data.table == plain.data.table
 
 
+def test_a_recipe_of_a_model_brings_no_data_split_or_seeds(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "model: abmil-demo\ndata: {bins: 2, classes: [tumour, normal]}\nselection: {metric: auc}\n"
+        "seeds: [4]\n"
+    )
+    (tmp_path / "its.yaml").write_text(
+        "model: mean-uni\ndata: {bins: 6, bins_from: whole_cohort}\nsplit: {seed: 9}\nseeds: [7]\n"
+        "train: {epochs: 3}\n"
+    )
+    asked = content(data, models=["abmil", {"name": "own", "recipe": str(tmp_path / "its.yaml")}])
+    asked = {k: v for k, v in asked.items() if k not in ("model", "seeds", "train")}
+    asked["recipe"] = str(tmp_path / "base.yaml")
+    done = run_benchmark(asked, tmp_path / "out", run_one=pretend, overrides=["optimiser.lr=0.5"])
+    plain, own = (outcome.cell.config for outcome in done.outcomes)
+    assert (own.data, own.split, own.seeds) == (plain.data, plain.split, plain.seeds)
+    assert (own.data.bins, own.data.classes, own.seeds) == (2, ["tumour", "normal"], [4])
+    assert (own.model, own.train.epochs, own.selection.metric) == ("mean-uni", 3, "loss")
+    assert own.recipe == str(tmp_path / "its.yaml")
+    assert own.optimiser.lr == plain.optimiser.lr == 0.5
+
+
+def test_spans_recipe_does_not_look_ahead_in_a_benchmark(tmp_path: Path) -> None:
+    asked = read_benchmark(
+        {
+            "recipe": "baseline-survival",
+            "data": {"table": "slides.csv"},
+            "features": {"a": str(tmp_path)},
+            "models": ["abmil", {"name": "s", "recipe": "span-survival"}],
+        },
+        [], None, default(),
+    )  # fmt: skip
+    found = [asked.config(candidate) for candidate in asked.models or ()]
+    assert [config.data.bins_from for config in found] == ["train", "train"]
+    assert [config.model for config in found] == ["abmil-surv-uni", "span-surv-uni"]
+    assert found[1].optimiser.lr != found[0].optimiser.lr
+
+
+def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path) -> None:
+    models = ["abmil", "max-uni", {"name": "s", "recipe": "span-classification"}]
+    given = {"model": "mean-uni", "data": {"table": "t.csv"}, "features": {"a": str(tmp_path)}}
+    over = ["model=abmil-demo", "train.epochs=3"]
+    asked = read_benchmark({**given, "models": models}, over, None, default())
+    found = [asked.config(candidate) for candidate in asked.models or ()]
+    assert [config.model for config in found[:2]] == ["abmil-demo", "max-uni"]
+    assert found[2].model.startswith("span")
+    assert {config.train.epochs for config in found} == {3}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -253,6 +304,11 @@ def test_a_model_entry_may_have_overrides_and_a_recipe(data: Path, tmp_path: Pat
         ({"features": ["nowhere"]}, SpecError, "features is .*, expected {name: folder"),
         ({"features": None}, SpecError, "names no features. Give it some: features:"),
         ({"optimizer": {}}, SpecError, "'optimizer'. Did you mean 'optimiser'"),
+        (
+            {"split": {"fractions": [0.7, 0.3, 0.0]}},
+            DataError,
+            r"fold 0 of the split has no test part, .*split\.fractions=\[0\.7,0\.15,0\.15\]",
+        ),
         ({"engine": "dask"}, DataError, "engine is 'dask', expected one of"),
         (
             {"models": [{"name": "a", "overrides": ["aggregator.dmi=3"]}]},
@@ -323,6 +379,21 @@ def test_the_command_tells_a_line_a_run_and_the_table(
     assert rows[1]["reason"] == "ValueError: no luck"
 
 
+def test_the_command_takes_a_recipe_as_train_does(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsizoo.benchmark.run.train_cell", pretend)
+    monkeypatch.setitem(run_benchmark.__kwdefaults__, "run_one", pretend)
+    where = [f"data.table={data / 'slides.csv'}", f"data.features={data / 'he'}", "seeds=[0]"]
+    how = ["benchmark", "baseline-classification", "-o", str(tmp_path), "--models", "abmil,max"]
+    told = CliRunner().invoke(cli, [*how, *where], prog_name="wsizoo", catch_exceptions=False)
+    assert told.exit_code == 0, told.output
+    assert "2 of 2 runs finished" in told.stdout
+    how[1] = "baseline-clasification"
+    with pytest.raises(NotFoundError, match="Did you mean 'baseline-classification'"):
+        CliRunner().invoke(cli, [*how, *where], catch_exceptions=False)
+
+
 def test_a_real_benchmark_trains_and_ends_in_tables_and_a_page(data: Path, tmp_path: Path) -> None:
     asked = content(data, models=["mean", "max"], optimiser={"lr": 0.001})
     asked["split"] = {"fractions": [0.5, 0.25, 0.25]}
@@ -371,13 +442,37 @@ def test_a_model_of_a_file_gets_the_encoder_of_its_features(data: Path, tmp_path
     assert not any(text.startswith("encoder") for text in mean["he"].overrides)
 
 
-def test_code_of_other_rooms_does_not_count(tmp_path: Path) -> None:
-    for name in ("model.py", "cli/a.py", "train/benchmark_page.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("1")
-    before = benchmark_keys._of_files(tmp_path, "*.py")
-    (tmp_path / "cli" / "a.py").write_text("2")
-    (tmp_path / "train" / "benchmark_page.py").write_text("2")
-    assert benchmark_keys._of_files(tmp_path, "*.py") == before
-    (tmp_path / "model.py").write_text("2")
+SILENT = {
+    *("benchmark", "cli", "demo", "extraction", "reports", "testing", "viz"),
+    *("__main__.py", "card.py", "conversion.py", "doctor.py", "inference.py", "scaffold.py"),
+}
+
+
+def test_code_that_changes_no_number_does_not_count(tmp_path: Path) -> None:
+    for file in CORE.rglob("*.py"):
+        copied = tmp_path / file.relative_to(CORE)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text("")
+    before, still = benchmark_keys._of_files(tmp_path, "*.py"), set()
+    for entry in tmp_path.iterdir():
+        changed = next(entry.glob("__init__.py")) if entry.is_dir() else entry
+        changed.write_text("changed")
+        if benchmark_keys._of_files(tmp_path, "*.py") == before:
+            still.add(entry.name)
+        changed.write_text("")
+    assert still == SILENT
+    (tmp_path / "viz" / "classes.py").write_text("changed")
     assert benchmark_keys._of_files(tmp_path, "*.py") != before
+
+
+def test_code_that_counts_takes_no_number_from_code_that_does_not() -> None:
+    used = set()
+    for file in CORE.rglob("*.py"):
+        name = file.relative_to(CORE).as_posix()
+        if not benchmark_keys.counts(name) or name == "__init__.py":
+            continue
+        for found in re.finditer(r"(?m)^ *from wsizoo\.([\w.]+) import", file.read_text()):
+            module = found[1].replace(".", "/")
+            inside = f"{module}.py" if (CORE / f"{module}.py").is_file() else f"{module}/"
+            used |= set() if benchmark_keys.counts(inside) else {found[1]}
+    assert used == {"card", "extraction.folders", "reports.run"}  # texts, checks and pages

@@ -12,9 +12,11 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
+from wsizoo.errors import NotFoundError
 from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
+from wsizoo.train.recipes import find_recipe
 from wsizoo.zoo import build
 
 
@@ -104,6 +106,9 @@ def test_help_teaches_by_examples() -> None:
 def test_recipes_are_listed_and_are_configs(finished: Path) -> None:
     listed = invoke("train", "--list").output
     assert "baseline-classification" in listed and "baseline-survival" in listed
+    told = {line.split()[0]: line for line in listed.splitlines()}
+    assert "  https://github.com/mahmoodlab/Patch-GCN  " in told["baseline-survival"]
+    assert "  no paper  " in told["baseline-regression"]
     result = invoke(
         "train", "baseline-classification", "-o", finished / "by-recipe",
         f"model={finished / 'toy.yaml'}", f"data.table={finished / 'slides.csv'}",
@@ -111,6 +116,14 @@ def test_recipes_are_listed_and_are_configs(finished: Path) -> None:
         "train.epochs=1",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
+
+
+def test_a_recipe_is_shown_as_it_stands() -> None:
+    shown = invoke("train", "--show", "baseline-survival")
+    assert shown.exit_code == 0
+    assert shown.output == find_recipe("baseline-survival").read_text(encoding="utf-8")
+    with pytest.raises(NotFoundError, match="Did you mean 'baseline-survival'"):
+        CliRunner().invoke(cli, ["train", "--show", "baseline-survivl"], catch_exceptions=False)
 
 
 def test_usage_errors_end_with_2() -> None:

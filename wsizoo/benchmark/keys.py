@@ -20,8 +20,12 @@ from wsizoo.train.config import PATHS, RunConfig
 if TYPE_CHECKING:
     from wsizoo.train.cohort import Cohort
 
-ELSEWHERE = ("cli/", "demo/", "testing/", "extraction/", "train/benchmark", "doctor.", "scaffold.")
-"""Files of wsizoo that no run's numbers come from."""
+ELSEWHERE = (
+    *("benchmark/", "cli/", "demo/", "extraction/", "reports/", "testing/", "viz/"),
+    *("__main__.", "card.", "conversion.", "doctor.", "inference.", "scaffold."),
+)
+"""Files of wsizoo that no run's numbers come from: its config, data and split are in the key."""
+BUT = ("viz/classes.",)  # makes probabilities of logits
 
 
 def content_key(config: RunConfig, data: str, split: str, registry: Registry) -> str:
@@ -106,8 +110,13 @@ def _of_files(path: Path, pattern: str) -> str:
         return sha256_of(path)
     files = sorted(file for file in path.rglob(pattern) if file.is_file())
     named = {file.relative_to(path).as_posix(): file for file in files}
-    kept = {name: file for name, file in named.items() if not name.startswith(ELSEWHERE)}
+    kept = {name: file for name, file in named.items() if counts(name)}
     return _sha256(f"{name} {sha256_of(file)}" for name, file in kept.items())
+
+
+def counts(name: str) -> bool:
+    """Whether a run's numbers may come from a file, named within its package."""
+    return name.startswith(BUT) or not name.startswith(ELSEWHERE)
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -39,6 +39,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
             )
     base = asked.config()
     folds = splits_of(base, first)
+    _check_tested(folds)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
     digests = {name: data_digest(cohort) for name, cohort in cohorts.items()}
@@ -53,6 +54,15 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
                     key = content_key(config, digests[name], digest, registry)
                     cells.append(Cell(candidate.name, name, fold, seed, config, key))
     return cells, first.task
+
+
+def _check_tested(folds: Sequence[Split]) -> None:
+    """Raise DataError where a fold tests nothing: models are compared by their test parts."""
+    if empty := [str(fold) for fold, split in enumerate(folds) if not split.test]:
+        raise DataError(
+            f"fold {', '.join(empty)} of the split has no test part, expected one in each fold, by "
+            "which the models are compared: split.fractions=[0.7,0.15,0.15]"
+        )
 
 
 def _cohort(asked: Asked, folder: str, registry: Registry) -> Cohort:

@@ -13,7 +13,7 @@ from wsizoo.names import suggest
 from wsizoo.overrides import in_full
 from wsizoo.registry import Registry
 from wsizoo.structured import MISSING, structured
-from wsizoo.train.config import RunConfig, load_config, read_content
+from wsizoo.train.config import RunConfig, load_config, read_whole
 from wsizoo.train.recipes import is_file
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ OWN = frozenset(
     ("model", "overrides", "init", "optimiser", "schedule", "train", "augment", "selection")
 )
 """What a model with a recipe of its own takes from that, instead of from the benchmark."""
+BASE = frozenset(("recipe", "model", "overrides", "init"))
+"""Overrides that say what the base model is; all others hold for every model."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,8 @@ class Asked:
     """The content of a benchmark's file.
 
     Args:
-        shared: the keys of a training run. overrides: texts laid over them.
+        shared: the keys of a training run, its recipe's among them. overrides: texts laid over
+            them, and over those of a candidate's recipe.
         models: None: all that are installed and fit. features: name -> folder.
     """
 
@@ -68,14 +71,17 @@ class Asked:
     def config(self, candidate: Candidate | None = None) -> RunConfig:
         """The run of a candidate, or what all share. Raises as `load_config`."""
         content = dict(self.shared)
-        if candidate is None and self.models and not {"model", "recipe"} & set(content):
+        if candidate is None and self.models and "model" not in content:
             candidate = self.models[0]  # stands in: the task is that of any of them
-        if candidate and candidate.recipe:
+        recipe = candidate and candidate.recipe
+        if recipe:
+            _, its = read_whole({"recipe": recipe})
             content = {key: value for key, value in content.items() if key not in OWN}
-            content["recipe"] = candidate.recipe
+            content |= {key: value for key, value in its.items() if key in OWN} | {"recipe": None}
         if candidate and candidate.model:
             content |= {"model": candidate.model, "overrides": []}
-        return load_config(content, self.overrides)
+        config = load_config(content, self.overrides)
+        return replace(config, recipe=recipe) if recipe else config
 
 
 def read_benchmark(
@@ -95,11 +101,11 @@ def read_benchmark(
         NotFoundError: no such file, or no such model (the near one named).
         SpecError: not well formed.
     """
-    if isinstance(source, Mapping):
-        whose, content, folder = "the benchmark", dict(source), Path.cwd()
-    else:
-        whose, folder = f"benchmark '{source}'", Path(source).absolute().parent
-        content = read_content(Path(source))
+    folder = Path.cwd() if isinstance(source, Mapping) else Path(source).absolute().parent
+    whose = "the benchmark" if isinstance(source, Mapping) else f"benchmark '{source}'"
+    of_base = [text for text in overrides if text.partition("=")[0] in BASE]
+    _, content = read_whole(source, of_base)
+    overrides = [text for text in overrides if text not in of_base]
     listed = content.pop("models", None)
     sets = content.pop("features", None)
     base = str(content.get("model", ""))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @click.command("benchmark")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", metavar="CONFIG")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @out_option("Folder of the benchmark; the same command fills its gaps.")
 @click.option(
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 )
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a run.")
 def benchmark_command(
-    config: Path,
+    config: str,
     overrides: tuple[str, ...],
     out: Path,
     models: str | None,
@@ -53,8 +53,8 @@ def benchmark_command(
 ) -> None:
     """Train every model on every feature set, fold and seed of CONFIG, and compare them.
 
-    CONFIG is that of a training run (see wsizoo train --help) with, besides, models: [a, b] and
-    features: {name: folder}. KEY=VALUE changes a key of it.
+    CONFIG is a recipe, or a file as a training run's (see wsizoo train --help) with, besides,
+    models: [a, b] and features: {name: folder}. KEY=VALUE changes a key of it.
 
     OUT gets table.md, table.csv, table.tex, results.csv (a row a run), benchmark.html, and
     cells/, a folder a run. A run that fails is reported and the others go on (exit code 1); the
@@ -65,8 +65,10 @@ def benchmark_command(
     Examples:
       wsizoo benchmark bench.yaml -o BENCH --jobs 2
       wsizoo benchmark bench.yaml -o B --models abmil,mean "seeds=[0,1]"
+      wsizoo benchmark baseline-classification -o B data.table=t.csv data.features=f
     """
     from wsizoo.benchmark.run import run_benchmark
+    from wsizoo.train.recipes import config_source
 
     with bar(quiet=as_json) as tick:
 
@@ -75,7 +77,7 @@ def benchmark_command(
             tick("runs", done, total)
 
         benchmark = run_benchmark(
-            config,
+            config_source(config),
             out,
             overrides=overrides,
             models=None if models is None else [name.strip() for name in models.split(",")],

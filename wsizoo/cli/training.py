@@ -21,8 +21,21 @@ def _list_recipes(context: click.Context, option: click.Parameter, asked: bool) 
     from wsizoo.train.recipes import recipes
 
     print_table(
-        [{"recipe": r.name, "from": r.owner, "summary": r.summary} for r in recipes().values()]
+        [
+            {"recipe": r.name, "from": r.owner, "source": r.source, "summary": r.summary}
+            for r in recipes().values()
+        ]
     )
+    context.exit()
+
+
+def _show_recipe(context: click.Context, option: click.Parameter, name: str | None) -> None:
+    """Print a recipe as it stands and end."""
+    if name is None or context.resilient_parsing:
+        return
+    from wsizoo.train.recipes import find_recipe
+
+    click.echo(find_recipe(name).read_text(encoding="utf-8"), nl=False)
     context.exit()
 
 
@@ -36,7 +49,15 @@ def _list_recipes(context: click.Context, option: click.Parameter, asked: bool) 
     is_eager=True,
     expose_value=False,
     callback=_list_recipes,
-    help="List the recipes, and end.",
+    help="List the recipes with their papers, and end.",
+)
+@click.option(
+    "--show",
+    metavar="RECIPE",
+    is_eager=True,
+    expose_value=False,
+    callback=_show_recipe,
+    help="Print a recipe, to cite or to copy, and end.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
 def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
@@ -56,17 +77,15 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
       wsizoo train my.yaml -o RUN5 split.kind=kfold split.folds=5 "seeds=[0,1]"
       wsizoo train baseline-classification -o RUN data.table=t.csv data.features=f
       wsizoo train --list
+      wsizoo train --show baseline-classification
       torchrun --nproc-per-node 2 -m wsizoo train my.yaml -o RUN
     """
     from wsizoo.train.config import load_config
-    from wsizoo.train.recipes import find_recipe
+    from wsizoo.train.recipes import config_source
     from wsizoo.train.run import run_training
     from wsizoo.train.run_folder import is_first
 
-    is_file = config.endswith((".yaml", ".yml"))
-    if not is_file:
-        find_recipe(config)
-    asked = load_config(Path(config) if is_file else {"recipe": config}, overrides)
+    asked = load_config(config_source(config), overrides)
     quiet = as_json or not is_first()
     with bar(quiet) as tick:
         run_training(asked, out, say=(lambda text: None) if quiet else click.echo, tick=tick)

@@ -230,16 +230,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
         NotFoundError: no such file or recipe.
         SpecError: an unknown key (the near one named), a wrong type, a value out of its range.
     """
-    if isinstance(source, Mapping):
-        whose, content = "the config", dict(source)
-        _anchor(content, Path.cwd())
-    else:
-        whose, content = f"config '{source}'", read_content(Path(source))
-    over: dict[str, Any] = {}
-    for text in overrides:
-        _lay_over(whose, over, text)
-    _anchor(over, Path.cwd())
-    content = _on_recipe(whose, merge(content, over))
+    whose, content = read_whole(source, overrides)
     if "${" in str(content):
         raise SpecError(f"{whose} holds '${{': a config is data, nothing is computed")
     for group, such in GROUPS.items():
@@ -249,6 +240,22 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     config = structured(RunConfig, whose, content)
     _check(whose, config)
     return config
+
+
+def read_whole(
+    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()
+) -> tuple[str, dict[str, Any]]:
+    """Whose it is, and the content on its recipe, under its overrides, unchecked."""
+    if isinstance(source, Mapping):
+        whose, content = "the config", dict(source)
+        _anchor(content, Path.cwd())
+    else:
+        whose, content = f"config '{source}'", read_content(Path(source))
+    over: dict[str, Any] = {}
+    for text in overrides:
+        _lay_over(whose, over, text)
+    _anchor(over, Path.cwd())
+    return whose, _on_recipe(whose, merge(content, over))
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +28,14 @@ class Recipe:
 
     Args:
         owner: the distribution that brings it. summary: the first line of its comment.
+        source: the paper's or its code's address, "no paper", or "" where the comment names none.
     """
 
     name: str
     file: Path
     owner: str
     summary: str
+    source: str
 
 
 def recipes(entry_points: Sequence[Any] | None = None) -> dict[str, Recipe]:
@@ -58,7 +62,7 @@ def recipes(entry_points: Sequence[Any] | None = None) -> dict[str, Recipe]:
                     f"the recipe '{file.stem}' of {owner} exists already in "
                     f"{found[file.stem].owner}: uninstall one, or ask its author to rename it"
                 )
-            found[file.stem] = Recipe(file.stem, file, owner, _summary(file))
+            found[file.stem] = Recipe(file.stem, file, owner, *_comment(file))
     return found
 
 
@@ -86,6 +90,18 @@ def find_recipe(name: str) -> Path:
     return known[name].file
 
 
+def config_source(name: str) -> Path | dict[str, str]:
+    """What `load_config` takes, of what people type: a YAML file, or the name of a recipe.
+
+    Raises:
+        NotFoundError: no such recipe, with near names.
+    """
+    if is_file(name):
+        return Path(name)
+    find_recipe(name)
+    return {"recipe": name}
+
+
 def is_file(name: Any) -> bool:
     """Whether a recipe is named as a file, not as one that is shipped."""
     return isinstance(name, str) and name.endswith(SUFFIXES)
@@ -102,6 +118,11 @@ def _beside(value: str) -> list[Path]:
     return [Path(place).joinpath(*inner) for place in places]
 
 
-def _summary(file: Path) -> str:
-    first = file.read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").rstrip() if first.startswith("#") else ""
+def _comment(file: Path) -> tuple[str, str]:
+    """Summary and source."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    told = [line.lstrip("# ") for line in itertools.takewhile(lambda x: x.startswith("#"), lines)]
+    text = " ".join(told)
+    address = re.search(r"https?://[^\s,;)]+", text)
+    none = "no paper" if "no paper" in text.lower() else ""
+    return (told[0].rstrip() if told else ""), (address[0].rstrip(".:") if address else none)
