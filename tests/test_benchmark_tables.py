@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,3 +246,15 @@ def test_without_a_finished_run_there_is_still_a_page() -> None:
     rows = summarise([cell("a")], [])
     assert (rows[0].finished, rows[0].asked) == (0, 1)
     assert "<svg" not in benchmark_page(rows, "classification", [("a", "why")], "0 of 1 runs")
+
+
+def test_the_page_has_results_and_costs_in_tables_of_their_own() -> None:
+    rows = summarise([cell("a")], [result("a", 0.9)], resamples=50)
+    tables = benchmark_page(rows, "classification", [], "1 of 1 runs").split("<table>")[1:]
+    heads = [re.findall("<th[^>]*>([^<]*)</th>", table) for table in tables]
+    assert heads[0][:4] == ["model", "features", "runs", "AUC"] and heads[0][-1] == "rank"
+    assert heads[1] == [
+        *("model", "features", "parameters", "training s", "ms per slide", "peak MB")
+    ]
+    assert all(len(re.findall("<td", t)) == len(h) for t, h in zip(tables, heads, strict=True))
+    assert "1000" in tables[1] and "1000" not in tables[0]

@@ -303,6 +303,20 @@ def test_an_unfinished_run_of_several_is_gone_on_with_as_a_whole(tmp_path):
         write_report(runs)
 
 
+def test_the_folder_of_a_benchmark_is_told_apart(tmp_path):
+    write_run(tmp_path / "cells" / "abmil-fold0-seed0-1234", n=3)
+    again = rf"folder of a benchmark, .*wsizoo benchmark CONFIG -o {tmp_path} .*benchmark.html anew"
+    with pytest.raises(DataError, match=again):
+        write_report(tmp_path)
+    assert write_report(tmp_path / "cells" / "abmil-fold0-seed0-1234").is_file()
+
+
+def test_a_folder_without_a_config_names_no_config(tmp_path):
+    with pytest.raises(DataError, match=r"expected '.*' to be what -o of wsizoo train or") as told:
+        write_report(tmp_path)
+    assert "config.yaml" not in str(told.value)
+
+
 def broken(run, name, old, new):
     text = (run / name).read_text(encoding="utf-8")
     assert old in text

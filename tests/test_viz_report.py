@@ -183,6 +183,16 @@ def test_values_of_any_kind_are_shown_as_a_reader_wants_them():
     assert shown[5:] == ["x", "yes", "", "n/a", "12345"]
 
 
+def test_a_caption_does_not_scroll_away_with_its_table():
+    shown = Report("t").table([{"a": 1}], ["a"], "what <it> is").html()
+    caption, table = (
+        shown.index("<figcaption>what &lt;it&gt; is<"),
+        shown.index('<div class="scroll"'),
+    )
+    assert caption < table < shown.index("<table>")
+    assert 'aria-label="what &lt;it&gt; is"' in shown
+
+
 def test_a_column_that_no_row_has_is_refused():
     with pytest.raises(DataError, match=r"no row has a column \['c'\], expected some of \['a'\]"):
         Report("t").table([{"a": 1}], ["a", "c"])

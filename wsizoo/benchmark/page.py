@@ -6,11 +6,11 @@ import html
 import math
 from collections.abc import Sequence
 
-from wsizoo.benchmark.compare import MAIN
+from wsizoo.benchmark.compare import FACTS, MAIN
 from wsizoo.benchmark.results import Row
 from wsizoo.benchmark.tables import TITLES, cells
 from wsizoo.viz.comparison import interval_plot, rank_plot
-from wsizoo.viz.page import page
+from wsizoo.viz.page import page, wide_table
 
 
 def benchmark_page(
@@ -21,11 +21,13 @@ def benchmark_page(
     Args:
         failures: (cell, reason) of those that failed. told: one line on what was run.
     """
+    results, *costs = _tables(rows, task)
     body = [
         "<h1>Benchmark</h1>",
         f'<p class="subtitle">{html.escape(told)}</p>',
-        _table(rows, task),
+        results,
         *_charts(rows, MAIN[task]),
+        *costs,
         *_failures(failures),
         "<h2>How to read it</h2>",
         *(f"<p>{html.escape(text)}</p>" for text in HOW),
@@ -44,17 +46,28 @@ HOW = (
 )
 
 
-def _table(rows: Sequence[Row], task: str) -> str:
-    head, *body = cells(rows, task, "±", html.escape, lambda text: f"<strong>{text}</strong>")
+def _tables(rows: Sequence[Row], task: str) -> list[str]:
+    """What was found, and what it cost: as one table they would be wider than a screen."""
+    lines = cells(rows, task, "±", html.escape, lambda text: f"<strong>{text}</strong>")
+    named, end = 2, -len(FACTS)
+    costs = [[*line[:named], *line[end:]] for line in lines]
+    return [
+        _table([line[:end] for line in lines], "Results on the test parts"),
+        "<h2>Cost</h2>",
+        _table(costs, "Means over runs; ms per slide is the forward pass, peak MB the process"),
+    ]
+
+
+def _table(lines: Sequence[Sequence[str]], caption: str) -> str:
+    head, *body = lines
     body = [[*row[:2], *(text.replace(" ", "&nbsp;") for text in row[2:])] for row in body]
-    lines = ["".join(f"<th{_side(i)}>{text}</th>" for i, text in enumerate(head))]
-    lines += ["".join(f"<td{_side(i)}>{text}</td>" for i, text in enumerate(row)) for row in body]
-    first, *others = (f"<tr>{line}</tr>" for line in lines)
-    rows_text = "\n".join(others)
-    return (
-        f'<div class="scroll"><table><thead>{first}</thead><tbody>\n{rows_text}\n</tbody>'
-        "</table></div>"
+    told = "".join(f'<th scope="col"{_side(i)}>{text}</th>' for i, text in enumerate(head))
+    shown = "\n".join(
+        "<tr>" + "".join(f"<td{_side(i)}>{text}</td>" for i, text in enumerate(row)) + "</tr>"
+        for row in body
     )
+    table = f"<table><thead><tr>{told}</tr></thead><tbody>\n{shown}\n</tbody></table>"
+    return wide_table(table, caption)
 
 
 def _side(column: int) -> str:

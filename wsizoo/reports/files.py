@@ -83,6 +83,16 @@ def cells_of(run: Path) -> list[Path]:
     return [path for _, path in sorted(keyed)]
 
 
+def check_not_benchmark(folder: Path) -> None:
+    """Raise DataError for the folder of a benchmark, which has a page of its own."""
+    if (folder / "cells").is_dir() and not (folder / "run.json").exists():
+        raise DataError(
+            f"'{folder}' is the folder of a benchmark, expected that of a run. wsizoo benchmark "
+            f"CONFIG -o {folder} keeps what is finished and writes its benchmark.html anew; each "
+            f"run's report: wsizoo report {folder / 'cells'}/RUN"
+        )
+
+
 def read_run(folder: Path) -> RunFiles:
     """Read the files of one run.
 
@@ -174,6 +184,8 @@ def _text(path: Path) -> str:
 def _again(path: Path) -> str:
     """What to type."""
     run = path.parent.parent if CELL.fullmatch(path.parent.name) else path.parent
+    if not (run / "config.yaml").exists():
+        return f"expected '{run}' to be what -o of wsizoo train or wsizoo evaluate named"
     return (
         "A finished run has it; the command that began the run goes on where it stopped: "
         f"wsizoo train {run / 'config.yaml'} -o {run}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.errors import DataError
-from wsizoo.reports.files import RunFiles, cells_of, read_run
+from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs, title
 from wsizoo.reports.sections import Shown, add_predictions
 from wsizoo.reports.slides import add_slides
@@ -33,6 +33,7 @@ def write_report(run: Path | str) -> Path:
     folder = Path(run)
     if not folder.is_dir():
         raise DataError(f"no run at '{folder}', expected the folder that -o named: wsizoo train")
+    check_not_benchmark(folder)
     cells = cells_of(folder)
     report = _report_of_runs(folder, cells) if cells else _report_of_one(read_run(folder))
     report.write(folder / PAGE)

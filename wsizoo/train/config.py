@@ -18,6 +18,7 @@ from wsizoo.train.recipes import find_recipe, is_file
 from wsizoo.yaml_data import read_value, read_yaml
 
 INFINITY = math.inf
+Source = Path | str | Mapping[str, Any]  # a YAML file, or its content
 
 
 def _one_of(default: str | None, *allowed: str) -> Any:
@@ -217,7 +218,7 @@ GROUPS = {
 PATHS = ("data.table", "data.features", "data.instances", "split.file")
 
 
-def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
     """A run from its YAML file (or its content), checked.
 
     A recipe lies under the file, the overrides lie over it. Paths in a file are relative to its
@@ -242,9 +243,7 @@ def load_config(source: Path | str | Mapping[str, Any], overrides: Sequence[str]
     return config
 
 
-def read_whole(
-    source: Path | str | Mapping[str, Any], overrides: Sequence[str] = ()
-) -> tuple[str, dict[str, Any]]:
+def read_whole(source: Source, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """Whose it is, and the content on its recipe, under its overrides, unchecked."""
     if isinstance(source, Mapping):
         whose, content = "the config", dict(source)

@@ -8,10 +8,10 @@ from wsizoo.viz.svg import STYLE as CHART_STYLE
 
 _LIGHT = """--paper: #fdfdfc; --ink: #1d2127; --soft: #5c6570; --line: #e3e6ea;
   --track: #f0f2f4; --link: #0b5cad; --bar: #58a5d6; --s0: #0072b2; --s1: #d55e00; --s2: #00876a;
-  --s3: #b0578c; --s4: #2f93c8; --s5: #b87a00; --s6: #6b6b6b;"""
+  --s3: #b0578c; --s4: #2f93c8; --s5: #b87a00; --s6: #6b6b6b; --shade: #1d212740;"""
 _DARK = """--paper: #15181c; --ink: #e6e8eb; --soft: #a3acb6; --line: #343a42;
   --track: #262b31; --link: #7db8f0; --bar: #2a75a8; --s0: #5fb0e5; --s1: #f08a4b; --s2: #3cc6a0;
-  --s3: #dc8fba; --s4: #94d3f5; --s5: #e8b13f; --s6: #b3b3b3;"""
+  --s3: #dc8fba; --s4: #94d3f5; --s5: #e8b13f; --s6: #b3b3b3; --shade: #e6e8eb55;"""
 
 STYLE = f"""
 :root {{ color-scheme: light dark; {_LIGHT} }}
@@ -33,10 +33,14 @@ a {{ color: var(--link); }}
 figure {{ margin: 1.25rem 0; }}
 figure img {{ display: block; max-width: 100%; height: auto; border: 1px solid var(--line);
   border-radius: 4px; }}
-figcaption, caption {{ color: var(--soft); font-size: 0.9rem; line-height: 1.4;
-  text-align: left; }}
-figcaption {{ margin-top: 0.5rem; max-width: 44rem; }}
-caption {{ padding-bottom: 0.5rem; }}
+figcaption {{ color: var(--soft); font-size: 0.9rem; line-height: 1.4; margin-top: 0.5rem;
+  max-width: 44rem; }}
+.table figcaption {{ margin: 0 0 0.5rem; }} .table .scroll {{ margin: 0; background:
+  linear-gradient(to right, var(--paper) 1rem, transparent 2.5rem) left / 2.5rem 100%,
+  linear-gradient(to left, var(--paper) 1rem, transparent 2.5rem) right / 2.5rem 100%,
+  linear-gradient(to right, var(--shade), transparent) left / 1rem 100%,
+  linear-gradient(to left, var(--shade), transparent) right / 1rem 100%;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll; }}
 .pair {{ display: grid; gap: 0 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); }}
 .pair figure {{ min-width: 0; }}
@@ -63,7 +67,8 @@ th:last-child, td:last-child {{ padding-right: 0; }}
   :root {{ color-scheme: light; {_LIGHT} --paper: #ffffff; }}
   main {{ max-width: none; padding: 0; }} nav {{ display: none; }}
   h2 {{ break-after: avoid; }} figure, tr, .facts {{ break-inside: avoid; }}
-  .scroll {{ overflow: visible; }} .pair {{ grid-template-columns: 1fr 1fr; }}
+  figure.table {{ break-inside: auto; }}
+  .scroll {{ overflow: visible; background: none; }} .pair {{ grid-template-columns: 1fr 1fr; }}
   figure img {{ width: auto !important; max-height: 17cm; }}
 }}
 {CHART_STYLE}"""
@@ -80,4 +85,18 @@ def page(title: str, body: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def wide_table(table: str, caption: str = "") -> str:
+    """A table that scrolls sideways where it must, a shade where more is; its caption stays.
+
+    Args:
+        table: a <table>, already escaped. caption: plain text, above it.
+    """
+    told = html.escape(caption)
+    above = f"<figcaption>{told}</figcaption>" if told else ""
+    return (
+        f'<figure class="table">{above}<div class="scroll" tabindex="0" role="region" '
+        f'aria-label="{told or "Table"}">{table}</div></figure>'
     )

@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from wsizoo.errors import DataError
 from wsizoo.files import write_text
 from wsizoo.viz.charts import Bar, Curve, bar_chart, curve_chart, histogram_chart, roc_chart
-from wsizoo.viz.page import page
+from wsizoo.viz.page import page, wide_table
 from wsizoo.viz.svg import shared_decimals
 
 Picture = NDArray[np.uint8] | Image.Image | Path | str
@@ -115,12 +115,8 @@ class Report:
         )
         decimals = {c: _decimals([row.get(c) for row in rows]) for c in numeric}
         body = "".join(f"<tr>{_cells(row, columns, decimals)}</tr>\n" for row in rows)
-        title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
-        return self._add(
-            f'<div class="scroll" tabindex="0" role="region" aria-label="'
-            f'{html.escape(caption or "Table")}"><table>{title}'
-            f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
-        )
+        table = f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>"
+        return self._add(wide_table(table, caption))
 
     def image(self, image: Picture, caption: str, width: int | None = None) -> Self:
         """A picture, embedded.
