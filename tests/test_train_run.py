@@ -287,14 +287,37 @@ def test_the_choice_may_be_made_by_a_measure(cohort: Path, tmp_path: Path) -> No
         train(cohort, tmp_path / "other", "selection.metric=aucc")
 
 
-def test_class_weights_and_smoothing_change_the_loss(cohort: Path, tmp_path: Path) -> None:
+def test_smoothing_changes_the_loss(cohort: Path, tmp_path: Path) -> None:
     plain = train(cohort, tmp_path / "plain")
     smooth = train(cohort, tmp_path / "smooth", "train.label_smoothing=0.4")
     losses = [read_table(run / "epochs.csv")[0]["val_loss"] for run in (plain, smooth)]
     assert losses[0] != losses[1]
-    train(cohort, tmp_path / "weighted", "train.class_weights=inverse", "train.batch_size=4")
     with pytest.raises(SpecError, match=r"label_smoothing are of classification, this is survi"):
         train(cohort, tmp_path / "s", "train.label_smoothing=0.4", task="survival")
+
+
+def test_class_weights_act_on_single_slides_and_packing_equals_accumulating(
+    tmp_path: Path,
+) -> None:
+    write_cohort(tmp_path)
+    table = tmp_path / "slides.csv"
+    first = next(row["patient"] for row in read_table(table) if row["label"] == "malign")
+    rows = [  # in training three malign slides to five benign ones
+        {**row, "label": "benign"} if row["patient"] == first else row for row in read_table(table)
+    ]
+    write_table(table, rows)
+
+    def found(name: str, *overrides: str) -> list[float]:
+        sgd = ["optimiser={name: sgd, lr: 0.1}", "overrides=['aggregator.dropout=0.0']"]
+        run = train(tmp_path, tmp_path / name, *sgd, *overrides)
+        return [float(row["p_malign"]) for row in read_table(run / "predictions.csv")]
+
+    weighted = "train.class_weights=inverse"
+    plain, alone = found("plain"), found("alone", weighted)
+    assert max(abs(a - b) for a, b in zip(plain, alone, strict=True)) > 1e-3
+    packed = found("packed", weighted, "train.batch_size=4")
+    added = found("added", weighted, "train.accumulate=4")
+    assert packed == pytest.approx(added, rel=1e-5)
 
 
 def test_the_coordinates_are_augmented_where_it_is_asked_for(cohort: Path, tmp_path: Path) -> None:

@@ -134,7 +134,8 @@ class TrainConfig:
         precision: "32-true", "bf16-mixed", "16-mixed", as Lightning Fabric has it.
         patience: epochs without a better value of the selection's metric before the end.
         workers: threads that read features.
-        class_weights: "inverse": of the classes' frequency in the training part.
+        class_weights: "inverse": of the classes' frequency in the training part, 1 in the mean
+            over its slides; also where one slide is a step.
         max_patches: of a slide in training, drawn anew each time.
         checkpoint_steps: steps between writes of the last checkpoint within an epoch.
         loggers: of "tensorboard" and "wandb", beside the csv and JSON lines that are always there.
