@@ -15,6 +15,7 @@ import wsizoo
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
 from wsizoo.errors import DataError, SpecError
 from wsizoo.train.config import load_config
+from wsizoo.train.evaluation import evaluate_run
 from wsizoo.train.run import run_training
 
 FILES = {
@@ -165,6 +166,26 @@ def test_each_slide_for_itself_keeps_the_patient_as_what_is_resampled(
     run = train(several, tmp_path / "run")
     auc = read(run / "metrics.json")["test"]["auc"]
     assert (auc["n"], auc["patients"]) == (8, 4)
+
+
+def test_survival_counts_a_patient_once(several: Path, tmp_path: Path) -> None:
+    """A time is a patient's: also where each slide is a bag, also in the page and in evaluation."""
+    run = train(several, tmp_path / "run", "selection.metric=c_index", task="survival")
+    metrics = read(run / "metrics.json")
+    assert metrics["level"] == "patient"
+    assert (metrics["test"]["c_index"]["n"], len(read_table(run / "predictions.csv"))) == (4, 16)
+    slides = read_table(run / "predictions.csv")
+    for row in read_table(run / "predictions_patients.csv"):
+        own = [slide for slide in slides if slide["patient"] == row["patient"]]
+        assert len(own) == 2
+        for name in ("risk", "s_0", "s_1"):
+            mean = sum(float(slide[name]) for slide in own) / 2
+            assert float(row[name]) == pytest.approx(mean, rel=1e-6)
+    assert "survival, test part: 4 patients" in (run / "report.html").read_text().lower()
+    chosen = read_table(run / "epochs.csv")[read(run / "run.json")["epoch"] - 1]
+    assert float(chosen["val_c_index"]) == pytest.approx(metrics["val"]["c_index"]["value"])
+    again = evaluate_run(run, tmp_path / "again")
+    assert read(again / "metrics.json")["test"]["c_index"]["n"] == 4
 
 
 # Folds and seeds

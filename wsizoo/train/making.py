@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def _weighted(weights: torch.Tensor, label_smoothing: float) -> TaskLoss:
     of `wsizoo.losses.cross_entropy` is not so.
     """
 
-    def loss(raw: torch.Tensor, targets: Any) -> torch.Tensor:
+    def loss(raw: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
         label = targets["label"].long()
         each = F.cross_entropy(
             raw, label, ignore_index=-1, reduction="none", label_smoothing=label_smoothing

@@ -25,7 +25,7 @@ from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
-from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predicting import Measuring, edges_of, level_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
@@ -63,7 +63,7 @@ class OneRun:
     @property
     def level(self) -> str:
         """What is measured: each slide, or each patient."""
-        return "slide" if self.config.data.patient_slides == "each" else "patient"
+        return level_of(self.cohort.task, self.config.data.patient_slides)
 
     def digests(self) -> dict[str, str]:
         """Of the slides with their targets, and of which part each is in."""

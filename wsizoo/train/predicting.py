@@ -23,6 +23,11 @@ PARTS = ("test", "val", "train")
 FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
 
 
+def level_of(task: str, patient_slides: str) -> str:
+    """What is measured, "slide" or "patient". A survival time is a patient's, so it counts once."""
+    return "slide" if patient_slides == "each" and task != "survival" else "patient"
+
+
 @dataclass(frozen=True)
 class Measuring:
     """How rows of predictions are measured.
