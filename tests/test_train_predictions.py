@@ -26,7 +26,8 @@ BAG = Bag(torch.zeros(4, 2))
 
 
 def row(task: str, output: SlideOutput, target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return prediction(task, model(output, **more), BAG, target)
+    made = model(output, **more)
+    return prediction(task, made, made(BAG), target)
 
 
 def test_a_class_has_its_probabilities() -> None:

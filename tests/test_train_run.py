@@ -13,10 +13,14 @@ import yaml
 
 import wsizoo
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
+from wsizoo.bag import Bag
 from wsizoo.errors import DataError, SpecError
+from wsizoo.interfaces import SlideOutput
+from wsizoo.model import SlideModel
 from wsizoo.train.config import load_config
 from wsizoo.train.evaluation import evaluate_run
 from wsizoo.train.run import run_training
+from wsizoo.train.samples import Samples
 
 FILES = {
     "checkpoints", "config.yaml", "environment.json", "epochs.csv", "log.jsonl", "metrics.json",
@@ -306,6 +310,50 @@ def test_the_choice_may_be_made_by_a_measure(cohort: Path, tmp_path: Path) -> No
         SpecError, match=r"selection.metric is 'aucc', which classification lacks. Did you mean"
     ):
         train(cohort, tmp_path / "other", "selection.metric=aucc")
+
+
+def test_the_choice_reads_and_shows_no_slide_twice(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass that gives the validation loss gives what is measured."""
+    counts = {"read": 0, "shown": 0}
+    read_one, forward = Samples._read, SlideModel.forward
+
+    def count_read(self: Samples, index: int) -> Bag:
+        counts["read"] += 1
+        return read_one(self, index)
+
+    def count_shown(self: SlideModel, bag: Bag) -> SlideOutput:
+        counts["shown"] += 1
+        return forward(self, bag)
+
+    monkeypatch.setattr(Samples, "_read", count_read)
+    monkeypatch.setattr(SlideModel, "forward", count_shown)
+    train(cohort, tmp_path / "loss")
+    by_loss = dict(counts)
+    train(cohort, tmp_path / "auc", "selection.metric=auc")
+    assert counts == {name: 2 * count for name, count in by_loss.items()}
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    ("task", "measure"),
+    [
+        ("classification", "auc"),
+        ("survival", "c_index"),
+        ("regression", "mae"),
+        ("segmentation", "dice_pooled"),
+    ],
+)
+def test_what_the_choice_is_made_by_is_what_is_measured_in_the_end(
+    several: Path, tmp_path: Path, task: str, measure: str, size: int
+) -> None:
+    """Also where several slides are packed, and times are bins in training."""
+    asked = [f"selection.metric={measure}", f"train.batch_size={size}", "train.workers=2"]
+    run = train(several, tmp_path / "run", *asked, task=task)
+    chosen = read_table(run / "epochs.csv")[read(run / "run.json")["epoch"] - 1]
+    value = read(run / "metrics.json")["val"][measure]["value"]
+    assert float(chosen[f"val_{measure}"]) == pytest.approx(value, rel=1e-5)
 
 
 def test_smoothing_changes_the_loss(cohort: Path, tmp_path: Path) -> None:

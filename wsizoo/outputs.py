@@ -89,6 +89,33 @@ def stacked(outputs: Sequence[Any], batch: BagBatch) -> Any:
     )
 
 
+def unstacked(output: Any, lengths: Sequence[int]) -> list[Any]:
+    """The answers for each slide of a packed output; scores, losses and predictions stay there.
+
+    Args:
+        lengths: patches of each slide, as passed in.
+    """
+    found, start = [], 0
+    for i, n in enumerate(lengths):
+        own: dict[str, Tensor | None] = {name: getattr(output, name) for name in PER_SLIDE}
+        rows: dict[str, Tensor | None] = {name: getattr(output, name) for name in PER_PATCH}
+        kept = output.kept
+        if kept is not None:
+            kept = kept[(kept >= start) & (kept < start + n)] - start
+        found.append(
+            type(output)(
+                **{name: None if value is None else value[i] for name, value in own.items()},
+                **{
+                    name: None if value is None else value[start : start + n]
+                    for name, value in rows.items()
+                },
+                kept=kept,
+            )
+        )
+        start += n
+    return found
+
+
 def _joined(how: Callable[..., Tensor], outputs: Sequence[Any], name: str) -> Tensor | None:
     values = [getattr(output, name) for output in outputs]
     return None if any(value is None for value in values) else how(values)

@@ -89,7 +89,7 @@ def evaluate_run(
     parts = _parts(found, cohort, part)
     check_features(model, cohort)
     _check_out(out)
-    rows, seconds = _predict(cohort, parts, model, tick)
+    rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
     level = level_of(task, found.config.data.patient_slides)
     metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
     write_json(out / ENVIRONMENT, environment(registry))
@@ -168,12 +168,13 @@ def _predict(
     parts: Mapping[str, Sequence[int]],
     model: SlideModel,
     tick: Tick,
+    workers: int,
 ) -> tuple[list[Row], float]:
     rows: list[Row] = []
     seconds = 0.0
     for part, chosen in parts.items():
         samples = Samples(cohort, chosen)
-        found, spent = predict_samples(samples, part, cohort.task, model, tick)
+        found, spent = predict_samples(samples, part, cohort.task, model, tick, workers)
         rows += found
         seconds += spent
     return rows, seconds
