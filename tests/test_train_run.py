@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,25 @@ def test_the_choice_reads_and_shows_no_slide_twice(
     by_loss = dict(counts)
     train(cohort, tmp_path / "auc", "selection.metric=auc")
     assert counts == {name: 2 * count for name, count in by_loss.items()}
+
+
+def test_predicted_slides_are_read_ahead(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(cohort, tmp_path / "run")
+    threads: set[str] = set()
+    read_one = Samples._read
+
+    def note_thread(self: Samples, index: int) -> Bag:
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return read_one(self, index)
+
+    monkeypatch.setattr(Samples, "_read", note_thread)
+    evaluate_run(run, tmp_path / "again", ["train.workers=2"])
+    assert threads == {"wsizoo-reading"}
+    again, first = (tmp_path / "again" / "predictions.csv"), run / "predictions.csv"
+    told = [row for row in read_table(first) if row["part"] == "test"]
+    assert read_table(again) == told
 
 
 @pytest.mark.parametrize("size", [1, 3])
