@@ -95,24 +95,17 @@ def unstacked(output: Any, lengths: Sequence[int]) -> list[Any]:
     Args:
         lengths: patches of each slide, as passed in.
     """
+    slide = {name: v for name in PER_SLIDE if (v := getattr(output, name)) is not None}
+    patch = {name: v for name in PER_PATCH if (v := getattr(output, name)) is not None}
     found, start = [], 0
     for i, n in enumerate(lengths):
-        own: dict[str, Tensor | None] = {name: getattr(output, name) for name in PER_SLIDE}
-        rows: dict[str, Tensor | None] = {name: getattr(output, name) for name in PER_PATCH}
-        kept = output.kept
+        stop, kept = start + n, output.kept
         if kept is not None:
-            kept = kept[(kept >= start) & (kept < start + n)] - start
-        found.append(
-            type(output)(
-                **{name: None if value is None else value[i] for name, value in own.items()},
-                **{
-                    name: None if value is None else value[start : start + n]
-                    for name, value in rows.items()
-                },
-                kept=kept,
-            )
-        )
-        start += n
+            kept = kept[(kept >= start) & (kept < stop)] - start
+        own = {name: value[i] for name, value in slide.items()}
+        rows = {name: value[start:stop] for name, value in patch.items()}
+        found.append(type(output)(**own, **rows, kept=kept))
+        start = stop
     return found
 
 

@@ -49,6 +49,7 @@ class DataConfig:
         instances: folder with the labels of each slide's patches.
         patient_slides: what a sample is: a slide ("each"), all slides of a patient as one bag
             ("concat"), a slide, but the mean over a patient's slides is measured ("late_mean").
+            Survival is measured by patient, with "each" too.
         missing: slides without features or target: an error, or left out ("drop").
     """
 
