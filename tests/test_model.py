@@ -15,6 +15,7 @@ from wsizoo.mil.abmil import ABMIL
 from wsizoo.mil.heads import ClassificationHead, RegressionHead, SegmentationHead, SurvivalHead
 from wsizoo.mil.pooling import MaxPooling, MeanPooling
 from wsizoo.model import SlideModel
+from wsizoo.outputs import unstacked
 from wsizoo.spec import ModelSpec
 
 SPEC = ModelSpec(summary="s", licence="MIT", source="x", head={"classes": ["a", "b"]})
@@ -207,6 +208,12 @@ def test_packed_slides_give_the_same_as_one_by_one(body: str, head: str, selects
     assert packed.offsets.tolist() == [0, 3, 12, 16]
     expected = [0, 2, 3, 5, 12, 14] if selects else None
     assert (None if packed.kept is None else packed.kept.tolist()) == expected
+    for own, single in zip(unstacked(packed, [3, 9, 4]), singles, strict=True):
+        for name in ("logits", "hazards", "risk", "value", "embedding", "instance_logits", "kept"):
+            parted, alone = getattr(own, name), getattr(single, name)
+            assert (parted is None) == (alone is None), name
+            if alone is not None:
+                torch.testing.assert_close(parted, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("selector", [None, Some([1, 3])])

@@ -122,11 +122,23 @@ def test_inverse_weights_are_those_of_the_training_part(folder: Path) -> None:
     rows = [0, 2, 4, 1]  # three benign, one malign
     loss = task_loss_of(config, cohort, rows)
     assert loss is not None
-    raw, label = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
-    weights = torch.tensor([0.5, 1.5])
-    expected = torch.nn.functional.cross_entropy(raw, label, weights)
-    assert torch.equal(loss(raw, {"label": label}), expected)
+    raw, label = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+    each = torch.nn.functional.cross_entropy(raw, label, reduction="none")
+    weights = torch.tensor([2 / 3, 2.0])  # (3 * 2/3 + 1 * 2) / 4 = 1
+    torch.testing.assert_close(loss(raw, {"label": label}), (weights * each).mean())
+    torch.testing.assert_close(loss(raw[1:], {"label": label[1:]}), 2 * each[1])  # alone
+    unknown = torch.tensor([0, -1])
+    torch.testing.assert_close(loss(raw, {"label": unknown}), 2 / 3 * each[0])
     assert task_loss_of(asked(folder), cohort, rows) is None
+
+
+def test_weights_and_smoothing_work_together(folder: Path) -> None:
+    config = asked(folder, "train.class_weights=inverse", "train.label_smoothing=0.2")
+    loss = task_loss_of(config, cohort_of(config), [0, 2, 4, 1])
+    assert loss is not None
+    raw, label = torch.tensor([[2.0, 0.5]]), torch.tensor([1])
+    smooth = torch.nn.functional.cross_entropy(raw, label, label_smoothing=0.2)
+    torch.testing.assert_close(loss(raw, {"label": label}), 2 * smooth)
 
 
 class Whole(wsizoo.WholeModel):

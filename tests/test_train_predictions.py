@@ -6,27 +6,19 @@ from typing import Any
 import pytest
 import torch
 
-from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.interfaces import SlideOutput
 from wsizoo.train.predictions import by_patient, one_target_each, prediction
 
 
-def model(
-    output: SlideOutput, classes: tuple[str, ...] = (), threshold: float | None = None
-) -> Any:
-    class Model(SimpleNamespace):
-        def __call__(self, bag: Bag) -> SlideOutput:
-            return output
-
-    return Model(name="toy", classes=list(classes), head=SimpleNamespace(threshold=threshold))
-
-
-BAG = Bag(torch.zeros(4, 2))
+def model(classes: tuple[str, ...] = (), threshold: float | None = None) -> Any:
+    return SimpleNamespace(
+        name="toy", classes=list(classes), head=SimpleNamespace(threshold=threshold)
+    )
 
 
 def row(task: str, output: SlideOutput, target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return prediction(task, model(output, **more), BAG, target)
+    return prediction(task, model(**more), output, target)
 
 
 def test_a_class_has_its_probabilities() -> None:

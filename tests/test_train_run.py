@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import statistics
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,14 @@ import yaml
 
 import wsizoo
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
+from wsizoo.bag import Bag
 from wsizoo.errors import DataError, SpecError
+from wsizoo.interfaces import SlideOutput
+from wsizoo.model import SlideModel
 from wsizoo.train.config import load_config
+from wsizoo.train.evaluation import evaluate_run
 from wsizoo.train.run import run_training
+from wsizoo.train.samples import Samples
 
 FILES = {
     "checkpoints", "config.yaml", "environment.json", "epochs.csv", "log.jsonl", "metrics.json",
@@ -167,6 +173,26 @@ def test_each_slide_for_itself_keeps_the_patient_as_what_is_resampled(
     assert (auc["n"], auc["patients"]) == (8, 4)
 
 
+def test_survival_counts_a_patient_once(several: Path, tmp_path: Path) -> None:
+    """A time is a patient's: also where each slide is a bag, also in the page and in evaluation."""
+    run = train(several, tmp_path / "run", "selection.metric=c_index", task="survival")
+    metrics = read(run / "metrics.json")
+    assert metrics["level"] == "patient"
+    assert (metrics["test"]["c_index"]["n"], len(read_table(run / "predictions.csv"))) == (4, 16)
+    slides = read_table(run / "predictions.csv")
+    for row in read_table(run / "predictions_patients.csv"):
+        own = [slide for slide in slides if slide["patient"] == row["patient"]]
+        assert len(own) == 2
+        for name in ("risk", "s_0", "s_1"):
+            mean = sum(float(slide[name]) for slide in own) / 2
+            assert float(row[name]) == pytest.approx(mean, rel=1e-6)
+    assert "survival, test part: 4 patients" in (run / "report.html").read_text().lower()
+    chosen = read_table(run / "epochs.csv")[read(run / "run.json")["epoch"] - 1]
+    assert float(chosen["val_c_index"]) == pytest.approx(metrics["val"]["c_index"]["value"])
+    again = evaluate_run(run, tmp_path / "again")
+    assert read(again / "metrics.json")["test"]["c_index"]["n"] == 4
+
+
 # Folds and seeds
 
 
@@ -287,14 +313,100 @@ def test_the_choice_may_be_made_by_a_measure(cohort: Path, tmp_path: Path) -> No
         train(cohort, tmp_path / "other", "selection.metric=aucc")
 
 
-def test_class_weights_and_smoothing_change_the_loss(cohort: Path, tmp_path: Path) -> None:
+def test_the_choice_reads_and_shows_no_slide_twice(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pass that gives the validation loss gives what is measured."""
+    counts = {"read": 0, "shown": 0}
+    read_one, forward = Samples._read, SlideModel.forward
+
+    def count_read(self: Samples, index: int) -> Bag:
+        counts["read"] += 1
+        return read_one(self, index)
+
+    def count_shown(self: SlideModel, bag: Bag) -> SlideOutput:
+        counts["shown"] += 1
+        return forward(self, bag)
+
+    monkeypatch.setattr(Samples, "_read", count_read)
+    monkeypatch.setattr(SlideModel, "forward", count_shown)
+    train(cohort, tmp_path / "loss")
+    by_loss = dict(counts)
+    train(cohort, tmp_path / "auc", "selection.metric=auc")
+    assert counts == {name: 2 * count for name, count in by_loss.items()}
+
+
+def test_predicted_slides_are_read_ahead(
+    cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(cohort, tmp_path / "run")
+    threads: set[str] = set()
+    read_one = Samples._read
+
+    def note_thread(self: Samples, index: int) -> Bag:
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return read_one(self, index)
+
+    monkeypatch.setattr(Samples, "_read", note_thread)
+    evaluate_run(run, tmp_path / "again", ["train.workers=2"])
+    assert threads == {"wsizoo-reading"}
+    again, first = (tmp_path / "again" / "predictions.csv"), run / "predictions.csv"
+    told = [row for row in read_table(first) if row["part"] == "test"]
+    assert read_table(again) == told
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize(
+    ("task", "measure"),
+    [
+        ("classification", "auc"),
+        ("survival", "c_index"),
+        ("regression", "mae"),
+        ("segmentation", "dice_pooled"),
+    ],
+)
+def test_what_the_choice_is_made_by_is_what_is_measured_in_the_end(
+    several: Path, tmp_path: Path, task: str, measure: str, size: int
+) -> None:
+    """Also where several slides are packed, and times are bins in training."""
+    asked = [f"selection.metric={measure}", f"train.batch_size={size}", "train.workers=2"]
+    run = train(several, tmp_path / "run", *asked, task=task)
+    chosen = read_table(run / "epochs.csv")[read(run / "run.json")["epoch"] - 1]
+    value = read(run / "metrics.json")["val"][measure]["value"]
+    assert float(chosen[f"val_{measure}"]) == pytest.approx(value, rel=1e-5)
+
+
+def test_smoothing_changes_the_loss(cohort: Path, tmp_path: Path) -> None:
     plain = train(cohort, tmp_path / "plain")
     smooth = train(cohort, tmp_path / "smooth", "train.label_smoothing=0.4")
     losses = [read_table(run / "epochs.csv")[0]["val_loss"] for run in (plain, smooth)]
     assert losses[0] != losses[1]
-    train(cohort, tmp_path / "weighted", "train.class_weights=inverse", "train.batch_size=4")
     with pytest.raises(SpecError, match=r"label_smoothing are of classification, this is survi"):
         train(cohort, tmp_path / "s", "train.label_smoothing=0.4", task="survival")
+
+
+def test_class_weights_act_on_single_slides_and_packing_equals_accumulating(
+    tmp_path: Path,
+) -> None:
+    write_cohort(tmp_path)
+    table = tmp_path / "slides.csv"
+    first = next(row["patient"] for row in read_table(table) if row["label"] == "malign")
+    rows = [  # in training three malign slides to five benign ones
+        {**row, "label": "benign"} if row["patient"] == first else row for row in read_table(table)
+    ]
+    write_table(table, rows)
+
+    def found(name: str, *overrides: str) -> list[float]:
+        sgd = ["optimiser={name: sgd, lr: 0.1}", "overrides=['aggregator.dropout=0.0']"]
+        run = train(tmp_path, tmp_path / name, *sgd, *overrides)
+        return [float(row["p_malign"]) for row in read_table(run / "predictions.csv")]
+
+    weighted = "train.class_weights=inverse"
+    plain, alone = found("plain"), found("alone", weighted)
+    assert max(abs(a - b) for a, b in zip(plain, alone, strict=True)) > 1e-3
+    packed = found("packed", weighted, "train.batch_size=4")
+    added = found("added", weighted, "train.accumulate=4")
+    assert packed == pytest.approx(added, rel=1e-5)
 
 
 def test_the_coordinates_are_augmented_where_it_is_asked_for(cohort: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -148,7 +149,7 @@ def test_sampled_patches_are_other_ones_each_epoch(tmp_path: Path) -> None:
 def test_the_mean_of_the_weights_is_what_is_evaluated_and_kept(tmp_path: Path) -> None:
     weights: list[Tensor] = []
 
-    def watch(model: SlideModel) -> dict[str, float]:
+    def watch(model: SlideModel, notes: Sequence[Any]) -> dict[str, float]:
         weights.append(model.state_dict()["head.linear.weight"].clone())
         return {}
 
@@ -169,7 +170,7 @@ def test_the_mean_of_the_weights_is_what_is_evaluated_and_kept(tmp_path: Path) -
 def test_training_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     values = iter([0.5, 0.7, 0.6, 0.7, 0.9])
 
-    def falling(model: SlideModel) -> dict[str, float]:
+    def falling(model: SlideModel, notes: Sequence[Any]) -> dict[str, float]:
         return {"auc": next(values)}
 
     settings = replace(PLAIN, epochs=9, patience=2, metric="auc", checkpoint="best")
@@ -187,7 +188,7 @@ def test_of_an_error_less_is_better(tmp_path: Path) -> None:
         None,
         settings,
         tmp_path,
-        measure=lambda _: {"mae": next(values)},
+        measure=lambda *_: {"mae": next(values)},
     )
     assert trained.best_epoch == 2
 
@@ -303,7 +304,10 @@ def test_a_metric_that_is_not_measured_or_not_a_number_is_an_error(tmp_path: Pat
         train_toy(tmp_path / "a", ToySlides(2), settings=settings)
     with pytest.raises(DataError, match="val_auc is nan after epoch 1, so no epoch is the best"):
         train_toy(
-            tmp_path / "b", ToySlides(2), settings=settings, measure=lambda _: {"auc": float("nan")}
+            tmp_path / "b",
+            ToySlides(2),
+            settings=settings,
+            measure=lambda *_: {"auc": float("nan")},
         )
 
 
@@ -355,9 +359,9 @@ def test_what_measures_may_move_nothing(tmp_path: Path) -> None:
     """`measure` is called in eval mode and gives columns of the table."""
     modes: list[bool] = []
 
-    def watch(model: SlideModel) -> dict[str, float]:
+    def watch(model: SlideModel, notes: Sequence[Any]) -> dict[str, float]:
         modes.append(model.training)
-        return measure(model)
+        return measure(model, notes)
 
     train_toy(tmp_path, ToySlides(2), settings=PLAIN, measure=watch)
     assert modes == [False, False]

@@ -20,7 +20,7 @@ from torch import nn
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.interfaces import Aggregated, Aggregator, SlideOutput
 from wsizoo.mil.heads import ClassificationHead
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
@@ -113,15 +113,23 @@ def augment(bag: Bag, generator: torch.Generator, progress: float) -> Bag:
     return bag.replace(features=bag.features + (0.2 - 0.1 * progress) * noise)
 
 
-def measure(model: SlideModel) -> dict[str, float]:
+def note(model: SlideModel, index: int, bag: Bag, output: SlideOutput) -> list[Any]:
     random.random(), torch.rand(1)  # must not matter
-    return {"weight": float(model.state_dict()["head.linear.weight"].sum())}
+    assert output.logits is not None
+    return [index, bag.slide_id, output.logits.tolist()]
+
+
+def measure(model: SlideModel, notes: Sequence[Any]) -> dict[str, float]:
+    random.random(), torch.rand(1)  # must not matter
+    assert [(index, slide) for index, slide, _ in notes] == [(i, f"s{i}") for i in range(3)]
+    first = sum((index + 1) * logits[0] for index, _, logits in notes)
+    return {"weight": float(model.state_dict()["head.linear.weight"].sum()), "logit": first}
 
 
 def train_toy(folder: Path, slides: ToySlides, **more: Any) -> Trained:
     settings = more.pop("settings", SETTINGS)
     model = more.pop("model", None) or toy_model()
-    options = {"augment": augment, "measure": measure, **more}
+    options = {"augment": augment, "note": note, "measure": measure, **more}
     return train_model(model, slides, ToySlides(3, seed=1), settings, folder, **options)
 
 

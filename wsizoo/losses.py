@@ -25,7 +25,8 @@ def cross_entropy(
     Args:
         logits: (n, C). label: (n,) int64 class indices, -1 rows are left out.
         class_weights: (C,), of a row by its label. The mean is divided by the weights of its rows:
-            of a single row the weight cancels, so they have no effect where one slide is a step.
+            of a single row the weight cancels, so they have no effect where one slide is a step
+            (`train.class_weights` of a run divides by the number of slides instead, and has one).
         label_smoothing: s in [0, 1]: the target is 1 - s of the label and s spread evenly over all
             classes.
 

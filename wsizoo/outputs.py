@@ -89,6 +89,26 @@ def stacked(outputs: Sequence[Any], batch: BagBatch) -> Any:
     )
 
 
+def unstacked(output: Any, lengths: Sequence[int]) -> list[Any]:
+    """The answers for each slide of a packed output; scores, losses and predictions stay there.
+
+    Args:
+        lengths: patches of each slide, as passed in.
+    """
+    slide = {name: v for name in PER_SLIDE if (v := getattr(output, name)) is not None}
+    patch = {name: v for name in PER_PATCH if (v := getattr(output, name)) is not None}
+    found, start = [], 0
+    for i, n in enumerate(lengths):
+        stop, kept = start + n, output.kept
+        if kept is not None:
+            kept = kept[(kept >= start) & (kept < stop)] - start
+        own = {name: value[i] for name, value in slide.items()}
+        rows = {name: value[start:stop] for name, value in patch.items()}
+        found.append(type(output)(**own, **rows, kept=kept))
+        start = stop
+    return found
+
+
 def _joined(how: Callable[..., Tensor], outputs: Sequence[Any], name: str) -> Tensor | None:
     values = [getattr(output, name) for output in outputs]
     return None if any(value is None for value in values) else how(values)

@@ -50,6 +50,7 @@ class DataConfig:
         instances: folder with the labels of each slide's patches.
         patient_slides: what a sample is: a slide ("each"), all slides of a patient as one bag
             ("concat"), a slide, but the mean over a patient's slides is measured ("late_mean").
+            Survival is measured by patient, with "each" too.
         missing: slides without features or target: an error, or left out ("drop").
     """
 
@@ -135,7 +136,8 @@ class TrainConfig:
         precision: "32-true", "bf16-mixed", "16-mixed", as Lightning Fabric has it.
         patience: epochs without a better value of the selection's metric before the end.
         workers: threads that read features.
-        class_weights: "inverse": of the classes' frequency in the training part.
+        class_weights: "inverse": of the classes' frequency in the training part, 1 in the mean
+            over its slides; also where one slide is a step.
         max_patches: of a slide in training, drawn anew each time.
         checkpoint_steps: steps between writes of the last checkpoint within an epoch.
         loggers: of "tensorboard" and "wandb", beside the csv and JSON lines that are always there.

@@ -20,7 +20,7 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
-from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predicting import Measuring, edges_of, level_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     CONFIG,
@@ -89,8 +89,8 @@ def evaluate_run(
     parts = _parts(found, cohort, part)
     check_features(model, cohort)
     _check_out(out)
-    rows, seconds = _predict(cohort, parts, model, tick)
-    level = "slide" if found.config.data.patient_slides == "each" else "patient"
+    rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
+    level = level_of(task, found.config.data.patient_slides)
     metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
     write_json(out / ENVIRONMENT, environment(registry))
     sizes = {name: len(chosen) for name, chosen in parts.items()}
@@ -168,12 +168,13 @@ def _predict(
     parts: Mapping[str, Sequence[int]],
     model: SlideModel,
     tick: Tick,
+    workers: int,
 ) -> tuple[list[Row], float]:
     rows: list[Row] = []
     seconds = 0.0
     for part, chosen in parts.items():
         samples = Samples(cohort, chosen)
-        found, spent = predict_samples(samples, part, cohort.task, model, tick)
+        found, spent = predict_samples(samples, part, cohort.task, model, tick, workers)
         rows += found
         seconds += spent
     return rows, seconds

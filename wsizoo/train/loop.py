@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.interfaces import SlideOutput
 from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
@@ -95,12 +96,21 @@ def _step(model: SlideModel, bag: Bag, optimiser: Optimizer) -> float:
 
 def loss_of(model: SlideModel, slides: Sequence[Bag], task_loss: TaskLoss | None = None) -> Tensor:
     """What a step minimises, (): all that `SlideModel.losses` names; several slides are packed."""
+    return shown(model, slides, task_loss)[1]
+
+
+def shown(
+    model: SlideModel, slides: Sequence[Bag], task_loss: TaskLoss | None = None
+) -> tuple[SlideOutput, Tensor]:
+    """What a model answers, of several slides packed, and `loss_of` it."""
     if len(slides) == 1:
-        terms = model.losses(model(slides[0]), slides[0], task_loss)
+        output = model(slides[0])
+        terms = model.losses(output, slides[0], task_loss)
     else:
         batch = BagBatch.pack(slides)
-        terms = model.losses(model.forward_packed(batch), batch, task_loss)
-    return torch.stack(list(terms.values())).sum()
+        output = model.forward_packed(batch)
+        terms = model.losses(output, batch, task_loss)
+    return output, torch.stack(list(terms.values())).sum()
 
 
 def named(slides: Sequence[str]) -> str:

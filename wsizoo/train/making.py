@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy, inverse_frequencies, positive_weight
@@ -20,6 +21,7 @@ from wsizoo.spec import ModelSpec, model_spec
 from wsizoo.stored import CONFIG, PUBLISHER, find_stored, read_config
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
+from wsizoo.train.samples import Samples
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
 
@@ -198,10 +200,29 @@ def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> Tas
             "train.class_weights and train.label_smoothing are of classification, this is "
             f"{cohort.task}"
         )
-    labels = torch.tensor([int(cohort.records[row].target["label"]) for row in train])
+    bags = Samples(cohort, train).samples  # slides, or patients where they are one bag
+    labels = torch.tensor([int(bag.target["label"]) for bag in bags])
     weights = inverse_frequencies(labels, len(cohort.classes)) if asked.class_weights else None
+    if weights is None:
+        return lambda raw, targets: cross_entropy(
+            raw, targets["label"].long(), label_smoothing=asked.label_smoothing
+        )
+    return _weighted(weights / weights[labels].mean(), asked.label_smoothing)
 
-    def loss(raw: torch.Tensor, targets: Any) -> torch.Tensor:
-        return cross_entropy(raw, targets["label"].long(), weights, asked.label_smoothing)
+
+def _weighted(weights: torch.Tensor, label_smoothing: float) -> TaskLoss:
+    """Cross entropy times the weight (C,) of the label; the mean is over rows, not over weights.
+
+    So a slide that is a step alone counts by its weight too, and packing equals accumulating, which
+    of `wsizoo.losses.cross_entropy` is not so.
+    """
+
+    def loss(raw: torch.Tensor, targets: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        label = targets["label"].long()
+        each = F.cross_entropy(
+            raw, label, ignore_index=-1, reduction="none", label_smoothing=label_smoothing
+        )  # (n,), 0 where the label is unknown
+        known = (label >= 0).sum().clamp(min=1)
+        return (weights.to(raw)[label.clamp(min=0)] * each).sum() / known
 
     return loss

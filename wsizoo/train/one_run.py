@@ -9,9 +9,11 @@ from typing import Any
 
 import wsizoo
 from wsizoo.augment import CoordinateAugmentation
+from wsizoo.bag import Bag
 from wsizoo.errors import SpecError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.names import suggest
 from wsizoo.publish import save
@@ -25,7 +27,7 @@ from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
-from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predicting import Measuring, edges_of, level_of, predict_samples, row_of, told_of
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
@@ -42,6 +44,7 @@ from wsizoo.train.run_folder import (
     write_record,
 )
 from wsizoo.train.samples import Samples
+from wsizoo.train.steps import Note
 from wsizoo.train.trainer import Trained, TrainSettings, train_model
 
 Say = Callable[[str], None]
@@ -63,7 +66,7 @@ class OneRun:
     @property
     def level(self) -> str:
         """What is measured: each slide, or each patient."""
-        return "slide" if self.config.data.patient_slides == "each" else "patient"
+        return level_of(self.cohort.task, self.config.data.patient_slides)
 
     def digests(self) -> dict[str, str]:
         """Of the slides with their targets, and of which part each is in."""
@@ -160,6 +163,7 @@ def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -
     config, edges = run.config, edges_of(model)
     val = run.samples("val", edges)
     augment = config.augment
+    chosen_by_measure = bool(len(val)) and config.selection.metric != "loss"
     return train_model(
         model,
         run.samples("train", edges),
@@ -168,7 +172,8 @@ def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -
         folder,
         task_loss=task_loss_of(config, run.cohort, run.split.train),
         augment=None if augment is None else CoordinateAugmentation(**vars(augment)),
-        measure=_measure_for_choice(run) if len(val) else None,
+        note=_note(run.cohort.task, val) if chosen_by_measure else None,
+        measure=_measure_for_choice(run) if chosen_by_measure else None,
         say=say,
         tick=lambda done, total: tick("slides trained on", done, total),
     )
@@ -204,20 +209,24 @@ def settings_of(config: RunConfig, seed: int) -> TrainSettings:
     )
 
 
-def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]] | None:
+def _note(task: str, val: Samples) -> Note:
+    """Rows of predictions of the slides that validation shows."""
+
+    def note(model: SlideModel, index: int, bag: Bag, output: SlideOutput) -> Row:
+        return row_of(val.samples[index], bag, "val", task, model, output)
+
+    return note
+
+
+def _measure_for_choice(run: OneRun) -> Callable[[SlideModel, Sequence[Row]], dict[str, float]]:
     """The measure of the validation part after an epoch that the choice is made by.
 
     Raises:
         SpecError: the task has no such measure.
     """
     wanted = run.config.selection.metric
-    if wanted == "loss":
-        return None
 
-    samples = run.samples("val", None)
-
-    def measure(model: SlideModel) -> dict[str, float]:
-        rows = predict_samples(samples, "val", run.cohort.task, model)[0]
+    def measure(model: SlideModel, rows: Sequence[Row]) -> dict[str, float]:
         measured = run.measuring(model).measure(rows, resamples=0)
         if wanted not in measured:
             hint = suggest(wanted, measured, "Measures: ")
@@ -230,10 +239,10 @@ def _measure_for_choice(run: OneRun) -> Callable[[SlideModel], dict[str, float]]
 
 def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], float]:
     rows: list[Row] = []
-    seconds = 0.0
+    seconds, workers = 0.0, run.config.train.workers
     for part in MEASURED:
         samples = run.samples(part, None)
-        found, spent = predict_samples(samples, part, run.cohort.task, model, tick)
+        found, spent = predict_samples(samples, part, run.cohort.task, model, tick, workers)
         rows += found
         seconds += spent
     return rows, seconds

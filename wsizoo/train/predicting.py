@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from wsizoo.bag import Bag
 from wsizoo.files import write_json
+from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.model import SlideModel
+from wsizoo.train.loading import read_ahead
 from wsizoo.train.measuring import RESAMPLES, measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
-from wsizoo.train.samples import Samples
+from wsizoo.train.samples import Sample, Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
 FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
+
+
+def level_of(task: str, patient_slides: str) -> str:
+    """What is measured, "slide" or "patient". A survival time is a patient's, so it counts once."""
+    return "slide" if patient_slides == "each" and task != "survival" else "patient"
 
 
 @dataclass(frozen=True)
@@ -68,24 +77,32 @@ def predict_samples(
     task: str,
     model: SlideModel,
     tick: Tick = lambda what, done, total: None,
+    workers: int = 2,
 ) -> tuple[list[Row], float]:
     """Rows of predictions.csv of one part, and the seconds that the model took for them.
 
     Args:
-        samples: with times as the table has them, not as bins.
+        workers: threads that read ahead.
     """
     rows: list[Row] = []
     seconds = 0.0
     model.eval()
-    with torch.inference_mode():
-        for i, sample in enumerate(samples.samples):
-            bag = samples[i]
+    ahead = read_ahead(samples, range(len(samples)), workers, lambda bag, _: bag)
+    with torch.inference_mode(), closing(ahead) as reader:
+        for i, bag in enumerate(reader):
             start = time.perf_counter()
-            found = prediction(task, model, bag, {**(bag.target or {}), **sample.target})
+            rows.append(row_of(samples.samples[i], bag, part, task, model, model(bag)))
             seconds += time.perf_counter() - start
-            rows.append({"slide": sample.name, "patient": sample.patient, "part": part, **found})
             tick(f"{part} slides predicted", i + 1, len(samples))
     return rows, seconds
+
+
+def row_of(
+    sample: Sample, bag: Bag, part: str, task: str, model: SlideModel, output: SlideOutput
+) -> Row:
+    """The row of predictions.csv of one bag, with times as the table has them, not as bins."""
+    found = prediction(task, model, output, {**(bag.target or {}), **sample.target})
+    return {"slide": sample.name, "patient": sample.patient, "part": part, **found}
 
 
 def edges_of(model: SlideModel) -> list[float] | None:

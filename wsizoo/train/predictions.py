@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.files import write_csv
 from wsizoo.interfaces import SlideOutput
@@ -113,16 +112,16 @@ ROWS = {
 }
 
 
-def prediction(task: str, model: SlideModel, bag: Bag, target: Mapping[str, Any]) -> Row:
+def prediction(task: str, model: SlideModel, output: SlideOutput, target: Mapping[str, Any]) -> Row:
     """What a model says of one bag beside what is true, in the columns of the task.
 
     Args:
-        bag: read as it is. target: what the table states; times in its unit, not as bins.
+        output: of that bag. target: what the table states; times in its unit, not as bins.
 
     Raises:
-        DataError: the model gives no output of this task. BagError: as the model.
+        DataError: the model gives no output of this task.
     """
-    return ROWS[task](model, model(bag), target)
+    return ROWS[task](model, output, target)
 
 
 def by_patient(rows: Sequence[Row], task: str) -> list[Row]:

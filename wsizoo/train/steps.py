@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NoReturn, cast
 
@@ -15,10 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
+from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
+from wsizoo.outputs import unstacked
 from wsizoo.train.loading import Slides, Step, read_ahead, steps_of
-from wsizoo.train.loop import Makers, loss_of, named
+from wsizoo.train.loop import Makers, loss_of, named, shown
 from wsizoo.train.processes import (
     alike_everywhere,
     gathered,
@@ -29,6 +31,9 @@ from wsizoo.train.processes import (
 from wsizoo.train.randomness import For, seed_all
 from wsizoo.train.schedules import lr_factor, make_optimiser, set_lr
 from wsizoo.train.settings import TrainSettings
+
+# (model, index of the slide, slide, what the model answers) -> plain data
+Note = Callable[[SlideModel, int, Bag, SlideOutput], Any]
 
 
 class Stepper:
@@ -103,12 +108,12 @@ class Stepper:
         """One step along the mean loss of its slides, whichever process shows them; their sum."""
         set_lr(self.optimiser, lr_factor(self.settings, self.done, self.per_epoch))
         self.optimiser.zero_grad(set_to_none=True)
-        shown: list[str] = []
+        names_shown: list[str] = []
         losses, bad = 0.0, ""
         for indices in step.passes:
             slides = self._take(reader, len(indices))
             names = [bag.slide_id for bag in slides]
-            shown += names
+            names_shown += names
             seed_all(self.settings.seed, For.PASS, epoch, indices[0])
             with self.fabric.autocast():
                 loss = loss_of(self.model, slides, self.task_loss)
@@ -120,7 +125,7 @@ class Stepper:
             self.fabric.backward(loss * (len(indices) / step.total))
         total = self._of_all(losses, bad, epoch)
         sum_gradients(self.fabric, self.model.parameters())
-        self._clip(shown, epoch)
+        self._clip(names_shown, epoch)
         self.fabric.strategy.optimizer_step(self.optimiser)
         self._after()
         return total
@@ -133,24 +138,38 @@ class Stepper:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
 
-    def validate(self, slides: Slides, epoch: int) -> float:
-        """Mean loss of the evaluated model, in passes of the size of training's."""
+    def validate(
+        self, slides: Slides, epoch: int, note: Note | None = None
+    ) -> tuple[float, list[Any]]:
+        """Mean loss of the evaluated model, in passes of the size of training's, and all notes.
+
+        Args:
+            note: called with each slide, by the process that shows it.
+        """
         s, fabric = self.settings, self.fabric
         every = range(len(slides))
         steps = steps_of(every, s.batch_size, 1, fabric.global_rank, fabric.world_size)
         passes = [one for step in steps for one in step.passes]
         wanted = [i for one in passes for i in one]
         losses, bad = 0.0, ""
+        notes: list[tuple[int, Any]] = []
         with closing(read_ahead(slides, wanted, s.workers, lambda bag, _: bag)) as reader:
             for indices in passes:
                 taken = self._take(reader, len(indices))
                 with torch.no_grad(), fabric.autocast():
-                    value = float(loss_of(self.evaluated, taken, self.task_loss))
+                    output, loss = shown(self.evaluated, taken, self.task_loss)
+                value = float(loss)
                 losses += value * len(indices)
                 if not bad and not math.isfinite(value):
                     names = [bag.slide_id for bag in taken]
                     bad = f"the validation loss of {named(names)} is {value}"
-        return self._of_all(losses, bad, epoch) / len(slides)
+                if note is not None and not bad:
+                    each = _of_each(output, taken)
+                    for index, bag, own in zip(indices, taken, each, strict=True):
+                        notes.append((index, note(self.evaluated, index, bag, own)))
+        mean = self._of_all(losses, bad, epoch) / len(slides)
+        every_note = [one for own in gathered(fabric, notes) for one in own]
+        return mean, [found for _, found in sorted(every_note, key=lambda one: one[0])]
 
     def share_makers(self) -> None:
         """Hold the slides of all processes to be of one maker."""
@@ -184,6 +203,12 @@ class Stepper:
         if self.settings.precision != "16-mixed" and not math.isfinite(value):
             everywhere = [name for names in gathered(self.fabric, shown) for name in names]
             _stop(f"the gradient of {named(everywhere)} is {value}", epoch)
+
+
+def _of_each(output: SlideOutput, slides: Sequence[Bag]) -> list[SlideOutput]:
+    if len(slides) == 1:
+        return [output]
+    return unstacked(output, [len(bag) for bag in slides])
 
 
 def _stop(why: str, epoch: int) -> NoReturn:

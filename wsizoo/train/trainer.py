@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,11 @@ from wsizoo.train.loading import Augment, Slides, Step, read_ahead, some_patches
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
 from wsizoo.train.randomness import For, generator_for, random_states_kept
 from wsizoo.train.settings import LESS_IS_BETTER, TrainSettings
-from wsizoo.train.steps import Stepper
+from wsizoo.train.steps import Note, Stepper
 
 __all__ = ["TrainSettings", "Trained", "train_model"]
 
-Measure = Callable[[SlideModel], Mapping[str, float]]
+Measure = Callable[[SlideModel, Sequence[Any]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def train_model(
     *,
     task_loss: TaskLoss | None = None,
     augment: Augment | None = None,
+    note: Note | None = None,
     measure: Measure | None = None,
     say: Callable[[str], None] | None = None,
     tick: Callable[[int, int], None] | None = None,
@@ -78,8 +79,11 @@ def train_model(
         train, val: with targets, read when they are wanted, also by several threads at once.
         task_loss: in place of the head's own loss, in training and validation.
         augment: called with a slide, a generator to draw from, and the share of epochs done.
-        measure: called with the model that is evaluated after each epoch, by the first process;
-            what it returns becomes `val_<name>`.
+        note: called with the evaluated model, the index of a validation slide, the slide and what
+            the model answers, by the process that shows it; returns plain data.
+        measure: called with the model that is evaluated after each epoch and the notes of all
+            validation slides in their order, by the first process; what it returns becomes
+            `val_<name>`.
         say: gets a line an epoch. tick: (slides shown, slides in all epochs), after each step.
 
     Raises:
@@ -94,7 +98,8 @@ def train_model(
         model.train()
         try:
             stepper = Stepper(model, settings, len(train), task_loss)
-            training = _Training(stepper, train, val, Path(folder), augment, measure)
+            training = _Training(stepper, train, val, Path(folder), augment)
+            training.note, training.measure = note, measure
             if stepper.first:
                 training.say, training.tick = say or _nothing, tick or _nothing
             training.begin()
@@ -136,6 +141,8 @@ class _Training:
 
     say: Callable[[str], None] = staticmethod(_nothing)
     tick: Callable[[int, int], None] = staticmethod(_nothing)
+    note: Note | None = None
+    measure: Measure | None = None
 
     def __init__(
         self,
@@ -144,11 +151,10 @@ class _Training:
         val: Slides | None,
         folder: Path,
         augment: Augment | None,
-        measure: Measure | None,
     ) -> None:
         self.stepper, self.train, self.val = stepper, train, val or None
         self.settings, self.folder = stepper.settings, folder
-        self.augment, self.measure = augment, measure
+        self.augment = augment
         self.history: list[Row] = []
         self.loss_sum = 0.0
         self.best_epoch: int | None = None
@@ -232,12 +238,13 @@ class _Training:
     def _evaluate(self, epoch: int) -> Row:
         """Validation loss, and what `measure` gives."""
         stepper, row = self.stepper, {}
+        notes: list[Any] = []
         stepper.share_makers()
         stepper.evaluated.eval()
         if self.val is not None:
-            row["val_loss"] = stepper.validate(self.val, epoch)
+            row["val_loss"], notes = stepper.validate(self.val, epoch, self.note)
         if self.measure is not None:
-            found = dict(self.measure(stepper.evaluated)) if stepper.first else {}
+            found = dict(self.measure(stepper.evaluated, notes)) if stepper.first else {}
             found = stepper.fabric.broadcast(found)
             row |= {f"val_{name}": float(value) for name, value in found.items()}
         stepper.evaluated.train()
