@@ -1,6 +1,7 @@
 """train, evaluate, report, push of a run: what is typed, what is told, and what goes wrong."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def test_train_tells_of_data_epochs_and_measures(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[0] == (
-        "16 slides of 16 patients, classification of benign, malign; train/val/test 8/4/4"
+        "16 slides of 16 patients, classification of benign, malign; train/val/test 8/4/4; "
+        "patients: column 'patient'"
     )
     assert [line.split()[:2] for line in lines[1:3]] == [["epoch", "1/2"], ["epoch", "2/2"]]
     assert "95 % interval" in result.output
@@ -287,6 +289,27 @@ def test_empty_bags_damaged_files_and_other_widths_are_told_at_once(
     assert "features of width 5, 'toy' reads of made-up width 8" in told
     assert "slide 's06'" in told
     assert not (cohort / "run" / "epochs.csv").exists()
+
+
+def test_features_of_another_width_name_the_override_that_takes_them(
+    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, narrow = write_config(cohort), "aggregator.dim=7"
+    assert invoke("train", config, "-o", cohort / "first", "train.epochs=1").exit_code == 0
+    model = cohort / "first" / "model"
+    for i in range(16):
+        write_bag(made(torch.randn(4, 5), "other"), cohort / "features" / f"s{i:02}.h5")
+    own = f"overrides={json.dumps([narrow])}"
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run", own)
+    assert told.count("features of width 5, 'toy' reads of made-up width 8") == 1
+    assert "16 slides, first 's00' (" in told
+    (typed,) = shlex.split(told.strip().splitlines()[-1].partition("features: ")[2])
+    assert typed == f"overrides={json.dumps([narrow, 'encoder={name: other, dim: 5}'])}"
+    assert invoke("train", config, "-o", cohort / "run", typed).exit_code == 0
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "2", f"init={model}", typed)
+    assert "were trained on features with encoder made-up" in told
+    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "3", f"init={model}")
+    assert "is trained, it needs features of made-up: extract them" in told
 
 
 def test_an_embedding_is_no_bag(

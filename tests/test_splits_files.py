@@ -216,7 +216,7 @@ def test_barcodes_tell_patients_and_sites_where_columns_do_not(tmp_path: Path) -
     assert columns.sites == ["2F", "2F", "4Z"]
     assert columns.sources == {"patients": "TCGA barcodes", "sites": "TCGA barcodes"}
     _, plain = read_columns(written(tmp_path, text + "normal_1\n"))
-    assert plain.patients == plain.slides and plain.sites is None
+    assert plain.patients == [*columns.patients, "normal_1"] and plain.sites is None
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from wsizoo.bag import Bag
 from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.measures.times import time_edges
+from wsizoo.splits.tables import read_columns
 from wsizoo.train.cohort import Cohort, read_cohort, slide_name
 from wsizoo.train.config import DataConfig
 from wsizoo.train.patch_labels import read_patch_labels
@@ -217,10 +218,31 @@ def test_columns_that_are_not_there_are_named_with_the_key_to_say(tmp_path: Path
             read("survival" if "censorship" in config else "classification", table=file, **config)
     with pytest.raises(SpecError, match=r"No task 'clasification'. Did you mean 'classification'"):
         read("clasification", table=file)
-    file = table(tmp_path, "a,p,no", "b,q,yes", head="slide,case_id,label\n")
-    with pytest.raises(DataError, match=r"but 'case_id': say data.patient=case_id, or .*=null"):
-        read(table=file)
-    assert read(table=file, patient=None).patients == ["a", "b"]
+
+
+@pytest.mark.parametrize("head", ["patient", "Patient", "patient_id", "Case ID", "case_id", "case"])
+def test_a_patient_column_of_a_usual_name_is_found(head: str, tmp_path: Path) -> None:
+    file = table(tmp_path, "a,p,no", "b,p,yes", head=f"slide,{head},label\n")
+    cohort = read(table=file)
+    assert (cohort.patients, cohort.of_patients) == (["p", "p"], f"column '{head}'")
+    alone = read(table=file, patient=None)
+    assert (alone.patients, alone.of_patients) == (["a", "b"], "each slide its own")
+    with pytest.raises(DataError, match=rf"1 have no patient \(column {head}\): b"):
+        read(table=table(tmp_path, "a,p,no", "b,NA,yes", head=f"slide,{head},label\n"))
+
+
+def test_barcodes_tell_patients_and_sites_as_splits_have_them(tmp_path: Path) -> None:
+    rows = ["dir/TCGA-2F-A9KO-01Z-00-DX1.svs,no", "TCGA-2F-A9KO-01Z-00-DX2,no", "TCGA-4Z-AA7O,yes"]
+    file = table(tmp_path, *rows, head="slide,label\n")
+    cohort, (_, columns) = read(table=file), read_columns(file)
+    assert cohort.patients == columns.patients == ["TCGA-2F-A9KO", "TCGA-2F-A9KO", "TCGA-4Z-AA7O"]
+    assert cohort.sites == columns.sites == ["2F", "2F", "4Z"]
+    assert cohort.of_patients == columns.sources["patients"] == "TCGA barcodes"
+    mixed = read(table=table(tmp_path, *rows, "normal_1,no", head="slide,label\n"))
+    assert mixed.patients == [*cohort.patients, "normal_1"] and mixed.sites is None
+    assert mixed.of_patients == "TCGA barcodes of 3 of 4 slides, the others each its own"
+    alone = read(table=table(tmp_path, *rows, head="slide,label\n"), patient=None)
+    assert alone.patients == alone.slides and alone.sites == ["2F", "2F", "4Z"]
 
 
 def test_classes_must_be_several(tmp_path: Path) -> None:

@@ -101,7 +101,18 @@ def test_a_recipe_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
         ("seeds=[a]", r"seeds\[0\]: Value 'a'"),
         ("model=null", "model: Incompatible value 'None'"),
         ("lr", "cannot read the override 'lr', expected KEY=VALUE"),
-        ("seeds=[0", r"cannot read the override 'seeds=\[0'"),
+        (
+            "seeds=[0",
+            r"the override 'seeds=\[0' as YAML \([^\n]*\)\. Is a bracket, a brace or a quote",
+        ),
+        (
+            "overrides=[encoder={name: x, dim: 208}]",
+            r"""of a list into quotes: 'overrides=\["encoder={name: x, dim: 208}"\]'$""",
+        ),
+        (
+            "overrides=[ encoder={name: x, dim: 3}, head.classes=[a,b] ]",
+            r"""quotes: 'overrides=\["encoder={name: x, dim: 3}", "head.classes=\[a,b\]"\]'$""",
+        ),
         ("model=${oc.env:HOME}", r"holds '\$\{': a config is data"),
     ],
 )

@@ -15,6 +15,18 @@ def in_full(key: str, value: Any) -> Any:
     return {"name": value} if key in KINDS and isinstance(value, str) else value
 
 
+def cannot_read(text: str, raw: str, error: ValueError) -> str:
+    """What is wrong with the VALUE `raw` of an override, in a line, and what to type instead."""
+    why = re.sub(r'\s*in "<unicode string>", line \d+, column \d+\s*', "; ", str(error)).strip("; ")
+    told = f"cannot read the override '{text}' as YAML ({why})"
+    if inner := re.fullmatch(r"\[\s*(\w[\w.]*=.*?)\s*\]", raw, re.DOTALL):
+        each = re.split(r",\s*(?=\w[\w.]*=)", inner[1])
+        quoted = ", ".join(f'"{one}"' for one in each)
+        key = text.removesuffix(f"={raw}")
+        return f"{told}. Put each KEY=VALUE of a list into quotes: '{key}=[{quoted}]'"
+    return f"{told}. Is a bracket, a brace or a quote left open? In a shell: 'KEY=[a,b]' in quotes"
+
+
 def lay_over(whose: str, content: dict[str, Any], text: str) -> None:
     """Lay one `a.b=VALUE` over an entry, in place."""
     key, equals, raw = text.partition("=")
@@ -27,7 +39,7 @@ def lay_over(whose: str, content: dict[str, Any], text: str) -> None:
     try:
         value = read_value(last, raw)
     except ValueError as error:
-        raise SpecError(f"{whose}: cannot read the override '{text}': {error}") from error
+        raise SpecError(f"{whose}: {cannot_read(text, raw, error)}") from error
     for depth, step in enumerate(path, 1):
         if content.get(step) is None and depth == 1 and step in KINDS:
             raise SpecError(

@@ -29,7 +29,7 @@ column_options = with_options(
         click.option("--slide", help="Column of the slides' names [slide, slide_id]."),
         click.option(
             "--patient",
-            help="Column of patients [patient, patient_id, case_id, or TCGA barcodes].",
+            help="Column of patients [patient, patient_id, case_id, case, or TCGA barcodes].",
         ),
         click.option("--site", "site_column", help="Column of sites [site, or TCGA barcodes]."),
     )

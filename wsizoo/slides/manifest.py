@@ -12,6 +12,7 @@ from pathlib import Path
 from wsizoo.errors import DataError
 from wsizoo.names import suggest
 from wsizoo.slides.scale import EXPECTED, is_plausible
+from wsizoo.tables import PATIENT_COLUMNS
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".btf", ".qptiff", ".ndpi", ".vms", ".vmu"}
@@ -22,7 +23,7 @@ MANIFEST = ".csv"
 COLUMNS = {
     "slide": ("slide_path", "path", "filepath", "filename", "file", "wsi", "slide", "slide_id"),
     "mpp": ("mpp",),
-    "patient": ("patient", "patient_id", "case_id"),
+    "patient": PATIENT_COLUMNS,
     "label": ("label",),
 }
 SHOWN = 10  # missing files that are named

@@ -16,10 +16,9 @@ from typing import Any
 from wsizoo.errors import DataError
 from wsizoo.files import write_csv
 from wsizoo.splits.parts import WORDS, Split
-from wsizoo.tables import read_table
+from wsizoo.tables import PATIENT_COLUMNS, first_of, read_table
 
 SLIDE_COLUMNS = ("slide", "slide_id")
-PATIENT_COLUMNS = ("patient", "patient_id", "case_id", "case")
 UUID = re.compile(r"\.[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", re.IGNORECASE)
 FOLD = re.compile(r"fold_?(\d+)")
 SHOWN = 3  # names that a message shows
@@ -125,7 +124,7 @@ def read_assigned(file: Path | str) -> list[Assigned]:
     table = read_table(file)
     header, rows = table.columns, table.rows
     lower = {name.lower(): name for name in header}
-    who = next((lower[name] for name in (*SLIDE_COLUMNS, *PATIENT_COLUMNS) if name in lower), None)
+    who = first_of((*SLIDE_COLUMNS, *PATIENT_COLUMNS), header)
     folds = sorted((int(m[1]), name) for name in header if (m := FOLD.fullmatch(name.lower())))
     parts = [name for name in header if name.lower() in WORDS]
     if who is not None and "part" in lower:

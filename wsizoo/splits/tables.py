@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wsizoo.errors import DataError
 from wsizoo.names import suggest
-from wsizoo.splits.files import PATIENT_COLUMNS, SLIDE_COLUMNS
-from wsizoo.tables import Table, is_nothing, read_table
-
-BARCODE = re.compile(r"(TCGA-([A-Z0-9]{2})-[A-Z0-9]{4})(?![A-Z0-9])")
-SITE_COLUMNS = ("site", "center", "centre", "hospital")
+from wsizoo.splits.files import SLIDE_COLUMNS
+from wsizoo.tables import Table, find_origins, is_nothing, read_table
 
 
 @dataclass(frozen=True)
@@ -41,54 +37,28 @@ def read_columns(
 ) -> tuple[Table, SlideColumns]:
     """The table in a file, and its columns.
 
-    Where no column of usual name tells patients or sites, TCGA's barcodes do: TCGA-2F-A9KO-... is a
-    slide of patient TCGA-2F-A9KO, from the tissue source site 2F. Otherwise each slide is its own
-    patient, and sites are unknown.
+    Patients and sites as `wsizoo.tables.find_origins` finds them.
 
     Raises:
         DataError: a column that is not there, or a row without a slide or patient.
-
-    Source: https://docs.gdc.cancer.gov/Encyclopedia/pages/TCGA_Barcode/
     """
     table = read_table(file)
-    slide_column = _column(table, slide, SLIDE_COLUMNS, "slide")
+    slide_column = table.find(slide, SLIDE_COLUMNS, "--slide")
     if slide_column is None:
         hint = suggest("slide", [name for name in table.columns if name], "It has ")
         raise DataError(
             f"'{file}' has no column {' or '.join(SLIDE_COLUMNS)}. {hint} Say --slide COLUMN"
         )
     slides = cells(table, slide_column)
-    barcodes = [BARCODE.match(name) for name in slides]
-    codes = [match.groups() for match in barcodes if match]
-    is_tcga = len(codes) == len(slides)
-    patients, of_patients = slides, "each slide its own"
-    sites, of_sites = None, "unknown"
-    if column := _column(table, patient, PATIENT_COLUMNS, "patient"):
-        patients, of_patients = cells(table, column), f"column {column}"
-    elif is_tcga:
-        patients, of_patients = [code[0] for code in codes], "TCGA barcodes"
-    if column := _column(table, site, SITE_COLUMNS, "site"):
-        sites, of_sites = [row[column] for row in table.rows], f"column {column}"
-    elif is_tcga:
-        sites, of_sites = [code[1] for code in codes], "TCGA barcodes"
+    origins = find_origins(table, slides, patient, site)
+    if origins.column:
+        cells(table, origins.column)
     asked = labels or [name for name in ("label",) if name in table.columns]
-    known = {
-        name: [row[name] for row in table.rows]
-        for name in asked
-        if _column(table, name, (), "label")
-    }
-    return table, SlideColumns(
-        slides, patients, known, sites, {"patients": of_patients, "sites": of_sites}
-    )
-
-
-def _column(table: Table, told: str | None, usual: Sequence[str], what: str) -> str | None:
-    """The column that was told, which has to be there, or the first of the usual names."""
-    if told is not None:
-        table.require(told, f"--{what}")
-        return told
-    lower = {name.lower(): name for name in reversed(table.columns)}
-    return next((lower[name] for name in usual if name in lower), None)
+    for name in asked:
+        table.require(name, "--label")
+    known = {name: [row[name] for row in table.rows] for name in asked}
+    sources = {"patients": origins.of_patients, "sites": origins.of_sites}
+    return table, SlideColumns(slides, origins.patients, known, origins.sites, sources)
 
 
 def cells(table: Table, column: str) -> list[str]:

@@ -14,9 +14,9 @@ from wsizoo.errors import DataError, NotFoundError
 from wsizoo.formats.detect import contents_of
 from wsizoo.formats.read import ReadAs, read_with_report
 from wsizoo.formats.regrid import Rule
-from wsizoo.slides.manifest import COLUMNS, SLIDE_SUFFIXES
+from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.sources import FEATURE_SUFFIXES
-from wsizoo.tables import Table, read_table
+from wsizoo.tables import ALONE, Origins, Table, find_origins, read_table
 from wsizoo.train.config import DataConfig
 from wsizoo.train.patch_labels import SUFFIXES as LABEL_SUFFIXES
 from wsizoo.train.patch_labels import read_patch_labels
@@ -66,6 +66,7 @@ class Cohort:
     Args:
         classes: of classification and segmentation, in order.
         dropped: (slide, reason) of those that were left out on request.
+        of_patients: where patients are from, to be shown.
     """
 
     config: DataConfig
@@ -73,6 +74,7 @@ class Cohort:
     records: tuple[Record, ...]
     classes: tuple[str, ...] = ()
     dropped: tuple[tuple[str, str], ...] = ()
+    of_patients: str = ALONE
 
     def __len__(self) -> int:
         return len(self.records)
@@ -87,8 +89,9 @@ class Cohort:
 
     @property
     def sites(self) -> list[str] | None:
-        """Of each slide; None without a column of sites."""
-        return [r.site or "" for r in self.records] if self.config.site else None
+        """Of each slide; None where neither a column nor barcodes tell them."""
+        found = [r.site for r in self.records if r.site is not None]
+        return found or None
 
     @property
     def labels(self) -> list[str] | None:
@@ -194,20 +197,21 @@ def read_cohort(
     """
     chosen, table = config.task or task or "", read_table(config.table)
     _check_columns(table, config, chosen)
+    names = [slide_name(row[config.slide]) for row in table.rows]
+    origins = _origins(table, names, config)
     classes = config.classes or classes or ()
     if chosen == "classification":
         classes = classes_of(table, config.label, classes)
     files = FeatureFiles(config) if bags else None
     records, dropped, problems = {}, [], Problems()
-    for line, row in zip(table.lines, table.rows, strict=True):
-        name = slide_name(row[config.slide])
+    for i, (line, row, name) in enumerate(zip(table.lines, table.rows, names, strict=True)):
         if not name:
             problems.add("rows name no slide", f"line {line}")
         elif name in records:
             problems.add("stand in the table a second time", f"{name} (line {line})")
         else:
             try:
-                records[name] = _record(name, row, config, chosen, classes, files)
+                records[name] = _record(i, name, row, origins, config, chosen, classes, files)
             except UnreadableError as error:
                 problems.add(str(error), name)
             except LackingError as error:
@@ -218,7 +222,8 @@ def read_cohort(
     problems.raise_if_any(f"slides of table '{table.path}'", hint)
     if not records:
         raise DataError(f"table '{table.path}': all {len(dropped)} slides {dropped[0][1]}")
-    cohort = Cohort(config, chosen, tuple(records.values()), tuple(classes), tuple(dropped))
+    kept, left_out = tuple(records.values()), tuple(dropped)
+    cohort = Cohort(config, chosen, kept, tuple(classes), left_out, origins.of_patients)
     _check_patients(cohort)
     return cohort
 
@@ -231,18 +236,19 @@ def slide_name(cell: str) -> str:
 
 
 def _record(
+    i: int,
     name: str,
     row: Mapping[str, str],
+    origins: Origins,
     config: DataConfig,
     task: str,
     classes: Sequence[str],
     files: FeatureFiles | None,
 ) -> Record:
     target = target_of(row, config, task, classes)
-    column = _patient_column(config, row)
-    patient = row[column] if column else name
+    patient = origins.patients[i]
     if not patient:
-        raise UnreadableError(f"have no patient (column {column})")
+        raise UnreadableError(f"have no patient (column {origins.column})")
     instances = None
     if task == "segmentation" and config.instances is not None and files is not None:
         places = [Path(config.instances) / f"{name}{suffix}" for suffix in LABEL_SUFFIXES]
@@ -251,7 +257,7 @@ def _record(
             wanted = " or ".join(f"SLIDE{suffix}" for suffix in LABEL_SUFFIXES)
             raise LackingError(f"have no labels of patches in '{config.instances}' ({wanted})")
     file = files.of(name, row) if files else None
-    site = row[config.site] if config.site else None
+    site = origins.sites[i] if origins.sites is not None else None
     return Record(name, patient, site, file, target, row, instances)
 
 
@@ -290,26 +296,19 @@ class FeatureFiles:
         return found[0]
 
 
-def _patient_column(config: DataConfig, columns: Mapping[str, str] | Sequence[str]) -> str | None:
-    """The column of patients; None: a slide is a patient, as the table has no such column."""
-    absent = config.patient == DataConfig.patient and config.patient not in columns
-    return None if absent else config.patient
+def _origins(table: Table, names: Sequence[str], config: DataConfig) -> Origins:
+    """Patients and sites; the default column of patients is one that may be called otherwise."""
+    told = None if config.patient == DataConfig.patient else config.patient
+    keys = ("data.patient", "data.site")
+    return find_origins(table, names, told, config.site, keys, alone=config.patient is None)
 
 
 def _check_columns(table: Table, config: DataConfig, task: str) -> None:
     table.require(config.slide, "data.slide")
     for key, column in target_columns(config, task).items():
         table.require(column, f"data.{key}")
-    patient = _patient_column(config, table.columns)
-    for key, name in (("patient", patient), ("site", config.site), ("file", config.file)):
-        if name is not None:
-            table.require(name, f"data.{key}")
-    meant = [name for name in COLUMNS["patient"] if name in table.columns]
-    if config.patient is not None and patient is None and meant:
-        raise DataError(
-            f"table '{table.path}' has no column 'patient', but '{meant[0]}': say "
-            f"data.patient={meant[0]}, or data.patient=null where each slide is a patient"
-        )
+    if config.file is not None:
+        table.require(config.file, "data.file")
 
 
 def _check_patients(cohort: Cohort) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.names import suggest
+from wsizoo.overrides import cannot_read
 from wsizoo.structured import MISSING, structured
 from wsizoo.train.recipes import find_recipe, is_file
 from wsizoo.yaml_data import read_value, read_yaml
@@ -42,8 +43,9 @@ class DataConfig:
             not state, see `wsizoo.formats.read.ReadAs`.
         task: null: that of the model's head.
         slide, patient, site, label, time, event, censorship, value: columns of the table. With
-            `censorship` (1: censored) there is no need of `event` (1: seen). Without a patient
-            column every slide is a patient of its own.
+            `censorship` (1: censored) there is no need of `event` (1: seen). Patients ("patient")
+            and sites (null) are looked for as `wsizoo.tables.find_origins` does, unless a column of
+            another name is told; with patient null every slide is a patient of its own.
         classes: in order; null: all labels of the table, sorted.
         bins, bins_from: of survival times, an equal number of events in each: of the training
             part, or, as papers did, of the whole cohort.
@@ -326,7 +328,7 @@ def _lay_over(whose: str, content: dict[str, Any], text: str) -> None:
     try:
         value = read_value(last, raw)
     except ValueError as error:
-        raise SpecError(f"{whose}: cannot read the override '{text}': {error}") from error
+        raise SpecError(f"{whose}: {cannot_read(text, raw, error)}") from error
     for step in path:
         if not isinstance(content.get(step), dict):
             content[step] = {}

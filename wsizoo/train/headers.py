@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import shlex
 from collections.abc import Sequence
 
 import torch
@@ -18,29 +20,37 @@ from wsizoo.train.loop import common_fingerprint
 MOST_NAMED = 20
 
 
-def check_features(model: SlideModel, cohort: Cohort) -> Fingerprint:
+def check_features(
+    model: SlideModel, cohort: Cohort, overrides: Sequence[str] | None = None
+) -> Fingerprint:
     """What the model is to require of features, once it has been trained on these.
 
+    Args:
+        overrides: of a model that starts untrained, so that it may be built for another encoder.
+
     Raises:
-        DataError: files that are damaged, empty or of another width, all named at once; some that
-            do not say what made them, among others that do.
+        DataError: files that are damaged, empty or of another width, all at once, a line a reason;
+            some that do not say what made them, among others that do.
         FingerprintError: made by another encoder than the model's, or by several.
 
     Cost: coordinates are read, features are not.
     """
     found = _headers(cohort)
     slides = cohort.slides
-    wrong = [
-        f"slide '{slide}' ({one.path}): {why}"
-        for slide, one in zip(slides, found, strict=True)
-        if (why := _why_not(model, one))
-    ]
+    wrong: dict[str, list[str]] = {}
+    for slide, one in zip(slides, found, strict=True):
+        if why := _why_not(model, one):
+            wrong.setdefault(why, []).append(f"'{slide}' ({one.path})")
     if wrong:
-        more = [f"and {len(wrong) - MOST_NAMED} more"] if len(wrong) > MOST_NAMED else []
-        told = "\n  ".join([*wrong[:MOST_NAMED], *more])
+        lines = [
+            f"{f'{len(those)} slides, first' if len(those) > 1 else 'slide'} {those[0]}: {why}"
+            for why, those in wrong.items()
+        ]
+        more = [f"and {len(lines) - MOST_NAMED} more"] if len(lines) > MOST_NAMED else []
+        told = "\n  ".join([*lines[:MOST_NAMED], *more])
         raise DataError(
-            f"{len(wrong)} of {len(found)} feature files cannot be trained on:\n  {told}\n"
-            "Extract them again, or leave their slides out of the table"
+            f"{sum(map(len, wrong.values()))} of {len(found)} feature files cannot be trained on:\n"
+            f"  {told}\n{_mend(model, found, overrides)}"
         )
     return common_fingerprint(model, _empty_bags(slides, found))
 
@@ -62,6 +72,20 @@ def _why_not(model: SlideModel, found: Inspection) -> str:
         of = f" of {model.requires.encoder}" if model.requires.encoder else ""
         return f"features of width {found.dim}, '{model.name}' reads{of} width {model.in_dim}"
     return ""
+
+
+def _mend(model: SlideModel, found: Sequence[Inspection], overrides: Sequence[str] | None) -> str:
+    """What to type: where all are of one other width, the encoder to build the model for."""
+    made = {((one.fingerprint or {}).get("encoder"), one.dim) for one in found if one.n}
+    encoder, dim = next(iter(made), (None, None))
+    if len(made) > 1 or dim in (None, model.in_dim):
+        return "Extract them again, or leave their slides out of the table"
+    if overrides is None:
+        whose = model.requires.encoder or f"width {model.in_dim}"
+        return f"'{model.name}' is trained, it needs features of {whose}: extract them"
+    use = f"encoder={{name: {encoder or 'ENCODER'}, dim: {dim}}}"
+    texts = json.dumps([*overrides, use], ensure_ascii=False)
+    return f"Build the model for these features: {shlex.quote(f'overrides={texts}')}"
 
 
 def _empty_bags(slides: Sequence[str], found: Sequence[Inspection]) -> list[Bag]:

@@ -177,5 +177,5 @@ def told_of(cohort: Cohort, splits: Sequence[Split]) -> str:
     named = f" of {', '.join(cohort.classes)}" if cohort.classes else ""
     return (
         f"{len(cohort.records)} slides of {patients} patients, {cohort.task}{named}; "
-        f"train/val/test {sizes}{folds}"
+        f"train/val/test {sizes}{folds}; patients: {cohort.of_patients}"
     )

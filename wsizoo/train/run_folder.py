@@ -31,6 +31,8 @@ def is_first() -> bool:
 def claim(folder: Path, config: RunConfig) -> None:
     """Make the folder that of this config, or see that it is.
 
+    One in which nothing was begun, as its features or model were refused, is made this one's.
+
     Raises:
         DataError: it is that of another config, the keys that differ are named; or it holds
             something else.
@@ -45,12 +47,20 @@ def claim(folder: Path, config: RunConfig) -> None:
         write_text(file, to_yaml(config))
         return
     differing = differences(load_config(file), config)
-    if differing:
+    if differing and not _is_begun(folder):
+        write_text(file, to_yaml(config))
+    elif differing:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
         raise DataError(
             f"'{folder}' is a run of another config: {told}. Give this one a folder of its own: "
             f"-o {folder}-2. To go on with that one: wsizoo train {file} -o {folder}"
         )
+
+
+def _is_begun(folder: Path) -> bool:
+    """Whether it, or that of a fold in it, holds more than configs and locks."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return any(path.name != CONFIG and not path.name.startswith(".") for path in files)
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
