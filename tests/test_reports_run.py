@@ -121,6 +121,18 @@ def test_a_measure_that_is_not_defined_is_told_so(tmp_path):
     assert (row["Value"], row["Interval"]) == ("n/a", "n/a")
 
 
+def test_resamples_that_an_interval_lacks_are_told(tmp_path):
+    run = write_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    told = {"low": 0.5, "high": 0.75, "resamples": 2000}
+    metrics["test"]["auc"] |= {**told, "undefined": 21}
+    metrics["test"]["auprc"] |= {**told, "undefined": 20}
+    write_json(run / "metrics.json", metrics)
+    found = {row["Measure"]: row["Interval"] for row in page(run).table_of("Measure")}
+    assert found["AUC"] == "0.500 to 0.750 (21 of 2000 resamples left out)"
+    assert found["Area under precision-recall"] == "0.500 to 0.750"
+
+
 def test_the_kept_epoch_is_marked_in_the_learning_curves(tmp_path):
     found = page(write_run(tmp_path / "run"))
     assert found.words.count("kept: epoch 7") == 2

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsizoo.card import left_out
 from wsizoo.errors import DataError
 from wsizoo.reports.files import RunFiles, read_object
 from wsizoo.viz.comparison import interval_plot
@@ -140,4 +141,6 @@ def _number(value: float | None) -> str:
 
 def _ends(one: Mapping[str, Any]) -> str:
     low, high = one.get("low"), one.get("high")
-    return "n/a" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+    if low is None or high is None:
+        return "n/a"
+    return f"{_number(low)} to {_number(high)}{left_out(one)}"
