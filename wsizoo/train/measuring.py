@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.intervals import (
     Measured,
     measure_classification,
@@ -16,7 +17,6 @@ from wsizoo.measures.intervals import (
 )
 from wsizoo.train.predictions import COUNTS, Row
 
-RESAMPLES = 1000
 Floats = NDArray[np.float64]
 
 

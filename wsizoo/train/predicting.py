@@ -11,9 +11,10 @@ from typing import Any
 import torch
 
 from wsizoo.files import write_json
+from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.model import SlideModel
-from wsizoo.train.measuring import RESAMPLES, measure_rows
+from wsizoo.train.measuring import measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
 from wsizoo.train.samples import Samples
