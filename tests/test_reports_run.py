@@ -217,8 +217,11 @@ def test_several_runs_have_mean_deviation_and_a_link_each(tmp_path):
     found = page(runs)
     overall = json.loads((runs / "metrics.json").read_text())
     rows = {row["Measure"]: row for row in found.table_of("Measure")}
-    assert rows["AUC"]["Mean"] == f"{overall['mean']['auc']:.3f}"
-    assert rows["AUC"]["Std"] == f"{overall['std']['auc']:.3f}"
+    mean, std = overall["mean"]["auc"], overall["std"]["auc"]
+    assert rows["AUC"]["Mean ± std"] == f"{mean:.3f} ± {std:.3f}"
+    assert rows["AUC"]["Interval of the mean"] == f"{mean - 0.02:.3f} to {mean + 0.02:.3f}"
+    plotted = f"Mean of 4 runs {mean:.3f} ({mean - 0.02:.3f} to {mean + 0.02:.3f})"
+    assert plotted in (runs / "report.html").read_text(), "whiskers are intervals"
     assert [row["Run"] for row in found.table_of("Run")] == overall["runs"]
     for cell in overall["runs"]:
         assert f"{cell}/report.html" in found.links()
