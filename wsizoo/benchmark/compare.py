@@ -12,15 +12,10 @@ from wsizoo.benchmark.cells import Cell, Work
 from wsizoo.errors import DataError
 from wsizoo.measures.compare import delong, paired_bootstrap
 from wsizoo.measures.intervals import Measured
+from wsizoo.measures.names import MAIN
 from wsizoo.measures.runs import Run, mean_measures, measure_runs
 from wsizoo.train.measuring import any_resample, labels_of_two
 
-MAIN = {  # what models are ranked by
-    "classification": "auc",
-    "survival": "c_index",
-    "regression": "r2",
-    "segmentation": "dice_per_slide",
-}
 FACTS = ("parameters", "seconds", "ms_per_slide", "peak_mb")
 Rows = Mapping[tuple[int, int, str], Mapping[str, str]]
 """(fold, seed, slide or patient) -> the row of predictions."""

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wsizoo.benchmark.cells import Cell
-from wsizoo.benchmark.compare import FACTS, MAIN, Result, measured, p_value
+from wsizoo.benchmark.compare import FACTS, Result, measured, p_value
 from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.compare import holm
+from wsizoo.measures.names import MAIN
 
 
 @dataclass(frozen=True)

@@ -8,38 +8,12 @@ from typing import Any
 
 from wsizoo.card import left_out
 from wsizoo.errors import DataError
+from wsizoo.measures.names import BESIDE, LOWER_IS_BETTER, MAIN, title
 from wsizoo.reports.files import RunFiles, read_object
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.report import Cell, Report
 
 PAGE = "report.html"
-MAIN = {  # what is drawn of several runs
-    "classification": ("auc", "balanced_accuracy"),
-    "survival": ("c_index",),
-    "regression": ("mae", "pearson"),
-    "segmentation": ("dice_per_slide", "dice_pooled"),
-}
-LOWER_IS_BETTER = {"brier", "ece", "log_loss", "mae", "rmse", "integrated_brier"}
-TITLES = {
-    "auc": "AUC",
-    "auprc": "Area under precision-recall",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "kappa": "Cohen's kappa",
-    "quadratic_kappa": "Cohen's kappa, quadratic",
-    "brier": "Brier score",
-    "ece": "Calibration error",
-    "c_index": "C-index",
-    "time_dependent_auc": "Time-dependent AUC",
-    "integrated_brier": "Integrated Brier score",
-    "mae": "Mean absolute error",
-    "rmse": "Root mean squared error",
-    "r2": "R²",
-    "dice_per_slide": "Dice, mean of slides",
-    "iou_per_slide": "IoU, mean of slides",
-    "dice_pooled": "Dice, patches pooled",
-    "iou_pooled": "IoU, patches pooled",
-}
 PARTS = {"test": "test part", "val": "validation part"}
 MOST_ROWS = 20  # of runs drawn one by one
 
@@ -91,7 +65,7 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
                 f"{title(name)} of each run and of their mean, whiskers their intervals by "
                 f"bootstrap of patients. Mean ± std: {_mean_std(mean[name], std.get(name))}.",
             )
-            for name in MAIN[first.task]
+            for name in (MAIN[first.task], *BESIDE[first.task][:1])
             if mean.get(name) is not None
         ]
     )
@@ -128,11 +102,6 @@ def _runs_plot(
     if len(known) <= MOST_ROWS:
         rows += [(r, one["value"], one.get("low"), one.get("high")) for r, one in known.items()]
     return interval_plot(rows, title(name), points=points, guide=mean)
-
-
-def title(name: str) -> str:
-    """A measure's name as readers know it."""
-    return TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
 
 
 def _number(value: float | None) -> str:
