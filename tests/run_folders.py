@@ -153,6 +153,9 @@ def write_runs(
         "mean": {k: float(np.mean(v)) for k, v in values.items()},
         "std": {k: float(np.std(v, ddof=1)) for k, v in values.items()},
     }
+    overall["interval"] = {
+        k: {"value": v, "low": v - 0.02, "high": v + 0.02} for k, v in overall["mean"].items()
+    }
     write_json(folder / "metrics.json", overall)
     write_text(folder / "config.yaml", CONFIG.format(note="several"))
     return folder

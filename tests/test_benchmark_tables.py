@@ -229,6 +229,7 @@ def test_every_task_has_a_row_with_an_interval(task: str) -> None:
     assert all(r.low is not None and r.low < r.high for r in rows)  # type: ignore[operator]
     assert rows[1].p is not None and 0 < rows[1].p <= 1
     assert markdown(rows, task).count("\n") == 4
+    assert ("R$^2$" in latex(rows, task)) == (task == "regression")
 
 
 def test_the_page_holds_table_charts_and_failures_escaped() -> None:

@@ -47,6 +47,15 @@ def test_measures_stand_beside_their_intervals() -> None:
     ]
 
 
+def test_resamples_without_the_measure_are_told_where_they_are_many() -> None:
+    one = {"value": 0.91, "low": 0.8, "high": 0.97, "n": 16, "resamples": 2000}
+    values = {"few": {**one, "undefined": 20}, "many": {**one, "undefined": 21}}
+    metrics = {"data": "t", "part": "test", "level": "patient", "values": values}
+    _, body = card({"metrics": metrics})
+    assert "| few | 0.910 | 0.800 to 0.970 | 16 |" in body
+    assert "| many | 0.910 | 0.800 to 0.970 (21 of 2000 resamples left out) | 16 |" in body
+
+
 def test_metrics_of_another_shape_are_told_as_they_are() -> None:
     front, body = card({"metrics": "AUC 0.9"})
     assert "- metrics: AUC 0.9" in body and "model-index" not in front

@@ -1,6 +1,7 @@
 """train, evaluate, report, push of a run: what is typed, what is told, and what goes wrong."""
 
 import json
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -94,8 +95,13 @@ def test_several_runs_are_told_as_mean_and_deviation(finished: Path) -> None:
         "train", finished / "train.yaml", "-o", finished / "two", "seeds=[0,1]", "train.epochs=1"
     )
     assert result.exit_code == 0, result.output
-    header = next(line for line in result.output.splitlines() if line.startswith("part"))
-    assert header.split() == ["part", "measure", "mean", "std", "runs"]
+    lines = result.output.splitlines()
+    header = next(line for line in lines if line.startswith("part"))
+    assert re.split(r"  +", header) == [
+        "part", "measure", "mean ± std", "95 % interval of the mean", "runs",
+    ]  # fmt: skip
+    row = next(line for line in lines if re.match("test +auc ", line))
+    assert re.search(r" auc +\d\.\d{3} ± \d\.\d{3} +\d\.\d{3} to \d\.\d{3} +2$", row)
     assert "Run 2 of 2: fold0-seed1" in result.output
 
 

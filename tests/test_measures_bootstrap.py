@@ -1,12 +1,17 @@
+import inspect
 import math
 
 import numpy as np
 import pytest
 
+from wsizoo.benchmark.results import summarise
 from wsizoo.measures import bootstrap
-from wsizoo.measures.bootstrap import Resamples, interval, of_rows
-from wsizoo.measures.intervals import measure_classification, measure_regression
+from wsizoo.measures.bootstrap import RESAMPLES, Resamples, interval, of_rows
+from wsizoo.measures.compare import paired_bootstrap
+from wsizoo.measures.intervals import measure_classification, measure_regression, measure_survival
 from wsizoo.measures.weighted import mean_of
+from wsizoo.train.measuring import measure_rows
+from wsizoo.train.predicting import Measuring
 
 
 def test_rows_of_a_patient_are_drawn_together_and_as_many_patients_as_there_are() -> None:
@@ -69,3 +74,9 @@ def test_no_resamples_give_the_value_alone() -> None:
     found = measure_regression([1, 2, 4], [1, 2, 3], resamples=0)["mae"]
     assert found.value == pytest.approx(1 / 3) and math.isnan(found.low) and math.isnan(found.high)
     assert (found.resamples, found.undefined) == (0, 0)
+
+
+def test_every_interval_is_of_as_many_resamples_by_default() -> None:
+    asked = (measure_rows, Measuring.measure, summarise, paired_bootstrap, measure_survival)
+    for function in asked:
+        assert inspect.signature(function).parameters["resamples"].default == RESAMPLES == 2000

@@ -232,6 +232,20 @@ def test_where_all_are_censored_nothing_is_defined_but_the_brier_score() -> None
     assert math.isnan(alone["integrated_brier"].value)  # no times of events to measure at
 
 
+def test_a_resample_without_an_early_death_keeps_its_auc() -> None:
+    times, events = np.arange(1.0, 17), np.arange(16) < 10
+    risk = np.random.default_rng(0).normal(size=16) - times / 8
+    at = times_to_measure_at(times, events)
+    assert at[0] == times[0]  # one death: a third of the resamples lack it
+    weights = np.ones((1, 16))
+    weights[0, 0] = 0
+    found = mean_auc((times, events), risk, at)(weights)[0]
+    left = (times[1:], events[1:])
+    assert found == pytest.approx(mean_auc(left, risk[1:], at[1:])(np.ones((1, 15)))[0])
+    measured = measure_survival(times, events, risk)["time_dependent_auc"]
+    assert measured.undefined < 20  # of 2000
+
+
 def test_a_training_part_without_anyone_left_defines_nothing() -> None:
     train = ([1, 2], [1, 0])  # G is 0 from 2 on
     found = measure_survival([1, 3, 4], [1, 1, 1], [3, 2, 1], at=[3], censoring=train, resamples=0)

@@ -121,6 +121,18 @@ def test_a_measure_that_is_not_defined_is_told_so(tmp_path):
     assert (row["Value"], row["Interval"]) == ("n/a", "n/a")
 
 
+def test_resamples_that_an_interval_lacks_are_told(tmp_path):
+    run = write_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    told = {"low": 0.5, "high": 0.75, "resamples": 2000}
+    metrics["test"]["auc"] |= {**told, "undefined": 21}
+    metrics["test"]["auprc"] |= {**told, "undefined": 20}
+    write_json(run / "metrics.json", metrics)
+    found = {row["Measure"]: row["Interval"] for row in page(run).table_of("Measure")}
+    assert found["AUC"] == "0.500 to 0.750 (21 of 2000 resamples left out)"
+    assert found["Area under precision-recall"] == "0.500 to 0.750"
+
+
 def test_the_kept_epoch_is_marked_in_the_learning_curves(tmp_path):
     found = page(write_run(tmp_path / "run"))
     assert found.words.count("kept: epoch 7") == 2
@@ -205,8 +217,11 @@ def test_several_runs_have_mean_deviation_and_a_link_each(tmp_path):
     found = page(runs)
     overall = json.loads((runs / "metrics.json").read_text())
     rows = {row["Measure"]: row for row in found.table_of("Measure")}
-    assert rows["AUC"]["Mean"] == f"{overall['mean']['auc']:.3f}"
-    assert rows["AUC"]["Std"] == f"{overall['std']['auc']:.3f}"
+    mean, std = overall["mean"]["auc"], overall["std"]["auc"]
+    assert rows["AUC"]["Mean ± std"] == f"{mean:.3f} ± {std:.3f}"
+    assert rows["AUC"]["Interval of the mean"] == f"{mean - 0.02:.3f} to {mean + 0.02:.3f}"
+    plotted = f"Mean of 4 runs {mean:.3f} ({mean - 0.02:.3f} to {mean + 0.02:.3f})"
+    assert plotted in (runs / "report.html").read_text(), "whiskers are intervals"
     assert [row["Run"] for row in found.table_of("Run")] == overall["runs"]
     for cell in overall["runs"]:
         assert f"{cell}/report.html" in found.links()

@@ -17,6 +17,7 @@ from tests.toy_cohort import read_table, write_cohort, write_config, write_table
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, SpecError
 from wsizoo.interfaces import SlideOutput
+from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.model import SlideModel
 from wsizoo.train.config import load_config
 from wsizoo.train.evaluation import evaluate_run
@@ -208,12 +209,28 @@ def test_folds_and_seeds_have_a_folder_each_and_one_summary(cohort: Path, tmp_pa
     assert summary["mean"]["auc"] == pytest.approx(mean)
     deviation = math.sqrt(sum((auc - mean) ** 2 for auc in aucs) / 3)
     assert summary["std"]["auc"] == pytest.approx(deviation)
+    between = summary["interval"]["auc"]
+    assert between["value"] == pytest.approx(mean) and between["low"] <= mean <= between["high"]
+    assert between["low"] < between["high"]
+    assert (between["n"], between["patients"], between["resamples"]) == (32, 16, RESAMPLES)
+    assert set(summary["interval"]) == set(summary["mean"])
     rows = read_table(run / "predictions.csv")
     assert len(rows) == 2 * 16  # every slide tests once a seed
     assert {(row["fold"], row["seed"]) for row in rows} == {(f, s) for f in "01" for s in "01"}
     assert summary["pooled"]["auc"]["n"] == 32
     assert (run / "report.html").is_file() and (run / "fold0-seed0" / "report.html").is_file()
     assert [read(run / name / "run.json")["seed"] for name in names] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("task", ["survival", "segmentation"])
+def test_the_interval_of_the_mean_is_of_what_each_run_states(
+    task: str, cohort: Path, tmp_path: Path
+) -> None:
+    run = train(cohort, tmp_path / "run", "seeds=[0,1]", "train.epochs=1", task=task)
+    summary = read(run / "metrics.json")
+    assert {k: one["value"] for k, one in summary["interval"].items()} == {
+        k: value if value is None else pytest.approx(value) for k, value in summary["mean"].items()
+    }
 
 
 def test_seeds_differ_and_a_seed_repeats_itself(cohort: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -110,9 +111,15 @@ def _measured(training: dict[str, Any]) -> list[str]:
     ]
     for metric, one in results["values"].items():
         value, low, high = (_rounded(one.get(key)) for key in ("value", "low", "high"))
-        interval = f"{low} to {high}" if "-" not in (low, high) else "-"
+        interval = f"{low} to {high}{left_out(one)}" if "-" not in (low, high) else "-"
         lines.append(f"| {metric} | {value} | {interval} | {one.get('n', '-')} |")
     return ["\n".join(lines)]
+
+
+def left_out(measure: Mapping[str, Any]) -> str:
+    """What an interval says of the resamples that did not define it: nothing of up to 1 %."""
+    undefined, drawn = measure.get("undefined", 0), measure.get("resamples", 0)
+    return f" ({undefined} of {drawn} resamples left out)" if undefined > drawn / 100 else ""
 
 
 def _rounded(value: float | None) -> str:

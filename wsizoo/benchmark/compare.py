@@ -8,30 +8,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wsizoo.benchmark.cells import Cell, Work
 from wsizoo.errors import DataError
-from wsizoo.measures.bootstrap import Resamples
 from wsizoo.measures.compare import delong, paired_bootstrap
-from wsizoo.measures.intervals import (
-    Measured,
-    at_the_bound,
-    regression_measures,
-    segmentation_measures,
-    survival_measures,
-    with_intervals,
-)
-from wsizoo.measures.probabilities import classification_measures
-from wsizoo.measures.weighted import Weighted, ratio
+from wsizoo.measures.intervals import Measured
+from wsizoo.measures.names import MAIN
+from wsizoo.measures.runs import Run, mean_measures, measure_runs
+from wsizoo.train.measuring import any_resample, labels_of_two
 
-MAIN = {  # what models are ranked by
-    "classification": "auc",
-    "survival": "c_index",
-    "regression": "r2",
-    "segmentation": "dice_per_slide",
-}
 FACTS = ("parameters", "seconds", "ms_per_slide", "peak_mb")
 Rows = Mapping[tuple[int, int, str], Mapping[str, str]]
 """(fold, seed, slide or patient) -> the row of predictions."""
@@ -92,15 +76,9 @@ def read_result(work: Work, cell: Cell) -> Result:
 
 def measured(results: Sequence[Result], resamples: int) -> Measured:
     """The mean over runs of the main metric, in resamples of the patients of all of them."""
-    rows = _pooled(results)
-    patients = [row["patient"] for row in rows.values()]
-    main = results[0].main
-    drawn = Resamples(len(rows), patients, resamples)
-    found = with_intervals({main: _mean_measure(rows, results[0])}, drawn)[main]
-    if main != "auc" or len(results[0].classes) != 2:
-        return found
-    labels = {row["patient"]: results[0].classes.index(row["label"]) for row in rows.values()}
-    return at_the_bound(found, list(labels.values()))
+    rows, first = _pooled(results), results[0]
+    labels = labels_of_two(rows.values(), first.task, first.classes)
+    return measure_runs(_runs(rows, first), labels=labels, resamples=resamples)[first.main]
 
 
 def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) -> float:
@@ -122,8 +100,8 @@ def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) ->
         labels = [int(row["label"] == positive) for row in a.values()]
         scores = [[float(row[f"p_{positive}"]) for row in rows.values()] for rows in (a, b)]
         return delong(labels, scores[0], scores[1]).p
-    measures = _mean_measure(a, ours[0]), _mean_measure(b, ours[0])
-    return paired_bootstrap(*measures, len(both), patients, resamples=resamples).p
+    mean, of_others = (mean_measures(_runs(rows, ours[0]))[ours[0].main] for rows in (a, b))
+    return paired_bootstrap(mean, of_others, len(both), patients, resamples=resamples).p
 
 
 def _pooled(results: Sequence[Result]) -> Rows:
@@ -134,43 +112,18 @@ def _pooled(results: Sequence[Result]) -> Rows:
     }
 
 
-def _mean_measure(rows: Rows, of: Result) -> Weighted:
-    """The mean of the main metric over runs, in any resample; runs without it do not count.
-
-    Scores of different runs are never ranked among each other: their scales differ.
-    """
-    runs: dict[tuple[int, int], list[int]] = {}
-    for index, key in enumerate(rows):
-        runs.setdefault(key[:2], []).append(index)
-    given = list(rows.values())
-    each = [(own, _measure([given[i] for i in own], of)) for own in runs.values()]
-
-    def mean(weights: NDArray[np.float64]) -> NDArray[np.float64]:
-        found = np.stack([measure(weights[:, own]) for own, measure in each])  # (runs, R)
-        known = np.isfinite(found)
-        return ratio(np.where(known, found, 0.0).sum(0), known.sum(0).astype(np.float64))
-
-    return mean
-
-
-def _measure(rows: Sequence[Mapping[str, str]], of: Result) -> Weighted:
-    """The main metric of these rows, in any resample."""
-
-    def column(name: str) -> NDArray[np.float64]:
-        return np.array([row[name] for row in rows], dtype=np.float64)
-
-    found: Mapping[str, Weighted]
-    if of.task == "classification":
-        labels = [of.classes.index(row["label"]) for row in rows]
-        table = np.stack([column(f"p_{name}") for name in of.classes], 1)  # (n, C)
-        found = classification_measures(labels, table, classes=of.classes)
-    elif of.task == "survival":
-        found = survival_measures(column("time"), column("event"), column("risk"))
-    elif of.task == "regression":
-        found = regression_measures(column("value"), column("predicted"))
-    else:
-        found = segmentation_measures(column("tp"), column("fp"), column("fn"))
-    return found[MAIN[of.task]]
+def _runs(rows: Rows, of: Result) -> list[Run]:
+    """Rows of one run after another as runs with their main metric."""
+    runs: dict[tuple[int, int], list[Mapping[str, str]]] = {}
+    for key, row in rows.items():
+        runs.setdefault(key[:2], []).append(row)
+    return [
+        Run(
+            [row["patient"] for row in own],
+            {of.main: any_resample(own, of.task, classes=of.classes)[of.main]},
+        )
+        for own in runs.values()
+    ]
 
 
 def _number(value: float | None) -> float:

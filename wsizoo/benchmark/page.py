@@ -6,9 +6,10 @@ import html
 import math
 from collections.abc import Sequence
 
-from wsizoo.benchmark.compare import FACTS, MAIN
+from wsizoo.benchmark.compare import FACTS
 from wsizoo.benchmark.results import Row
-from wsizoo.benchmark.tables import TITLES, cells
+from wsizoo.benchmark.tables import cells
+from wsizoo.measures.names import MAIN, title
 from wsizoo.viz.comparison import interval_plot, rank_plot
 from wsizoo.viz.page import page, wide_table
 
@@ -82,10 +83,10 @@ def _charts(rows: Sequence[Row], main: str) -> list[str]:
     if known:
         bars = [(names[id(row)], *_bar(row, main)) for row in known]
         points = {names[id(row)]: row.values[main] for row in known}
-        plot = interval_plot(bars, TITLES[main], points=points)
+        plot = interval_plot(bars, title(main), points=points)
         caption = "Large: mean over runs, with its interval. Small: single runs."
         charts += [
-            f"<h2>{html.escape(TITLES[main])}</h2>",
+            f"<h2>{html.escape(title(main))}</h2>",
             f"<figure>{plot}<figcaption>{caption}</figcaption></figure>",
         ]
     ranked = [row for row in known if row.rank is not None]

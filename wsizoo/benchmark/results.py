@@ -9,8 +9,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from wsizoo.benchmark.cells import Cell
-from wsizoo.benchmark.compare import FACTS, MAIN, Result, measured, p_value
+from wsizoo.benchmark.compare import FACTS, Result, measured, p_value
+from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.compare import holm
+from wsizoo.measures.names import MAIN
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class Row:
         return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
-def summarise(cells: Sequence[Cell], results: Sequence[Result], resamples: int = 1000) -> list[Row]:
+def summarise(
+    cells: Sequence[Cell], results: Sequence[Result], resamples: int = RESAMPLES
+) -> list[Row]:
     """A row a model and feature set, the best first, those without a finished cell last.
 
     Args:

@@ -9,31 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.benchmark.cells import Outcome
-from wsizoo.benchmark.compare import FACTS, MAIN, Result
+from wsizoo.benchmark.compare import FACTS, Result
 from wsizoo.benchmark.results import Row, shown
 from wsizoo.files import write_csv, write_text
+from wsizoo.measures.names import BESIDE, MAIN, title
 
-TITLES = {
-    "auc": "AUC",
-    "balanced_accuracy": "balanced accuracy",
-    "macro_f1": "macro F1",
-    "c_index": "C-index",
-    "integrated_brier": "integrated Brier",
-    "r2": "R2",
-    "mae": "MAE",
-    "dice_per_slide": "Dice per slide",
-    "dice_pooled": "Dice pooled",
-}
-BESIDE = {  # shown in the tables for people, beside the main metric; table.csv has all
-    "classification": ("balanced_accuracy", "macro_f1"),
-    "survival": ("integrated_brier",),
-    "regression": ("mae",),
-    "segmentation": ("dice_pooled",),
-}
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "²": "$^2$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -77,8 +62,8 @@ def cells(
     """
     main = MAIN[task]
     others = [name for name in BESIDE[task] if any(name in row.values for row in rows)]
-    head = ["model", "features", "runs", TITLES[main], "95 % interval", "p"]
-    head += [*(TITLES[name] for name in others), "rank"]
+    head = ["model", "features", "runs", title(main), "95 % interval", "p"]
+    head += [*(title(name) for name in others), "rank"]
     head += ["parameters", "training s", "ms per slide", "peak MB"]
     body = []
     for row in rows:
@@ -98,7 +83,7 @@ def cells(
                 *fact_texts(row),
             ]
         )
-    return [[escaped(title) for title in head], *body]
+    return [[escaped(text) for text in head], *body]
 
 
 def mean_std(row: Row, metric: str, plus_minus: str = "±") -> str:

@@ -178,7 +178,7 @@ def _of_one(metrics: dict[str, Any]) -> list[dict[str, str]]:
             "part": part,
             "measure": name.replace("_", " "),
             "value": _shown(one["value"]),
-            "95 % interval": f"{_shown(one['low'])} to {_shown(one['high'])}",
+            "95 % interval": _interval(one),
             "n": str(one["n"]),
         }
         for part in parts[:1]
@@ -187,18 +187,27 @@ def _of_one(metrics: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _of_several(metrics: dict[str, Any]) -> list[dict[str, str]]:
-    """Rows of a table: mean and deviation of a measure over the runs."""
-    n = str(len(metrics["runs"]))
+    """Rows of a table: a measure's mean over the runs with its interval, and their deviation."""
+    n, intervals = str(len(metrics["runs"])), metrics.get("interval", {})
     return [
         {
             "part": metrics["part"],
             "measure": name.replace("_", " "),
-            "mean": _shown(mean),
-            "std": _shown(metrics["std"][name]),
+            "mean ± std": _mean_std(mean, metrics["std"][name]),
+            "95 % interval of the mean": _interval(intervals.get(name, {})),
             "runs": n,
         }
         for name, mean in metrics["mean"].items()
     ]
+
+
+def _interval(one: dict[str, Any]) -> str:
+    return f"{_shown(one.get('low'))} to {_shown(one.get('high'))}"
+
+
+def _mean_std(mean: float | None, std: float | None) -> str:
+    """Without a deviation where one run alone defines the measure."""
+    return _shown(mean) if std is None else f"{_shown(mean)} ± {_shown(std)}"
 
 
 def _shown(value: float | None) -> str:

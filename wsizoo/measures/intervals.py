@@ -33,7 +33,8 @@ class Measured:
         value: NaN where it is not defined. low, high: percentiles over resamples of patients; NaN
             where there are none.
         n: rows measured. patients: that were resampled. level: of the interval.
-        resamples: drawn. undefined: of them left out, because they do not define the measure.
+        resamples: drawn; 0: the interval is of none. undefined: of them left out, because they do
+            not define the measure.
     """
 
     value: float
@@ -123,7 +124,7 @@ def at_the_bound(auc: Measured, labels: ArrayLike) -> Measured:
         return auc
     given = np.asarray(labels)
     low, high = auc_interval(given, given if auc.value else 1 - given)
-    return replace(auc, low=low, high=high)
+    return replace(auc, low=low, high=high, resamples=0, undefined=0)
 
 
 def measure_survival(

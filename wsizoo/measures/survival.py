@@ -144,12 +144,15 @@ def auc_over_time(
 def mean_auc(
     patients: Patients, risk: Floats, at: Floats, censoring: Patients | None = None
 ) -> Weighted:
-    """Mean of `auc_over_time`, each time by the share that died since the one before."""
+    """Mean of `auc_over_time`, each time by the share that died since the one before.
+
+    A time since which nobody died counts nothing, so its AUC, which may be NaN, is not asked for.
+    """
     scores, alive = auc_over_time(patients, risk, at, censoring), survival_curve(*patients)
 
     def measure(weights: Floats) -> Floats:
         died = -np.diff(alive(weights, at), axis=1, prepend=1.0)
-        return ratio((scores(weights) * died).sum(1), died.sum(1))
+        return ratio(np.where(died > 0, scores(weights) * died, 0.0).sum(1), died.sum(1))
 
     return measure
 

@@ -6,39 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsizoo.card import left_out
 from wsizoo.errors import DataError
+from wsizoo.measures.names import BESIDE, LOWER_IS_BETTER, MAIN, title
 from wsizoo.reports.files import RunFiles, read_object
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.report import Cell, Report
 
 PAGE = "report.html"
-MAIN = {  # what is drawn of several runs
-    "classification": ("auc", "balanced_accuracy"),
-    "survival": ("c_index",),
-    "regression": ("mae", "pearson"),
-    "segmentation": ("dice_per_slide", "dice_pooled"),
-}
-LOWER_IS_BETTER = {"brier", "ece", "log_loss", "mae", "rmse", "integrated_brier"}
-TITLES = {
-    "auc": "AUC",
-    "auprc": "Area under precision-recall",
-    "macro_f1": "Macro F1",
-    "weighted_f1": "Weighted F1",
-    "kappa": "Cohen's kappa",
-    "quadratic_kappa": "Cohen's kappa, quadratic",
-    "brier": "Brier score",
-    "ece": "Calibration error",
-    "c_index": "C-index",
-    "time_dependent_auc": "Time-dependent AUC",
-    "integrated_brier": "Integrated Brier score",
-    "mae": "Mean absolute error",
-    "rmse": "Root mean squared error",
-    "r2": "R²",
-    "dice_per_slide": "Dice, mean of slides",
-    "iou_per_slide": "IoU, mean of slides",
-    "dice_pooled": "Dice, patches pooled",
-    "iou_pooled": "IoU, patches pooled",
-}
 PARTS = {"test": "test part", "val": "validation part"}
 MOST_ROWS = 20  # of runs drawn one by one
 
@@ -78,18 +53,19 @@ def add_measures(report: Report, run: RunFiles) -> None:
 
 
 def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None:
-    """Every run's numbers, their mean and standard deviation."""
+    """Every run's numbers, their mean with its interval, and their standard deviation."""
     overall = read_object(folder / "metrics.json")
     mean, std = overall.get("mean") or {}, overall.get("std") or {}
+    intervals = overall.get("interval") or {}
     first = next(iter(runs.values()))
     report.pair(
         [
             (
-                _runs_plot(name, runs, mean[name], std.get(name)),
-                f"{title(name)} of each run with its interval; around the mean, one standard "
-                "deviation of the runs.",
+                _runs_plot(name, runs, mean[name], intervals.get(name) or {}),
+                f"{title(name)} of each run and of their mean, whiskers their intervals by "
+                f"bootstrap of patients. Mean ± std: {_mean_std(mean[name], std.get(name))}.",
             )
-            for name in MAIN[first.task]
+            for name in (MAIN[first.task], *BESIDE[first.task][:1])
             if mean.get(name) is not None
         ]
     )
@@ -97,14 +73,15 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
         [
             {
                 "Measure": title(name),
-                "Mean": _number(value),
-                "Std": _number(std.get(name)),
+                "Mean ± std": _mean_std(value, std.get(name)),
+                "Interval of the mean": _ends(intervals.get(name) or {}),
                 "Better": "lower" if name in LOWER_IS_BETTER else "higher",
             }
             for name, value in mean.items()
         ],
-        ["Measure", "Mean", "Std", "Better"],
-        f"Mean and standard deviation of {len(runs)} runs, {PARTS[first.part]}",
+        ["Measure", "Mean ± std", "Interval of the mean", "Better"],
+        f"Mean and standard deviation of {len(runs)} runs, {PARTS[first.part]}; 95 % intervals of "
+        "the mean, the patients of all runs resampled",
     )
     rows = [
         {"Run": Cell(name, f"{name}/{PAGE}" if (run.folder / PAGE).exists() else "")}
@@ -114,21 +91,17 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
     report.table(rows, list(rows[0]), "Each run; its own report has the intervals of all measures")
 
 
-def _runs_plot(name: str, runs: Mapping[str, RunFiles], mean: float, std: float | None) -> str:
+def _runs_plot(
+    name: str, runs: Mapping[str, RunFiles], mean: float, interval: Mapping[str, Any]
+) -> str:
     found = {run: files.measured().get(name, {}) for run, files in runs.items()}
     known = {run: one for run, one in found.items() if one.get("value") is not None}
-    low, high = (None, None) if std is None else (mean - std, mean + std)
-    label = f"Mean ± std of {len(known)} runs"
-    rows = [(label, mean, low, high)]
+    label = f"Mean of {len(known)} runs"
+    rows = [(label, mean, interval.get("low"), interval.get("high"))]
     points = {label: [one["value"] for one in known.values()]}
     if len(known) <= MOST_ROWS:
         rows += [(r, one["value"], one.get("low"), one.get("high")) for r, one in known.items()]
     return interval_plot(rows, title(name), points=points, guide=mean)
-
-
-def title(name: str) -> str:
-    """A measure's name as readers know it."""
-    return TITLES.get(name, name[:1].upper() + name[1:].replace("_", " "))
 
 
 def _number(value: float | None) -> str:
@@ -138,6 +111,13 @@ def _number(value: float | None) -> str:
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
 
 
+def _mean_std(mean: float | None, std: float | None) -> str:
+    """Without a deviation where one run alone defines the measure."""
+    return _number(mean) if std is None else f"{_number(mean)} ± {_number(std)}"
+
+
 def _ends(one: Mapping[str, Any]) -> str:
     low, high = one.get("low"), one.get("high")
-    return "n/a" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+    if low is None or high is None:
+        return "n/a"
+    return f"{_number(low)} to {_number(high)}{left_out(one)}"

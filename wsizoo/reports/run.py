@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.errors import DataError
+from wsizoo.measures.names import title
 from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run
-from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs, title
+from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
 from wsizoo.reports.slides import add_slides
 from wsizoo.viz.charts import curve_chart

@@ -14,17 +14,18 @@ import torch
 from wsizoo.bag import Bag
 from wsizoo.files import write_json
 from wsizoo.interfaces import SlideOutput
+from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.names import MAIN
 from wsizoo.model import SlideModel
 from wsizoo.train.loading import read_ahead
-from wsizoo.train.measuring import RESAMPLES, measure_rows
+from wsizoo.train.measuring import measure_rows
 from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
 from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
 from wsizoo.train.samples import Sample, Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
-FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
 
 
 def level_of(task: str, patient_slides: str) -> str:
@@ -117,7 +118,7 @@ def told_of(metrics: Mapping[str, Any], whose: str) -> str:
     measured = metrics.get(part, {})
     shown = [
         f"{name.replace('_', ' ')} {measured[name]['value']:.3f}"
-        for name in sorted(measured, key=lambda name: name not in FIRST)
+        for name in sorted(measured, key=lambda name: name not in MAIN.values())
         if measured[name]["value"] is not None
     ]
     return f"{whose}: {part} {', '.join(shown[:3])}" if shown else f"{whose}: nothing to measure"

@@ -97,7 +97,7 @@ def _each(
         train_one(run, folder, say, tick)
     if is_first():
         write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
-        if summarise(out, folders, cohort)["mean"]:
+        if summarise(out, folders, cohort, [run.censoring() for run in runs])["mean"]:
             write_report(out)
     return out
 

@@ -11,7 +11,6 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMISERS = ("adamw", "adam", "radam", "sgd")
 SCHEDULES = ("cosine", "constant")
 LOGGERS = ("tensorboard", "wandb")
-LESS_IS_BETTER = frozenset({"loss", "log_loss", "brier", "integrated_brier", "ece", "rmse", "mae"})
 COUNTS = ("epochs", "batch_size", "accumulate", "max_patches", "patience", "checkpoint_steps")
 NOT_BELOW_0 = ("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "workers")
 NOT_COMPARED = frozenset({"workers", "device", "loggers", "checkpoint_steps"})  # change no number

@@ -10,45 +10,82 @@ from typing import Any
 
 from wsizoo.files import write_json
 from wsizoo.measures.compare import mean_std
-from wsizoo.measures.intervals import to_json
+from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.runs import Run, measure_runs
 from wsizoo.train.cohort import Cohort
-from wsizoo.train.measuring import measure_rows
+from wsizoo.train.measuring import any_resample, labels_of_two, measure_rows
 from wsizoo.train.predictions import Row, by_patient, write_rows
 from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
 
 NAMES = ("slide", "patient", "part", "label")  # columns of text
 
+Censoring = tuple[list[float], list[int]] | None
 
-def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, Any]:
+
+def summarise(
+    out: Path, folders: Sequence[Path], cohort: Cohort, censoring: Sequence[Censoring]
+) -> dict[str, Any]:
     """Write metrics.json and predictions.csv of finished runs into the folder that holds them.
 
     `mean` and `std` (of a sample, n - 1) are over the runs, each measured on its own test part;
+    `interval` is that of the mean, the patients of all runs resampled;
     `pooled` takes the predictions of all runs as one, its bootstrap draws patients, and says
     nothing of scores that were not made to be compared between runs.
+
+    Args:
+        censoring: of each run, times and events of its training part.
     """
     runs = [_read(folder) for folder in folders]
     part = "test" if all("test" in run for run in runs) else "val"
     names = list(dict.fromkeys(name for run in runs for name in run.get(part, {})))
     spread = {name: mean_std([_number(run[part].get(name)) for run in runs]) for name in names}
     rows: list[Row] = []
-    measured: list[Row] = []
+    measured: list[list[Row]] = []
     for folder, run in zip(folders, runs, strict=True):
         of_part = [r for r in read_rows(folder / PREDICTIONS, cohort.task) if r["part"] == part]
         rows += [{"fold": run["fold"], "seed": run["seed"], **row} for row in of_part]
-        measured += by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
-    known = cohort.classes or None
-    pooled = measure_rows(measured, cohort.task, classes=known) if measured else {}
+        alone = by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
+        measured.append(alone)
+    together = [row for each in measured for row in each]
+    pooled = measure_rows(together, cohort.task, classes=cohort.classes) if together else {}
+    means = _means(measured, folders, cohort, censoring) if together else {}
     summary = {
         "level": runs[0]["level"],
         "part": part,
         "runs": runs,
         "mean": {name: _shown(each.mean) for name, each in spread.items()},
         "std": {name: _shown(each.std) for name, each in spread.items()},
+        "interval": to_json(means),
         "pooled": to_json(pooled),
     }
     write_rows(out / PREDICTIONS, rows)
     write_json(out / METRICS, summary)
     return summary
+
+
+def _means(
+    measured: Sequence[Sequence[Row]],
+    folders: Sequence[Path],
+    cohort: Cohort,
+    censoring: Sequence[Censoring],
+) -> dict[str, Measured]:
+    """The mean of each measure over the runs that have rows, with its interval."""
+    runs = [
+        Run(
+            [row["patient"] for row in rows],
+            any_resample(
+                rows,
+                cohort.task,
+                classes=cohort.classes,
+                edges=read_record(folder).get("edges"),
+                censoring=left,
+            ),
+        )
+        for rows, folder, left in zip(measured, folders, censoring, strict=True)
+        if rows
+    ]
+    every = [row for rows in measured for row in rows]
+    return measure_runs(runs, labels=labels_of_two(every, cohort.task, cohort.classes))
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import torch
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
+from wsizoo.measures.names import LOWER_IS_BETTER
 from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
@@ -27,7 +28,7 @@ from wsizoo.train.checkpointing import (
 from wsizoo.train.loading import Augment, Slides, Step, read_ahead, some_patches, steps_of
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
 from wsizoo.train.randomness import For, generator_for, random_states_kept
-from wsizoo.train.settings import LESS_IS_BETTER, TrainSettings
+from wsizoo.train.settings import TrainSettings
 from wsizoo.train.steps import Note, Stepper
 
 __all__ = ["TrainSettings", "Trained", "train_model"]
@@ -279,7 +280,7 @@ class _Training:
         if self.best_epoch is None:
             return True
         before = self.history[self.best_epoch - 1][name]
-        return row[name] < before if metric in LESS_IS_BETTER else row[name] > before
+        return row[name] < before if metric in {"loss", *LOWER_IS_BETTER} else row[name] > before
 
     def _patience_is_over(self) -> bool:
         patience = self.settings.patience
