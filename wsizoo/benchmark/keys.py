@@ -16,6 +16,7 @@ from wsizoo.files import sha256_of
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry
 from wsizoo.train.config import PATHS, RunConfig
+from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 if TYPE_CHECKING:
     from wsizoo.train.cohort import Cohort
@@ -34,7 +35,8 @@ def content_key(config: RunConfig, data: str, split: str, registry: Registry) ->
     for name in PATHS:
         group, key = name.split(".")
         told[group].pop(key)
-    del told["train"]["workers"]
+    for name in CHANGE_NO_NUMBER:
+        del told["train"][name]
     model = model_identity(config, registry)
     content = {"config": told, "data": data, "split": split, **model}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

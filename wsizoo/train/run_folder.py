@@ -12,13 +12,13 @@ from typing import Any
 from wsizoo.errors import DataError
 from wsizoo.files import write_json, write_text
 from wsizoo.train.config import RunConfig, load_config, to_yaml
+from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
 PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
-MAY_DIFFER = ("train.workers", "train.device")  # change no number
 MOST_TOLD = 6
 CHANGED = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
 
@@ -57,7 +57,7 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Keys that change results and whose values differ, the first few: key -> (old, new)."""
     first, second = _flat(asdict(old)), _flat(asdict(new))
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
-    keys = [key for key in keys if key not in MAY_DIFFER]
+    keys = [key for key in keys if key not in {f"train.{name}" for name in CHANGE_NO_NUMBER}]
     return {key: (first.get(key), second.get(key)) for key in keys[:MOST_TOLD]}
 
 
