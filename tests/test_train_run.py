@@ -12,14 +12,10 @@ import torch
 import yaml
 
 import wsizoo
-from tests.toy_cohort import read_table, write_cohort, write_config, write_table
-from wsizoo.benchmark.keys import content_key
+from tests.toy_cohort import read_table, write_cohort, write_config
 from wsizoo.errors import DataError, SpecError
-from wsizoo.registry import default
 from wsizoo.train.config import load_config
 from wsizoo.train.run import run_training
-from wsizoo.train.run_folder import differences
-from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 FILES = {
     "checkpoints", "config.yaml", "environment.json", "epochs.csv", "log.jsonl", "metrics.json",
@@ -228,45 +224,6 @@ def test_another_config_in_the_same_folder_is_refused_by_the_keys_that_differ(
         r"2, is 9. Give this one a folder of its own: -o .*run-2. To go on with that one: wsizoo ",
     ):
         train(cohort, run, "train.epochs=9", "optimiser.lr=0.5")
-
-
-@pytest.mark.parametrize(
-    "change", ["workers=1", "device=auto", "checkpoint_steps=1", "loggers=[tensorboard]"]
-)
-def test_what_changes_no_number_makes_no_other_run(change: str, cohort: Path) -> None:
-    """Neither in the folder of a run, nor in its checkpoint, nor as a cell of a benchmark."""
-    file, registry = write_config(cohort), default()
-    old, new = load_config(file), load_config(file, [f"train.{change}"])
-    assert old != new and differences(old, new) == {}
-    assert content_key(old, "d", "s", registry) == content_key(new, "d", "s", registry)
-    assert change.partition("=")[0] in CHANGE_NO_NUMBER
-    other = load_config(file, ["train.epochs=3"])
-    assert content_key(old, "d", "s", registry) != content_key(other, "d", "s", registry)
-
-
-def test_other_labels_under_the_same_name_are_refused(tmp_path: Path) -> None:
-    write_cohort(tmp_path)
-    run = train(tmp_path, tmp_path / "run")
-    table = tmp_path / "slides.csv"
-    text = table.read_text()
-    table.write_text(text.replace("P00,A,benign", "P00,A,malign"))
-    with pytest.raises(
-        DataError, match=r"begun with other data: slides, patients or targets changed since"
-    ):
-        train(tmp_path, run)
-    table.write_text(text)
-    train(tmp_path, run)
-
-
-def test_another_split_of_the_same_slides_is_refused(tmp_path: Path) -> None:
-    write_cohort(tmp_path)
-    run = train(tmp_path, tmp_path / "run")
-    table = tmp_path / "slides.csv"
-    rows = read_table(table)
-    swap = {"test": "val", "val": "test", "train": "train"}
-    write_table(table, [{**row, "part": swap[row["part"]]} for row in rows])
-    with pytest.raises(DataError, match=r"begun with other data: the split changed since"):
-        train(tmp_path, run)
 
 
 def test_a_folder_of_something_else_is_left_alone(cohort: Path, tmp_path: Path) -> None:

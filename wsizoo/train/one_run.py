@@ -66,9 +66,9 @@ class OneRun:
         return "slide" if self.config.data.patient_slides == "each" else "patient"
 
     def digests(self) -> dict[str, str]:
-        """Of the slides with their targets, and of which part each is in."""
+        """Of the slides with targets and features, and of which part each is in."""
         parts = split_digest(split_rows(self.split, self.cohort.slides))
-        return {"data_digest": self.cohort.digest, "split_digest": parts}
+        return {**self.cohort.digests, "split_digest": parts}
 
     def samples(self, part: str, edges: Sequence[float] | None) -> Samples:
         """The bags of a part; times as bins between `edges`."""
