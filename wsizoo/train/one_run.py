@@ -25,7 +25,7 @@ from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
-from wsizoo.train.predicting import Measuring, edges_of, predict_samples, told_of
+from wsizoo.train.predicting import Censoring, Measuring, edges_of, predict_samples, told_of
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
@@ -78,7 +78,7 @@ class OneRun:
         """How its predictions are measured."""
         return Measuring(self.cohort.task, self.level, model, self.censoring())
 
-    def censoring(self) -> tuple[list[float], list[int]] | None:
+    def censoring(self) -> Censoring | None:
         """Times and events of the training part."""
         if self.cohort.task != "survival":
             return None
@@ -122,12 +122,14 @@ def _begun(
     run: OneRun, model: SlideModel, requires: Fingerprint, digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """What run.json tells from the start."""
+    censoring = run.censoring()
     return {
         "version": wsizoo.__version__,
         "model": model.name,
         "task": run.cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
+        "censoring": censoring and dict(zip(("times", "events"), censoring, strict=True)),
         "encoder": requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": run.seed,

@@ -20,6 +20,7 @@ from wsizoo.train.samples import Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
+Censoring = tuple[list[float], list[int]]  # times, events
 FIRST = ("auc", "c_index", "rmse", "dice_pooled")  # what is told first of each task
 
 
@@ -35,7 +36,7 @@ class Measuring:
     task: str
     level: str
     model: SlideModel
-    censoring: tuple[list[float], list[int]] | None = None
+    censoring: Censoring | None = None
 
     def measure(self, rows: Sequence[Row], resamples: int = RESAMPLES) -> dict[str, Measured]:
         """Measures of rows of one part."""
