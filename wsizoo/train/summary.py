@@ -10,9 +10,10 @@ from typing import Any
 
 from wsizoo.files import write_json
 from wsizoo.measures.compare import mean_std
-from wsizoo.measures.intervals import to_json
+from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.measuring import measure_rows
+from wsizoo.train.predicting import Censoring
 from wsizoo.train.predictions import Row, by_patient, write_rows
 from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
 
@@ -24,10 +25,11 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
 
     `mean` and `std` (of a sample, n - 1) are over the runs, each measured on its own test part;
     `pooled` takes the predictions of all runs as one, its bootstrap draws patients, and says
-    nothing of scores that were not made to be compared between runs.
+    nothing of scores that were not made to be compared between runs. Survival is weighted by the
+    training parts of all runs, and measured by bins of time where all runs have the same.
     """
     runs = [_read(folder) for folder in folders]
-    part = "test" if all("test" in run for run in runs) else "val"
+    part = "test" if "test" in runs[0] else "val"  # all runs have the same, see check_folds
     names = list(dict.fromkeys(name for run in runs for name in run.get(part, {})))
     spread = {name: mean_std([_number(run[part].get(name)) for run in runs]) for name in names}
     rows: list[Row] = []
@@ -37,7 +39,13 @@ def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, A
         rows += [{"fold": run["fold"], "seed": run["seed"], **row} for row in of_part]
         measured += by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
     known = cohort.classes or None
-    pooled = measure_rows(measured, cohort.task, classes=known) if measured else {}
+    records = [read_record(folder) for folder in folders]
+    pooled: dict[str, Measured] = {}
+    if measured:
+        edges, censoring = _edges(records), _censoring(records)
+        pooled = measure_rows(
+            measured, cohort.task, classes=known, edges=edges, censoring=censoring
+        )
     summary = {
         "level": runs[0]["level"],
         "part": part,
@@ -61,6 +69,19 @@ def _read(folder: Path) -> dict[str, Any]:
     }
     told = {key: record[key] for key in ("fold", "seed", "split_digest")}
     return {"folder": folder.name, **told, "level": metrics["level"], **points}
+
+
+def _edges(records: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Of the bins that all runs have; None: there are none, or each has its own."""
+    first: list[float] | None = records[0].get("edges")
+    return first if all(record.get("edges") == first for record in records) else None
+
+
+def _censoring(records: Sequence[Mapping[str, Any]]) -> Censoring | None:
+    """Times and events of all training parts."""
+    known = [record["censoring"] for record in records if record.get("censoring")]
+    each = [[value for one in known for value in one[key]] for key in ("times", "events")]
+    return (each[0], each[1]) if known else None
 
 
 def _number(value: float | None) -> float:
