@@ -58,6 +58,16 @@ def refused(
     return capsys.readouterr().err
 
 
+def rename(folder: Path) -> None:
+    """Make a cohort one of other slides and patients."""
+    rows = read_table(folder / "slides.csv")
+    for row in rows:
+        file = folder / "features" / f"{row['slide']}.h5"
+        row |= {key: "x-" + row[key] for key in ("slide", "patient")}
+        file.rename(file.with_name(f"{row['slide']}.h5"))
+    write_table(folder / "slides.csv", rows)
+
+
 def change(folder: Path, **cells: str) -> None:
     """Write other values into the first row of the table."""
     rows = read_table(folder / "slides.csv")
@@ -162,6 +172,7 @@ def test_evaluate_all_three_parts(finished: Path) -> None:
 
 def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path, slides=8)
+    rename(tmp_path)
     data = [f"data.table={tmp_path / 'slides.csv'}", f"data.features={tmp_path / 'features'}"]
     for source in (finished / "run", finished / "run" / "model"):
         out = tmp_path / source.name
@@ -189,14 +200,19 @@ def test_evaluate_refuses_what_makes_no_sense(
     assert "is a model and no run, so on which data?" in told(model, "-o", out)
     other = [f"data.table={cohort / 'slides.csv'}", f"data.features={cohort / 'features'}"]
     change(cohort, label="malign")
+    result = invoke("evaluate", run, "-o", cohort / "test", *other)
+    assert "Left out 8 of the train part and 4 of the val part. To" in result.output
+    rename(cohort)
     assert "part 'val' is of the data that" in told(run, "-o", out, *other, "--part", "val")
+    rows = [r for r in read_table(cohort / "slides.csv") if r["part"] in ("train", "val")]
     change(cohort, label="gorgeous")
-    assert "label that is not in data.classes (benign, malign): s00" in told(run, "-o", out, *other)
+    assert "label that is not in data.classes (benign, malign): x-s00" in told(
+        run, "-o", out, *other
+    )
     assert "and is no evaluation; choose another: -o OUT" in told(run, "-o", run)
     headless = save(build("abmil-demo", "head=null"), cohort / "headless")
     assert "does not say its task. Say it: data.task=" in told(headless, "-o", out, *other)
     two = ["split={kind: column, column: part, val_fraction: 0}", "selection.checkpoint=last"]
-    rows = [r for r in read_table(finished / "slides.csv") if r["part"] in ("train", "val")]
     write_table(cohort / "slides.csv", rows)
     config = write_config(cohort)
     assert invoke("train", config, "-o", cohort / "untested", *two).exit_code == 0

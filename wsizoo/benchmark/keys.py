@@ -9,16 +9,14 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from wsizoo.errors import DataError
 from wsizoo.files import sha256_of
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry
 from wsizoo.train.config import PATHS, RunConfig
-
-if TYPE_CHECKING:
-    from wsizoo.train.cohort import Cohort
+from wsizoo.train.digests import sha256_lines
+from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 ELSEWHERE = (
     *("benchmark/", "cli/", "demo/", "extraction/", "reports/", "testing/", "viz/"),
@@ -32,36 +30,17 @@ def content_key(config: RunConfig, data: str, split: str, registry: Registry) ->
     """sha256 hex of config, data, split, model and code. Paths count by what lies there.
 
     Args:
-        data: see `data_digest`. split: see `split_digest`.
+        data: see `whole_digest`. split: see `split_digest`.
     """
     told = asdict(config)
     for name in PATHS:
         group, key = name.split(".")
         told[group].pop(key)
-    del told["train"]["workers"]
+    for name in CHANGE_NO_NUMBER:
+        del told["train"][name]
     model = model_identity(config, registry)
     content = {"config": told, "data": data, "split": split, **model}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def data_digest(cohort: Cohort) -> str:
-    """Of slides, patients and targets, and of each slide's features and labels of patches."""
-    lines = [cohort.digest]
-    for record in sorted(cohort.records, key=lambda record: record.slide):
-        features = record.file and features_digest(record.file)
-        labels = record.instances and sha256_of(record.instances)
-        lines.append(f"{record.slide} {features} {labels}")
-    return _sha256(lines)
-
-
-def features_digest(file: Path) -> str:
-    """The digest that a feature file of wsizoo states of its content; else that of its bytes."""
-    from wsizoo.slides.store import read_header
-
-    try:
-        return read_header(file).digest
-    except DataError:
-        return sha256_of(file)
 
 
 def model_identity(config: RunConfig, registry: Registry) -> dict[str, Any]:
@@ -111,13 +90,9 @@ def _of_files(path: Path, pattern: str) -> str:
     files = sorted(file for file in path.rglob(pattern) if file.is_file())
     named = {file.relative_to(path).as_posix(): file for file in files}
     kept = {name: file for name, file in named.items() if counts(name)}
-    return _sha256(f"{name} {sha256_of(file)}" for name, file in kept.items())
+    return sha256_lines(f"{name} {sha256_of(file)}" for name, file in kept.items())
 
 
 def counts(name: str) -> bool:
     """Whether a run's numbers may come from a file, named within its package."""
     return name.startswith(BUT) or not name.startswith(ELSEWHERE)
-
-
-def _sha256(lines: Iterable[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsizoo.benchmark.cells import Cell
-from wsizoo.benchmark.keys import content_key, data_digest
+from wsizoo.benchmark.keys import content_key
 from wsizoo.benchmark.plan import Asked, Candidate, installed_candidates, overrides_for
 from wsizoo.errors import DataError, NotFoundError, PluginError, SpecError
 from wsizoo.registry import Registry
@@ -26,6 +26,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
 
     Raises: as `run_benchmark`.
     """
+    from wsizoo.train.digests import whole_digest
     from wsizoo.train.run import splits_of
 
     cohorts = {name: _cohort(asked, folder, registry) for name, folder in asked.features.items()}
@@ -42,7 +43,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     _check_tested(folds)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
-    digests = {name: data_digest(cohort) for name, cohort in cohorts.items()}
+    digests = {name: whole_digest(cohort) for name, cohort in cohorts.items()}
     cells = []
     for fold, (file, digest) in enumerate(files):
         for seed in base.seeds:

@@ -100,7 +100,7 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
 @click.option(
     "--part",
     type=click.Choice(["test", "val", "all"]),
-    help="Of the run's own data [test]; of other data all slides are taken.",
+    help="Of the run's split [test]; of data that it knows nothing of all slides are taken.",
 )
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")

@@ -14,7 +14,7 @@ from wsizoo.checkpoints import read_pickle
 from wsizoo.errors import DataError
 from wsizoo.files import is_alive, replacing
 from wsizoo.model import SlideModel
-from wsizoo.train.settings import NOT_COMPARED, TrainSettings
+from wsizoo.train.settings import CHANGE_NO_NUMBER, TrainSettings
 
 FORMAT = 1
 
@@ -59,7 +59,7 @@ def identity(
     told = {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in dataclasses.asdict(settings).items()
-        if name not in NOT_COMPARED
+        if name not in CHANGE_NO_NUMBER
     }
     tensors = [f"{name} {tuple(tensor.shape)}" for name, tensor in model.state_dict().items()]
     digest = hashlib.sha256("\n".join(tensors).encode()).hexdigest()[:12]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.sources import FEATURE_SUFFIXES
 from wsizoo.tables import ALONE, Origins, Table, find_origins, read_table
 from wsizoo.train.config import DataConfig
+from wsizoo.train.digests import cohort_digests
 from wsizoo.train.patch_labels import SUFFIXES as LABEL_SUFFIXES
 from wsizoo.train.patch_labels import read_patch_labels
 from wsizoo.train.row_targets import (
@@ -110,6 +112,11 @@ class Cohort:
         rows = sorted((r.slide, r.patient, sorted(r.target.items())) for r in self.records)
         text = json.dumps([self.task, self.classes, rows])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @functools.cached_property
+    def digests(self) -> dict[str, str]:
+        """Of targets, features and labels of patches, as `cohort_digests` names them."""
+        return cohort_digests(self)
 
     @property
     def at_odds(self) -> dict[str, list[str]]:

@@ -20,7 +20,14 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
-from wsizoo.train.predicting import Measuring, edges_of, level_of, predict_samples, told_of
+from wsizoo.train.predicting import (
+    Censoring,
+    Measuring,
+    edges_of,
+    level_of,
+    predict_samples,
+    told_of,
+)
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     CONFIG,
@@ -32,11 +39,15 @@ from wsizoo.train.run_folder import (
     write_record,
 )
 from wsizoo.train.samples import Samples
+from wsizoo.train.seen import ALL, chosen_parts, parts_of_others
 from wsizoo.zoo import load
 
 Say = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
-ALL = "all"
+
+
+def _nothing(text: str) -> None:
+    """Say nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +68,7 @@ def evaluate_run(
     *,
     part: str | None = None,
     device: str = "cpu",
-    say: Say = lambda text: None,
+    say: Say = _nothing,
     tick: Tick = lambda what, done, total: None,
     registry: Registry | None = None,
 ) -> Path:
@@ -68,8 +79,10 @@ def evaluate_run(
             with the data in `overrides`.
         out: new, or that of an earlier evaluation, whose files are replaced.
         overrides: of the config: `"data.table=other.csv"`, `"data.features=other"`.
-        part: of the run's split: "test" (default), "val", or "all" three. Of other data than the
-            run's all slides are taken, as a test part.
+        part: of the run's split: "test" (default), "val", or "all" three. In a changed table
+            slides that the split knows, itself or by their patients, stay what they are, and what
+            it does not know is of the test part; what is left out is told. Of data that it knows
+            nothing of all slides are taken, as a test part.
 
     Returns:
         The folder.
@@ -86,12 +99,13 @@ def evaluate_run(
     if not task:
         raise SpecError(f"'{model.name}' does not say its task. Say it: data.task=classification")
     cohort = read_cohort(found.config.data, task=task, classes=list(model.classes))
-    parts = _parts(found, cohort, part)
+    parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
     _check_out(out)
     rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
     level = level_of(task, found.config.data.patient_slides)
-    metrics = Measuring(task, level, model).write(out, rows, {"data_digest": cohort.digest})
+    measuring = Measuring(task, level, model, censoring)
+    metrics = measuring.write(out, rows, {"data_digest": cohort.digest})
     write_json(out / ENVIRONMENT, environment(registry))
     sizes = {name: len(chosen) for name, chosen in parts.items()}
     write_record(out, _record(found, cohort, sizes, seconds / max(len(rows), 1)), FINISHED)
@@ -117,6 +131,7 @@ def _record(
         "data_digest": cohort.digest,
         "trained_on": found.record.get("data_digest"),
         "slides": dict(sizes),
+        "left_out": len(cohort) - sum(sizes.values()),
         "seconds_per_slide": round(seconds_per_slide, 6),
         **peaks(),
     }
@@ -137,22 +152,31 @@ def _source(source: Path | str, overrides: Sequence[str], registry: Registry) ->
     return _Source(folder.name, folder, model, config, read_record(folder))
 
 
-def _parts(found: _Source, cohort: Cohort, part: str | None) -> dict[str, list[int]]:
-    """Rows of the cohort by the name of their part."""
-    if found.folder is None or cohort.digest != found.record.get("data_digest"):
+def _parts(
+    found: _Source, cohort: Cohort, part: str | None, say: Say
+) -> tuple[Mapping[str, Sequence[int]], Censoring | None]:
+    """Rows of the cohort by the name of their part; times and events that the run trained on.
+
+    Of other data these say nothing: it tells itself how its patients are censored.
+    """
+    known = None
+    if found.folder is not None:
+        if cohort.digest == found.record.get("data_digest"):
+            say = _nothing  # the run's own parts are no news
+            (split,) = read_split(found.folder / SPLIT, cohort.slides, cohort.patients)
+            known = split.parts()
+        else:
+            known = parts_of_others(found.folder / SPLIT, cohort, say)
+    if known is None:
         if part not in (None, ALL):
             raise DataError(
                 f"part '{part}' is of the data that '{found.name}' was trained on; these are "
                 "others, of which all slides are taken: leave --part out"
             )
-        return {"test": list(range(len(cohort.records)))}
-    (split,) = read_split(found.folder / SPLIT, cohort.slides, cohort.patients)
-    if part == ALL:
-        return split.parts()
-    name = part or "test"
-    if not split.parts()[name]:
-        raise DataError(f"'{found.name}' kept no slides for its {name} part")
-    return {name: split.parts()[name]}
+        return {"test": list(range(len(cohort.records)))}, None
+    chosen = chosen_parts(known, part, found.name, say)
+    censoring = found.record.get("censoring")
+    return chosen, censoring and (censoring["times"], censoring["events"])
 
 
 def _check_out(out: Path) -> None:

@@ -27,7 +27,15 @@ from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
 from wsizoo.train.making import make_model, task_loss_of
-from wsizoo.train.predicting import Measuring, edges_of, level_of, predict_samples, row_of, told_of
+from wsizoo.train.predicting import (
+    Censoring,
+    Measuring,
+    edges_of,
+    level_of,
+    predict_samples,
+    row_of,
+    told_of,
+)
 from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
@@ -69,9 +77,9 @@ class OneRun:
         return level_of(self.cohort.task, self.config.data.patient_slides)
 
     def digests(self) -> dict[str, str]:
-        """Of the slides with their targets, and of which part each is in."""
+        """Of the slides with targets and features, and of which part each is in."""
         parts = split_digest(split_rows(self.split, self.cohort.slides))
-        return {"data_digest": self.cohort.digest, "split_digest": parts}
+        return {**self.cohort.digests, "split_digest": parts}
 
     def samples(self, part: str, edges: Sequence[float] | None) -> Samples:
         """The bags of a part; times as bins between `edges`."""
@@ -81,7 +89,7 @@ class OneRun:
         """How its predictions are measured."""
         return Measuring(self.cohort.task, self.level, model, self.censoring())
 
-    def censoring(self) -> tuple[list[float], list[int]] | None:
+    def censoring(self) -> Censoring | None:
         """Times and events of the training part."""
         if self.cohort.task != "survival":
             return None
@@ -126,12 +134,14 @@ def _begun(
     run: OneRun, model: SlideModel, requires: Fingerprint, digests: Mapping[str, str]
 ) -> dict[str, Any]:
     """What run.json tells from the start."""
+    censoring = run.censoring()
     return {
         "version": wsizoo.__version__,
         "model": model.name,
         "task": run.cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
+        "censoring": censoring and dict(zip(("times", "events"), censoring, strict=True)),
         "encoder": requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
         "seed": run.seed,

@@ -26,6 +26,7 @@ from wsizoo.train.samples import Sample, Samples
 
 Tick = Callable[[str, int, int], None]
 PARTS = ("test", "val", "train")
+Censoring = tuple[list[float], list[int]]  # times, events
 
 
 def level_of(task: str, patient_slides: str) -> str:
@@ -45,7 +46,7 @@ class Measuring:
     task: str
     level: str
     model: SlideModel
-    censoring: tuple[list[float], list[int]] | None = None
+    censoring: Censoring | None = None
 
     def measure(self, rows: Sequence[Row], resamples: int = RESAMPLES) -> dict[str, Measured]:
         """Measures of rows of one part."""

@@ -60,6 +60,7 @@ def run_training(
         config.data, task=task_of(config, registry), classes=classes_of(config, registry)
     )
     splits = splits_of(config, cohort)
+    check_folds(splits)
     say(told_of(cohort, splits))
     for line in warnings_of(cohort, splits):
         say(line)
@@ -97,7 +98,7 @@ def _each(
         train_one(run, folder, say, tick)
     if is_first():
         write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
-        if summarise(out, folders, cohort, [run.censoring() for run in runs])["mean"]:
+        if summarise(out, folders, cohort)["mean"]:
             write_report(out)
     return out
 
@@ -139,6 +140,20 @@ def splits_of(config: RunConfig, cohort: Cohort) -> list[Split]:
         bins=config.data.bins,
         **known,
     )
+
+
+def check_folds(splits: Sequence[Split]) -> None:
+    """Raise DataError unless all folds can be measured on one part: test, or without it val."""
+    for part in ("test", "val"):
+        has = [bool(split.parts()[part]) for split in splits]
+        if all(has):
+            return
+        if any(has):
+            raise DataError(
+                f"fold {has.index(False)} has no slides in its {part} part, fold {has.index(True)} "
+                "has: folds are measured on the same part. Complete the split, or run that fold "
+                "by itself"
+            )
 
 
 def column_of(cohort: Cohort, name: str) -> list[str]:

@@ -12,15 +12,20 @@ from typing import Any
 from wsizoo.errors import DataError
 from wsizoo.files import write_json, write_text
 from wsizoo.train.config import RunConfig, load_config, to_yaml
+from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
 PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
-MAY_DIFFER = ("train.workers", "train.device")  # change no number
 MOST_TOLD = 6
-CHANGED = {"data_digest": "slides, patients or targets", "split_digest": "the split"}
+CHANGED = {
+    "data_digest": "slides, patients or labels of the table",
+    "split_digest": "the parts of the split",
+    "features_digest": "the features",
+    "patches_digest": "the labels of patches",
+}
 
 
 def is_first() -> bool:
@@ -67,7 +72,7 @@ def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     """Keys that change results and whose values differ, the first few: key -> (old, new)."""
     first, second = _flat(asdict(old)), _flat(asdict(new))
     keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
-    keys = [key for key in keys if key not in MAY_DIFFER]
+    keys = [key for key in keys if key not in {f"train.{name}" for name in CHANGE_NO_NUMBER}]
     return {key: (first.get(key), second.get(key)) for key in keys[:MOST_TOLD]}
 
 
@@ -105,16 +110,20 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
     """Whether this part of a run is done, with the data that it is to be done with.
 
     Raises:
-        DataError: it was begun with other data or another split.
+        DataError: it was begun with other labels, parts or features: which of them is told.
     """
     record = read_record(folder)
-    for name, digest in digests.items():
-        if record and record.get(name) != digest:
-            raise DataError(
-                f"'{folder}' was begun with other data: {CHANGED[name]} changed since ({name} "
-                f"{str(record.get(name))[:12]}, now {digest[:12]}). Bring back the table as it "
-                "was, or give the new one a folder of its own: -o RUN"
-            )
+    changed = [name for name, digest in digests.items() if record and record.get(name) != digest]
+    if changed:
+        told = "; ".join(
+            f"{CHANGED[name]} changed since ({name} {str(record.get(name))[:12]}, now "
+            f"{digests[name][:12]})"
+            for name in changed
+        )
+        raise DataError(
+            f"'{folder}' was begun with other data: {told}. Bring back what was there, or give "
+            "the new data a folder of their own: -o RUN"
+        )
     return record.get("state") == FINISHED
 
 

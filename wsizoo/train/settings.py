@@ -13,7 +13,8 @@ SCHEDULES = ("cosine", "constant")
 LOGGERS = ("tensorboard", "wandb")
 COUNTS = ("epochs", "batch_size", "accumulate", "max_patches", "patience", "checkpoint_steps")
 NOT_BELOW_0 = ("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "workers")
-NOT_COMPARED = frozenset({"workers", "device", "loggers", "checkpoint_steps"})  # change no number
+CHANGE_NO_NUMBER = frozenset({"workers", "device", "loggers", "checkpoint_steps"})
+"""What a training, a run and a cell of a benchmark may differ in and be the same."""
 
 
 @dataclass(frozen=True)

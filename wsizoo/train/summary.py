@@ -14,29 +14,24 @@ from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.measures.runs import Run, measure_runs
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.measuring import any_resample, labels_of_two, measure_rows
+from wsizoo.train.predicting import Censoring
 from wsizoo.train.predictions import Row, by_patient, write_rows
 from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
 
 NAMES = ("slide", "patient", "part", "label")  # columns of text
 
-Censoring = tuple[list[float], list[int]] | None
 
-
-def summarise(
-    out: Path, folders: Sequence[Path], cohort: Cohort, censoring: Sequence[Censoring]
-) -> dict[str, Any]:
+def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, Any]:
     """Write metrics.json and predictions.csv of finished runs into the folder that holds them.
 
     `mean` and `std` (of a sample, n - 1) are over the runs, each measured on its own test part;
     `interval` is that of the mean, the patients of all runs resampled;
     `pooled` takes the predictions of all runs as one, its bootstrap draws patients, and says
-    nothing of scores that were not made to be compared between runs.
-
-    Args:
-        censoring: of each run, times and events of its training part.
+    nothing of scores that were not made to be compared between runs. Survival is weighted by the
+    training parts of all runs, and measured by bins of time where all runs have the same.
     """
     runs = [_read(folder) for folder in folders]
-    part = "test" if all("test" in run for run in runs) else "val"
+    part = "test" if "test" in runs[0] else "val"  # all runs have the same, see check_folds
     names = list(dict.fromkeys(name for run in runs for name in run.get(part, {})))
     spread = {name: mean_std([_number(run[part].get(name)) for run in runs]) for name in names}
     rows: list[Row] = []
@@ -47,8 +42,18 @@ def summarise(
         alone = by_patient(of_part, cohort.task) if run["level"] == "patient" else of_part
         measured.append(alone)
     together = [row for each in measured for row in each]
-    pooled = measure_rows(together, cohort.task, classes=cohort.classes) if together else {}
-    means = _means(measured, folders, cohort, censoring) if together else {}
+    records = [read_record(folder) for folder in folders]
+    pooled: dict[str, Measured] = {}
+    means: dict[str, Measured] = {}
+    if together:
+        pooled = measure_rows(
+            together,
+            cohort.task,
+            classes=cohort.classes,
+            edges=_edges(records),
+            censoring=_censoring(records),
+        )
+        means = _means(measured, records, cohort)
     summary = {
         "level": runs[0]["level"],
         "part": part,
@@ -64,10 +69,7 @@ def summarise(
 
 
 def _means(
-    measured: Sequence[Sequence[Row]],
-    folders: Sequence[Path],
-    cohort: Cohort,
-    censoring: Sequence[Censoring],
+    measured: Sequence[Sequence[Row]], records: Sequence[Mapping[str, Any]], cohort: Cohort
 ) -> dict[str, Measured]:
     """The mean of each measure over the runs that have rows, with its interval."""
     runs = [
@@ -77,11 +79,11 @@ def _means(
                 rows,
                 cohort.task,
                 classes=cohort.classes,
-                edges=read_record(folder).get("edges"),
-                censoring=left,
+                edges=record.get("edges"),
+                censoring=_censoring([record]),
             ),
         )
-        for rows, folder, left in zip(measured, folders, censoring, strict=True)
+        for rows, record in zip(measured, records, strict=True)
         if rows
     ]
     every = [row for rows in measured for row in rows]
@@ -98,6 +100,19 @@ def _read(folder: Path) -> dict[str, Any]:
     }
     told = {key: record[key] for key in ("fold", "seed", "split_digest")}
     return {"folder": folder.name, **told, "level": metrics["level"], **points}
+
+
+def _edges(records: Sequence[Mapping[str, Any]]) -> list[float] | None:
+    """Of the bins that all runs have; None: there are none, or each has its own."""
+    first: list[float] | None = records[0].get("edges")
+    return first if all(record.get("edges") == first for record in records) else None
+
+
+def _censoring(records: Sequence[Mapping[str, Any]]) -> Censoring | None:
+    """Times and events of all training parts."""
+    known = [record["censoring"] for record in records if record.get("censoring")]
+    each = [[value for one in known for value in one[key]] for key in ("times", "events")]
+    return (each[0], each[1]) if known else None
 
 
 def _number(value: float | None) -> float:

@@ -1,0 +1,129 @@
+"""evaluate_run: the numbers of the run, and slides that the run has seen are no test."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.toy_cohort import read_table, write_cohort, write_config, write_table
+from wsizoo.errors import DataError
+from wsizoo.train.config import load_config
+from wsizoo.train.evaluation import evaluate_run
+from wsizoo.train.run import run_training
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cohort and its run: two slides a patient; 16 train, 8 validate, 8 test."""
+    folder = tmp_path_factory.mktemp("source")
+    write_cohort(folder, slides=32, per_patient=2)
+    torch.set_num_threads(1)
+    run_training(load_config(write_config(folder), ["train.epochs=1"]), folder / "run")
+    return folder
+
+
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def evaluated(
+    source: Path,
+    out: Path,
+    change: Callable[[dict[str, str]], dict[str, str] | None],
+    part: str | None = None,
+) -> tuple[dict[str, str], list[str]]:
+    """Slide -> part that was measured, and what was told, with every row of the table changed."""
+    out.mkdir()
+    rows = [row for row in map(change, read_table(source / "slides.csv")) if row]
+    write_table(out / "t.csv", rows)
+    told: list[str] = []
+    run = source / "run"
+    evaluate_run(run, out / "e", [f"data.table={out / 't.csv'}"], part=part, say=told.append)
+    measured = {row["slide"]: row["part"] for row in read_table(out / "e" / "predictions.csv")}
+    return measured, told
+
+
+@pytest.mark.parametrize("case", ["a value", "a row less", "patients renamed"])
+def test_of_a_changed_table_what_was_trained_on_is_no_test(
+    case: str, source: Path, tmp_path: Path
+) -> None:
+    """Issue: the slightest change to a table made all its slides, training ones too, the test."""
+    changes: dict[str, Callable[[dict[str, str]], dict[str, str] | None]] = {
+        "a value": lambda row: row | ({"label": "malign"} if row["patient"] == "P00" else {}),
+        "a row less": lambda row: None if row["slide"] == "s00" else row,
+        "patients renamed": lambda row: row | {"patient": "X" + row["patient"]},
+    }
+    measured, told = evaluated(source, tmp_path / "out", changes[case])
+    rows = read_table(source / "slides.csv")
+    assert measured == {row["slide"]: "test" for row in rows if row["part"] == "test"}
+    train = 15 if case == "a row less" else 16
+    n = train + 16
+    assert told[0].startswith(
+        f"The table is not that of the run, whose split knows {n} of {n} slides, themselves or by "
+        f"their patients: {train} train, 8 val, 8 test; 0 others are taken as test"
+    )
+    assert told[1].startswith(f"Left out {train} of the train part and 8 of the val part. To")
+    assert read(tmp_path / "out" / "e" / "run.json")["left_out"] == train + 8
+
+
+def test_an_unknown_slide_is_a_test_unless_its_patient_was_seen(
+    source: Path, tmp_path: Path
+) -> None:
+    """s00 and s01 are of P00, which trained; another slide of P00 must not test."""
+    (tmp_path / "features").mkdir()
+    for file in (source / "features").iterdir():
+        (tmp_path / "features" / file.name).symlink_to(file)
+    template = next(r for r in read_table(source / "slides.csv") if r["patient"] == "P00")
+    rows = [
+        template | {"slide": "new-of-P00"},
+        template | {"slide": "new", "patient": "N"},
+    ]
+    for row in rows:
+        (tmp_path / "features" / f"{row['slide']}.h5").write_bytes(
+            (source / "features" / "s03.h5").read_bytes()
+        )
+    write_table(tmp_path / "t.csv", rows)
+    data = [f"data.table={tmp_path / 't.csv'}", f"data.features={tmp_path / 'features'}"]
+    told: list[str] = []
+    evaluate_run(source / "run", tmp_path / "e", data, say=told.append)
+    assert [r["slide"] for r in read_table(tmp_path / "e" / "predictions.csv")] == ["new"]
+    assert "knows 1 of 2 slides" in told[0] and "1 others are taken as test" in told[0]
+    evaluate_run(source / "run", tmp_path / "all", data, part="all")
+    measured = {r["slide"]: r["part"] for r in read_table(tmp_path / "all" / "predictions.csv")}
+    assert measured == {"new": "test", "new-of-P00": "train"}
+
+
+def test_a_table_of_seen_slides_alone_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"kept no slides for its test part: all are others, 16 of the train part\."
+    ):
+        evaluated(source, tmp_path / "no", lambda row: row if row["part"] == "train" else None)
+    measured, _ = evaluated(
+        source, tmp_path / "val", lambda row: row | {"label": "malign"}, part="val"
+    )
+    assert set(measured.values()) == {"val"} and len(measured) == 8
+
+
+def test_evaluate_gives_the_survival_numbers_of_the_run(tmp_path: Path) -> None:
+    """Weights by censoring are those of the training part there too, and so are the bins."""
+    write_cohort(tmp_path, slides=64)
+    run = tmp_path / "run"
+    run_training(load_config(write_config(tmp_path, "survival"), ["train.epochs=1"]), run)
+    own = read(run / "metrics.json")
+    assert own["test"]["integrated_brier"]["value"] is not None
+    for part in ("test", "val"):
+        evaluate_run(run, tmp_path / part, part=part)
+        assert read(tmp_path / part / "metrics.json")[part] == own[part]
+    train = [r for r in read_table(tmp_path / "slides.csv") if r["part"] == "train"]
+    kept = read(run / "run.json")["censoring"]
+    assert sorted(kept["times"]) == sorted(float(row["time"]) for row in train)
+    assert sum(kept["events"]) == sum(int(row["event"]) for row in train)
