@@ -20,10 +20,9 @@ from wsizoo.train.config import (
     TrainConfig,
     config_digest,
     load_config,
-    merge,
-    read_content,
     to_yaml,
 )
+from wsizoo.train.config_content import merge, read_content
 
 LEAST: dict[str, Any] = {"model": "abmil-uni", "data": {"table": "/t.csv"}}
 

@@ -12,7 +12,8 @@ import pytest
 
 import wsizoo
 from wsizoo.errors import NotFoundError, SpecError
-from wsizoo.train.config import load_config, read_content
+from wsizoo.train.config import load_config
+from wsizoo.train.config_content import read_content
 from wsizoo.train.recipes import find_recipe, recipe_names, recipes
 from wsizoo.train.row_targets import TASKS
 

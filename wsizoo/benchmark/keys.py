@@ -14,7 +14,8 @@ from typing import Any
 from wsizoo.files import sha256_of
 from wsizoo.plugins import Plugin
 from wsizoo.registry import Registry
-from wsizoo.train.config import PATHS, RunConfig
+from wsizoo.train.config import RunConfig
+from wsizoo.train.config_content import PATHS
 from wsizoo.train.digests import sha256_lines
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 

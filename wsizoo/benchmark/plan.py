@@ -13,7 +13,8 @@ from wsizoo.names import suggest
 from wsizoo.overrides import in_full
 from wsizoo.registry import Registry
 from wsizoo.structured import MISSING, structured
-from wsizoo.train.config import RunConfig, load_config, read_whole
+from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.config_content import read_whole
 from wsizoo.train.recipes import is_file
 
 if TYPE_CHECKING:

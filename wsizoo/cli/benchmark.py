@@ -65,7 +65,7 @@ def benchmark_command(
     Examples:
       wsizoo benchmark bench.yaml -o BENCH --jobs 2
       wsizoo benchmark bench.yaml -o B --models abmil,mean "seeds=[0,1]"
-      wsizoo benchmark baseline-classification -o B data.table=t.csv data.features=f
+      wsizoo benchmark baseline-survival -o B data.table=t.csv data.features=f
     """
     from wsizoo.benchmark.run import run_benchmark
     from wsizoo.train.recipes import config_source
