@@ -22,11 +22,6 @@ from wsizoo.train.recipes import find_recipe
 from wsizoo.zoo import build
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a cohort, its config, and its run."""

@@ -19,11 +19,6 @@ from wsizoo.train.run_folder import differences
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def train(folder: Path, out: Path, *overrides: str, task: str = "classification") -> Path:
     return run_training(load_config(write_config(folder, task), overrides), out)
 

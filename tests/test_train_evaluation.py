@@ -15,11 +15,6 @@ from wsizoo.train.evaluation import evaluate_run
 from wsizoo.train.run import run_training
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cohort and its run: two slides a patient; 16 train, 8 validate, 8 test."""

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.toy_cohort import read_table, write_cohort, write_config
 from wsizoo.errors import DataError
@@ -14,11 +13,6 @@ from wsizoo.train.run import run_training
 from wsizoo.train.summary import read_rows
 
 PART = {"t": "train", "v": "val", "e": "test"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ TEXT = """\
 # Every key, and its default: docs/recipes.md. Another label:
 #
 #   wsizoo train {folder}/{config} -o RUN2 data.label=clustered \\
-#     data.classes=[scattered,clustered] "overrides=['head.classes=[scattered,clustered]']"
+#     "data.classes=[scattered,clustered]"
 recipe: baseline-classification
 model: abmil-demo # built with random weights
 data:
