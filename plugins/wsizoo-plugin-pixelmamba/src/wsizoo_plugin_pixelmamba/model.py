@@ -1,0 +1,88 @@
+"""Pixel-Mamba as an aggregator: from the pixels of a slide's regions to one vector."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsizoo import Aggregated, Aggregator, Bag
+from wsizoo.errors import BagError, SpecError
+from wsizoo_plugin_pixelmamba.network import Found, Network
+from wsizoo_plugin_pixelmamba.serialise import bag_order
+from wsizoo_plugin_pixelmamba.settings import Settings
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the paper states none
+
+
+class PixelMamba(Aggregator):
+    """A slide read pixel by pixel, end to end: no patch encoder.
+
+    Every pixel of every region is a token; bidirectional Mamba blocks run over all regions of a
+    slide as one sequence, neighbouring tokens join from layer to layer, and regions that look alike
+    are fused.
+
+    Args:
+        in_dim: channels, 3.
+        options: see `Settings`; each names the choice of the paper that it settles.
+
+    Input: a bag of regions (N, 3, h, w) uint8 RGB on one grid, h and w multiples of
+    `settings.step` (32 for all sizes), at 4 um/px as published. What is no tissue need not be among
+    them: regions that are missing are left out of the sequence (the paper keeps all).
+
+    Returns (forward): `slide` (E,), the mean over the final regions, each counted once.
+    `scores` (N,): <f, slide> / <slide, slide> with f the vector of the final region that the region
+    is part of: its share in the slide vector, relative to an average region's. The mean over final
+    regions is 1; below 0 it pulls the other way. Regions that were fused have one score.
+
+    Cost: see `counting.multiply_adds`; memory: `memory.peak_bytes`. No backward of a backward.
+    Source: "From Pixels to Gigapixels: Bridging Local Inductive Bias and Long-Range Dependencies
+    with Pixel-Mamba", 2024, https://arxiv.org/abs/2412.16711; there is no published code.
+    Differs: no background; rows of regions count from the uppermost region.
+    """
+
+    reads = "pixels"
+    uses_coords = True
+
+    def __init__(self, in_dim: int = 3, **options: Any) -> None:
+        settings = Settings.of(options)
+        if in_dim != 3:
+            raise SpecError(f"pixel-mamba reads RGB pixels, in_dim is {in_dim}, expected 3")
+        super().__init__(in_dim, settings.out_dim)
+        self.settings = settings
+        self.network = Network(settings)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, bag: Bag) -> Aggregated:
+        found = self.look(bag)
+        slide = found.slide[0]
+        return Aggregated(slide, functools.partial(_scores, slide, found))
+
+    def look(self, bag: Bag) -> Found:
+        """All that the network finds in one slide, `region_of` in the order of the bag.
+
+        Raises:
+            BagError: as `forward`: no coords or spacing, two regions in one cell, regions of a size
+                that the network cannot halve often enough.
+        """
+        order = bag_order(bag, self.settings.outer)
+        try:
+            self.network.check_region(bag.features.shape[-2:])
+        except BagError as error:
+            raise BagError(f"slide '{bag.slide_id}': {error}") from error
+        found = self.network(self.normalised(bag.features[order])[None])
+        region_of = torch.empty_like(found.region_of).index_copy(1, order, found.region_of)
+        return Found(found.slide, found.regions, region_of)
+
+    def normalised(self, regions: Tensor) -> Tensor:
+        """Regions (..., 3, h, w) uint8 as the network sees them."""
+        return (regions.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+
+def _scores(slide: Tensor, found: Found) -> Tensor:
+    """Scores (N,) of the regions of a slide (E,); see `PixelMamba`."""
+    share = found.regions[0] @ slide / slide.square().sum().clamp(min=1e-30)  # (m,)
+    return share[found.region_of[0]]
