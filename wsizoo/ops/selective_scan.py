@@ -114,3 +114,22 @@ def sequence_bounds(name: str, offsets: Tensor | None, rows: int) -> list[int]:
             f"that rise from 0 to {rows}"
         )
     return bounds
+
+
+def marks(offsets: Tensor | None, rows: int, reverse: bool) -> tuple[Tensor, Tensor]:
+    """What backends that walk over all rows at once know of sequences.
+
+    Returns:
+        (T,) bool, whether a sequence begins here in the walk; (T,) int64, the sequence whose walk
+        ends here, else -1. Both on the CPU.
+    """
+    offsets = torch.tensor([0, rows]) if offsets is None else offsets.cpu()
+    filled = offsets.diff().nonzero()[:, 0]
+    first, final = offsets[filled], offsets[filled + 1] - 1
+    if reverse:
+        first, final = final, first
+    begins = torch.zeros(rows, dtype=torch.bool)
+    ends = torch.full((rows,), -1)
+    begins[first] = True
+    ends[final] = filled
+    return begins, ends
