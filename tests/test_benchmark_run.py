@@ -21,7 +21,8 @@ from wsizoo.benchmark.run import Benchmark, run_benchmark
 from wsizoo.cli import cli
 from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.registry import default
+from wsizoo.plugins import discover
+from wsizoo.registry import Entry, Registry, default
 from wsizoo.slides.store import write_bag
 from wsizoo.train.config import RunConfig, load_config
 
@@ -291,11 +292,23 @@ def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path)
     assert {config.train.epochs for config in found} == {3}
 
 
+def test_a_model_whose_plugin_is_not_there_is_told_with_the_plugin(tmp_path: Path) -> None:
+    entry = Entry("x-uni", {"plugin": "wsizoo-plugin-x", "aggregator": "x-agg"}, "a test")
+    registry = Registry(discover([]), {"x-uni": entry})
+    given = {"models": ["x-agg"], "data": {"table": "t.csv"}, "features": {"a": str(tmp_path)}}
+    with pytest.raises(NotFoundError, match="'x-agg' is installed. .*pip install wsizoo-plugin-x"):
+        read_benchmark(given, [], None, registry)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"models": ["abmill"]}, NotFoundError, "'abmill' is installed. Did you mean 'abmil'"),
-        ({"models": ["pixel-mamba"]}, NotFoundError, "pip install wsizoo-plugin-pixelmamba"),
+        (
+            {"models": ["pixel-mamba"]},
+            SpecError,
+            "the model 'pixel-mamba' does not fit 'he': pixel-mamba reads RGB pixels, in_dim is",
+        ),
         ({"models": []}, SpecError, r"models is \[\], expected a list of names"),
         ({"models": [3]}, SpecError, "a model is 3, expected a name, or {name"),
         ({"models": [{"name": "a", "modle": "b"}]}, SpecError, "'modle'. Did you mean 'model'"),

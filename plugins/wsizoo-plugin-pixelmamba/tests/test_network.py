@@ -32,24 +32,29 @@ def slopes(network, given):
     return slide, torch.autograd.grad((slide * weights).sum(), list(network.parameters()))
 
 
-@pytest.mark.parametrize("options", [{"recompute": False}, {"working_mb": 1}], ids=str)
-@pytest.mark.parametrize(("slides", "n"), [(1, 110), (3, 1), (110, 1)])
-def test_what_saves_memory_changes_no_number(options, slides, n):
+@pytest.mark.parametrize("piece", [None, 5, 40, 200])
+@pytest.mark.parametrize(("slides", "n"), [(1, 5), (3, 1), (2, 3)])
+def test_what_saves_memory_changes_no_number(monkeypatch, piece, slides, n):
     given = regions(slides, n)
-    whole, pieced = slopes(made(working_mb=512), given), slopes(made(**options), given)
+    whole = slopes(made(), given)
+    if piece:
+        monkeypatch.setattr("wsizoo_plugin_pixelmamba.network.piece_of", lambda *_: piece)
+    pieced = slopes(made(recompute=piece is not None), given)
     torch.testing.assert_close(pieced[0], whole[0], rtol=1e-7, atol=1e-7)
     for a, b in zip(pieced[1], whole[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_little_memory_does_mean_pieces(monkeypatch):
-    from wsizoo_plugin_pixelmamba import network
-
+def test_the_less_memory_the_shorter_the_pieces(monkeypatch):
     seen = []
-    real = network.swept
-    monkeypatch.setattr(network, "swept", lambda *args: (seen.append(args[-1]), real(*args))[1])
-    made(working_mb=1)(regions(n=110))
-    assert seen and max(seen) < 110 * 17
+    monkeypatch.setattr(
+        "wsizoo_plugin_pixelmamba.network.swept", lambda x, *rest: (seen.append(rest[-1]), x)[1]
+    )
+    for working_mb in (1, 2):
+        made(working_mb=working_mb, d_state=16, alpha=0.0)(regions(n=200))
+    first, later = seen[0], seen[len(seen) // 2]
+    assert later // 2 in (first, first + 1)
+    assert len(seen) == 2 * 1
 
 
 def test_several_slides_are_those_one_by_one():

@@ -15,6 +15,7 @@ from wsizoo_plugin_pixelmamba.serialise import bag_order
 from wsizoo_plugin_pixelmamba.settings import Settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the paper states none
+WITHOUT_DECAY = ("A_log", "A_b_log", "cls_token")
 
 
 class PixelMamba(Aggregator):
@@ -76,6 +77,18 @@ class PixelMamba(Aggregator):
         found = self.network(self.normalised(bag.features[order])[None])
         region_of = torch.empty_like(found.region_of).index_copy(1, order, found.region_of)
         return Found(found.slide, found.regions, region_of)
+
+    def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        """Two groups: A, D, biases, norms and the CLS token are not decayed."""
+        decayed, kept = [], []
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                whole = parameter.ndim < 2 or name.endswith(WITHOUT_DECAY)
+                (kept if whole else decayed).append(parameter)
+        return [
+            {"params": decayed, "lr": base_lr},
+            {"params": kept, "lr": base_lr, "weight_decay": 0.0},
+        ]
 
     def normalised(self, regions: Tensor) -> Tensor:
         """Regions (..., 3, h, w) uint8 as the network sees them."""

@@ -102,7 +102,7 @@ def scan_from(
         torch.cat([none, C.to(wide), one]),
         D.to(wide),
     )
-    return y[n:-n], y[-n:].T
+    return y[n:-n], y[-n:].T.clone()  # a view of y would keep all of it
 
 
 class _Swept(torch.autograd.Function):

@@ -1,0 +1,152 @@
+"""From a slide to an answer, without a patch encoder; and slides that give none."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import wsizoo
+from wsizoo import Bag
+from wsizoo.errors import BagError, FingerprintError, SlideError
+from wsizoo.slides.extract import Request
+
+MODEL = ("pixel-mamba-tiny", "head.classes=[normal,tumour]")
+FAST = ("aggregator.layers=[h-cat,v-avg,'']", "encoder.patch_size=8", "aggregator.alpha=0.4")
+WHITE, PINK = 243, (205, 120, 170)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """A small one, awake: with random weights that tell regions apart."""
+    made = wsizoo.build(*MODEL, *FAST)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return made
+
+
+def slide(folder, width=64, height=48, tissue=(8, 8, 56, 40), name="s.png", mode="RGB"):
+    """A white slide with a pink rectangle (left, top, right, bottom), noisy."""
+    noise = np.random.default_rng(0).integers(-12, 12, (height, width, 3))
+    pixels = np.full((height, width, 3), WHITE)
+    left, top, right, bottom = tissue
+    pixels[top:bottom, left:right] = PINK
+    image = Image.fromarray((pixels + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+    image.save(folder / name)
+    return folder / name
+
+
+def predict(path, model, tmp_path, mpp=4.0, **request):
+    (result,) = wsizoo.predict(path, model, tmp_path / "out", request=Request(slide_mpp=mpp, **request))
+    return result
+
+
+def test_a_slide_is_predicted_with_scores_and_a_heatmap(model, tmp_path):
+    result = predict(slide(tmp_path), model, tmp_path)
+    assert result.reason == ""
+    assert set(result.row) == {"slide", "prob_normal", "prob_tumour", "predicted"}
+    bag = wsizoo.read_bag(result.files["features"])
+    assert bag.features.shape == (24, 3, 8, 8)  # 6 x 4 regions of tissue, none of glass
+    assert bag.features.dtype == torch.uint8
+    output = model(bag)
+    with open(result.files["scores"], newline="") as file:
+        told = [float(row["score"]) for row in csv.DictReader(file)]
+    torch.testing.assert_close(torch.tensor(told), output.scores, rtol=1e-4, atol=1e-5)
+    assert result.files["heatmap"].is_file() and result.files["geojson"].is_file()
+
+
+def test_regions_that_were_fused_have_one_score_and_the_mean_region_has_1(model, tmp_path):
+    predict(slide(tmp_path), model, tmp_path)
+    bag = wsizoo.read_bag(tmp_path / "out/features/s.h5")
+    found = model.aggregator.look(bag)
+    scores, region_of = model(bag).scores, found.region_of[0]
+    finals = torch.stack([scores[region_of == i][0] for i in range(found.regions.shape[1])])
+    assert 1 < len(finals) < len(bag)
+    torch.testing.assert_close(finals[region_of], scores)
+    torch.testing.assert_close(finals.mean(), torch.tensor(1.0))
+    order = torch.randperm(len(bag), generator=torch.Generator().manual_seed(1))
+    again = model.aggregator.look(bag.subset(order)).region_of[0]
+    assert torch.equal(again, region_of[order])
+
+
+def test_background_is_kept_on_request(model, tmp_path):
+    path = slide(tmp_path)
+    kept = predict(path, model, tmp_path, min_tissue=0.0)
+    assert len(wsizoo.read_bag(kept.files["features"])) == 8 * 6
+
+
+@pytest.mark.parametrize(("cells", "n"), [((8, 8, 16, 16), 1), ((8, 8, 32, 16), 3)])
+def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path, cells, n):
+    result = predict(slide(tmp_path, tissue=cells), model, tmp_path)
+    assert result.reason == ""
+    assert len(wsizoo.read_bag(result.files["features"])) == n
+
+
+@pytest.mark.parametrize(
+    ("given", "mpp", "message"),
+    [
+        ({"width": 7}, 4.0, "28 x 192 um, smaller than one patch of 32 um"),
+        ({"tissue": (0, 0, 0, 0)}, 4.0, "no patch holds .* tissue"),
+        ({}, 9.0, "scanned at 9 um/px, too coarse for patches at 4 um/px"),
+    ],
+)
+def test_a_slide_that_holds_no_regions_is_refused(model, tmp_path, given, mpp, message):
+    result = predict(slide(tmp_path, **given), model, tmp_path, mpp)
+    assert not result.row
+    with pytest.raises(SlideError, match=message):
+        raise SlideError(result.reason)
+
+
+def test_a_grey_slide_is_read_as_rgb(model, tmp_path):
+    grey = predict(slide(tmp_path, mode="L"), model, tmp_path, min_tissue=0.0)
+    assert wsizoo.read_bag(grey.files["features"]).features.shape == (48, 3, 8, 8)
+
+
+def test_other_magnifications_are_refused_unless_the_model_is_built_for_them(model, tmp_path):
+    with pytest.raises(FingerprintError, match="mpp"):
+        predict(slide(tmp_path), model, tmp_path, mpp=2.0, patch_size=8, **{"mpp_": 2})
+
+
+def bag_of(pixels, **changes):
+    n = len(pixels)
+    place = torch.stack([torch.arange(n) * 32, torch.zeros(n, dtype=torch.int64)], 1)
+    return Bag(pixels, **{"coords": place, "spacing": 32.0, "slide_id": "S1", **changes})
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (torch.full((2, 3, 8, 8), torch.nan), r"features are \(2, 3, 8, 8\) torch.float32, expected"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.int16), r"torch.int16, expected .* uint8"),
+        (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\(2, 1, 8, 8\) torch.uint8, expected"),
+        (torch.zeros(2, 4, 8, 8, dtype=torch.uint8), r"\(2, 4, 8, 8\) torch.uint8, expected"),
+    ],
+    ids=["NaN", "16 bit", "grey", "with alpha"],
+)
+def test_what_is_no_rgb_of_8_bits_makes_no_bag(pixels, message):
+    with pytest.raises(BagError, match=message):
+        bag_of(pixels)
+
+
+@pytest.mark.parametrize(
+    ("bag", "message"),
+    [
+        (bag_of(torch.randn(2, 24)), r"reads pixels, slide 'S1' holds features \(N, D\)"),
+        (bag_of(torch.zeros(0, 3, 8, 8).byte()), "slide 'S1' has no patches"),
+        (bag_of(torch.zeros(2, 3, 8, 9).byte()), "slide 'S1': regions are 8 x 9 px .* 2 x 2"),
+        (bag_of(torch.zeros(2, 3, 8, 8).byte(), coords=None), "slide 'S1' has no coords"),
+        (bag_of(torch.zeros(2, 3, 8, 8).byte(), spacing=None), "slide 'S1' has no spacing"),
+        (bag_of(torch.zeros(2, 3, 8, 8).byte(), encoder="uni"), "encoded with uni"),
+        (
+            bag_of(torch.zeros(2, 3, 8, 8).byte(), coords=torch.zeros(2, 2).long()),
+            "patches share a grid cell",
+        ),
+    ],
+    ids=["vectors", "empty", "odd", "no coords", "no spacing", "encoder", "one cell"],
+)
+def test_a_bag_that_it_cannot_read_is_refused(model, bag, message):
+    with pytest.raises(BagError, match=message):
+        model(bag)
