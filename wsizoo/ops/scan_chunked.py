@@ -73,11 +73,12 @@ class _Scan(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        *parts, offsets = ctx.saved_tensors[:9]
+        saved = ctx.saved_tensors  # may be asked for only once under a checkpoint
+        *parts, offsets = saved[:9]
         softplus, reverse = ctx.flags
         given = _Given((*parts, softplus, offsets, reverse))
         slopes = _Slopes(given)
-        plan = zip(_blocks(given), ctx.saved_tensors[9:], strict=True)
+        plan = zip(_blocks(given), saved[9:], strict=True)
         with torch.autocast(slope.device.type, enabled=False):
             for (rows, segments), starts in reversed(list(plan)):
                 slopes.add(_Block(given, rows, segments), starts, slope)
