@@ -39,8 +39,9 @@ def slide(folder, width=64, height=48, tissue=(8, 8, 56, 40), name="s.png", mode
     return folder / name
 
 
-def predict(path, model, tmp_path, mpp=4.0, **request):
-    (result,) = wsizoo.predict(path, model, tmp_path / "out", request=Request(slide_mpp=mpp, **request))
+def predict(path, model, tmp_path, slide_mpp=4.0, **request):
+    asked = Request(slide_mpp=slide_mpp, **request)
+    (result,) = wsizoo.predict(path, model, tmp_path / "out", request=asked)
     return result
 
 
@@ -78,9 +79,10 @@ def test_background_is_kept_on_request(model, tmp_path):
     assert len(wsizoo.read_bag(kept.files["features"])) == 8 * 6
 
 
-@pytest.mark.parametrize(("cells", "n"), [((8, 8, 16, 16), 1), ((8, 8, 32, 16), 3)])
-def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path, cells, n):
-    result = predict(slide(tmp_path, tissue=cells), model, tmp_path)
+@pytest.mark.parametrize(("size", "n"), [((8, 8), 1), ((29, 15), 3)])
+def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path, size, n):
+    path = slide(tmp_path, *size, tissue=(0, 0, *size))
+    result = predict(path, model, tmp_path, min_tissue=0.0)
     assert result.reason == ""
     assert len(wsizoo.read_bag(result.files["features"])) == n
 
@@ -105,9 +107,12 @@ def test_a_grey_slide_is_read_as_rgb(model, tmp_path):
     assert wsizoo.read_bag(grey.files["features"]).features.shape == (48, 3, 8, 8)
 
 
-def test_other_magnifications_are_refused_unless_the_model_is_built_for_them(model, tmp_path):
-    with pytest.raises(FingerprintError, match="mpp"):
-        predict(slide(tmp_path), model, tmp_path, mpp=2.0, patch_size=8, **{"mpp_": 2})
+def test_another_magnification_is_another_model(model, tmp_path):
+    with pytest.raises(FingerprintError, match=r"mpp 4\.0.*mpp 8\.0|4\.0.*8\.0"):
+        predict(slide(tmp_path), model, tmp_path, mpp=8.0)
+    coarse = wsizoo.build(*MODEL, *FAST, "encoder.mpp=8.0")
+    result = predict(slide(tmp_path), coarse, tmp_path, min_tissue=0.0)
+    assert len(wsizoo.read_bag(result.files["features"])) == 4 * 3
 
 
 def bag_of(pixels, **changes):
