@@ -8,6 +8,7 @@ from wsizoo_plugin_pixelmamba.settings import Settings
 BYTES = 4  # of a float32
 MB = 1_000_000
 COPIES = 4  # of a layer's tokens at once where they are fused and expanded
+LEFT_BEHIND = 1.4  # factor of a working layer's memory: the next one cannot use all of it again
 
 
 def working_floats(settings: Settings, width: int, training: bool = True) -> int:
@@ -50,6 +51,7 @@ def peak_bytes(
         if training and not settings.recompute:
             at_once, own = tokens, own + tokens * working_floats(settings, width) // 2
         working = at_once * working_floats(settings, width, training)
+        working = round(working * LEFT_BEHIND) if training else working
         peak = max(peak, kept + own + working + COPIES * tokens * width)
         kept += own if training else 0
     return BYTES * peak

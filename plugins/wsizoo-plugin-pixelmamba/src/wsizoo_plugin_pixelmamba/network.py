@@ -75,16 +75,23 @@ class Layer(nn.Module):
     def fuse(self, tokens: Tensor, k: int) -> tuple[Tensor, list[Fused]]:
         """Region Fusion of each slide, (B, n, T, C) -> (B, m, T, C)."""
         found = [fuse(slide, k, self.settings.split, self.settings.shared) for slide in tokens]
+        if len(found) == 1:
+            return found[0].tokens[None], found
         return torch.stack([each.tokens for each in found]), found
 
     def expand(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Token Expansion, if the layer has one. grid: that of its tokens."""
+        """Token Expansion, if the layer has one, some regions at a time.
+
+        Args:
+            grid: (h, w), that of its tokens.
+        """
         of = self.settings
         if not self.kind:
             return tokens
-        return expand(
-            tokens, grid, self.kind, of.shift_padding, of.cls_mode, self.cls_weight, of.inner
-        )
+        how = (grid, self.kind, of.shift_padding, of.cls_mode, self.cls_weight, of.inner)
+        together = max(1, piece_of(of, self.width) // tokens.shape[2])
+        parts = [expand(part, *how) for part in tokens.split(together, 1)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
 
 @dataclass(frozen=True, eq=False)
