@@ -7,20 +7,17 @@ from wsizoo_plugin_pixelmamba.settings import Settings
 
 BYTES = 4  # of a float32
 MB = 1_000_000
-COPIES = 4  # of a layer's tokens at once where they are fused and expanded
-LEFT_BEHIND = 1.4  # factor of a working layer's memory: the next one cannot use all of it again
+COPIES = 3  # of a layer's tokens at once where they are fused and expanded
 
 
 def working_floats(settings: Settings, width: int, training: bool = True) -> int:
     """Values a token that a layer of this width works with, beside what it is given and gives.
 
-    Measured (Linux, glibc) with a scan that keeps no states. Somewhat more than half of them are
-    alive at once; the rest is memory that the C library, which is given back tensors of less than
-    32 MB, does not return at once.
+    Counted where scans keep no states: those of numba, and CUDA's.
     """
     inner = settings.expand * width
     of_scan = settings.dt_rank(width) + 2 * settings.d_state
-    return 35 * inner + 7 * of_scan if training else 16 * inner + 2 * of_scan
+    return 20 * inner + 4 * of_scan if training else 8 * inner + of_scan
 
 
 def piece_of(settings: Settings, width: int) -> int:
@@ -35,10 +32,12 @@ def peak_bytes(
     region: tuple[int, int] = (224, 224),
     training: bool = True,
 ) -> int:
-    """The most memory that a slide takes at once, in float32, beside the weights and their slopes.
+    """The most memory that tensors of a slide take at once, beside the weights and their slopes.
 
     In training with `recompute` each layer keeps its input, and one layer works; in evaluation
-    nothing is kept. It presumes a scan that keeps no states: any but the reference.
+    nothing is kept. It presumes float32, and a scan that keeps no states: any but the reference.
+    What a process holds may be up to twice that: glibc keeps much of what it is given back in
+    blocks of less than 32 MB (with MALLOC_MMAP_THRESHOLD_=1048576 in the environment it does not).
 
     Args:
         regions: of the slide. region: their height and width, px.
@@ -51,7 +50,6 @@ def peak_bytes(
         if training and not settings.recompute:
             at_once, own = tokens, own + tokens * working_floats(settings, width) // 2
         working = at_once * working_floats(settings, width, training)
-        working = round(working * LEFT_BEHIND) if training else working
         peak = max(peak, kept + own + working + COPIES * tokens * width)
         kept += own if training else 0
     return BYTES * peak

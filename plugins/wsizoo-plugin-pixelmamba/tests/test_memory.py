@@ -1,0 +1,83 @@
+"""The memory that is planned, against the tensors that are alive."""
+
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from wsizoo_plugin_pixelmamba.memory import peak_bytes, piece_of
+from wsizoo_plugin_pixelmamba.network import Network
+from wsizoo_plugin_pixelmamba.settings import Settings
+
+
+class Alive(TorchDispatchMode):
+    """Bytes of tensors that were made within it and are alive, and the most there were."""
+
+    def __init__(self, others):
+        super().__init__()
+        self.now = self.peak = 0
+        self.sizes = {t.untyped_storage()._cdata: 0 for t in others}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self.add(tensor.untyped_storage())
+        return out
+
+    def add(self, storage):
+        key = storage._cdata
+        if key not in self.sizes:
+            self.sizes[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self.drop, key)
+
+    def drop(self, key):
+        self.now -= self.sizes.pop(key)
+
+
+def most_alive(settings, n, edge, training):
+    network = Network(settings)
+    regions = torch.randn(1, n, 3, edge, edge)
+    with torch.set_grad_enabled(training), Alive([*network.parameters(), regions]) as alive:
+        slide = network(regions).slide
+        if training:
+            slide.sum().backward()
+    slopes = 4 * sum(p.numel() for p in network.parameters()) if training else 0
+    return alive.peak - slopes
+
+
+SLIDES = {
+    "one region": ({"size": "tiny"}, 1, 96),
+    "a few": ({"size": "tiny"}, 4, 64),
+    "wide layers": ({"layers": ["h-cat", "v-cat"] * 4}, 2, 64),
+    "many, in pieces": ({"size": "tiny", "working_mb": 2}, 12, 64),
+    "without fusion": ({"size": "tiny", "working_mb": 2, "alpha": 0.0}, 8, 64),
+    "all is kept": ({"size": "tiny", "recompute": False}, 3, 64),
+}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("options", "n", "edge"), SLIDES.values(), ids=SLIDES)
+def test_the_plan_is_right_within_a_quarter(options, n, edge, training):
+    pytest.importorskip("numba", reason="the plan is for scans that keep nothing: numba's")
+    settings = Settings(**options)
+    planned = peak_bytes(settings, n, (edge, edge), training)
+    found = most_alive(settings, n, edge, training)
+    assert 0.8 < found / planned < 1.25
+
+
+def test_pieces_fit_into_the_memory_that_is_given():
+    for size in ("6m", "21m"):
+        settings = Settings(size=size)
+        half = Settings(size=size, working_mb=settings.working_mb // 2)
+        for width in settings.widths:
+            assert piece_of(half, width) in (piece_of(settings, width) // 2, 64)
+
+
+def test_a_whole_slide_needs_a_few_gigabytes_where_plain_autograd_needs_dozens():
+    plain = Settings(recompute=False)
+    assert peak_bytes(Settings(), 300) < 4e9 < 40e9 < peak_bytes(plain, 300)
+    assert peak_bytes(Settings(), 300, training=False) < 1.5e9
