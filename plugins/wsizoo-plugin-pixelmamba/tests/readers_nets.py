@@ -59,9 +59,7 @@ class Vim(nn.Module):
         self.layers = nn.ModuleList(
             nn.ModuleDict(
                 {
-                    "mixer": VimBlock(
-                        dim, config["d_state"], divide_out=config["if_divide_out"]
-                    ),
+                    "mixer": VimBlock(dim, config["d_state"], divide_out=config["if_divide_out"]),
                     "norm": nn.RMSNorm(dim, eps=config["norm_epsilon"]),
                 }
             )

@@ -56,7 +56,9 @@ def test_fusion_makes_slides_cheaper_than_their_regions():
     found = multiply_adds(Settings(), regions=300)
     maps = found.projections + found.x_proj + found.dt_proj + found.conv
     assert (round(maps / 1e9), round(found.updates / 1e9)) == (371, 31)
-    assert multiply_adds(Settings(alpha=0.0), 300).complete == 300 * multiply_adds(Settings()).complete
+    assert (
+        multiply_adds(Settings(alpha=0.0), 300).complete == 300 * multiply_adds(Settings()).complete
+    )
 
 
 def test_all_tokens_of_one_image():

@@ -103,7 +103,9 @@ def test_a_learned_cls_starts_as_the_repeated_one():
 
 @pytest.mark.parametrize("shape", [(4, 3), (3, 4), (2, 1)])
 def test_regions_that_cannot_be_halved_are_refused(shape):
-    with pytest.raises(BagError, match=f"regions are {shape[0]} x {shape[1]} px .* tokens of 2 x 2"):
+    with pytest.raises(
+        BagError, match=f"regions are {shape[0]} x {shape[1]} px .* tokens of 2 x 2"
+    ):
         made()(torch.zeros(1, 2, 3, *shape).double())
 
 

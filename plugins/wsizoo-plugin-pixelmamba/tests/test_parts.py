@@ -108,7 +108,8 @@ def test_one_region_and_no_merges_change_nothing():
 
 
 @pytest.mark.parametrize(
-    ("alpha", "n", "layers", "k"), [(0.8, 300, 24, 10), (0.8, 31, 24, 2), (0.0, 9, 24, 0), (1, 24, 24, 1)]
+    ("alpha", "n", "layers", "k"),
+    [(0.8, 300, 24, 10), (0.8, 31, 24, 2), (0.0, 9, 24, 0), (1, 24, 24, 1)],
 )
 def test_how_many_merge(alpha, n, layers, k):
     assert merges(alpha, n, layers) == k

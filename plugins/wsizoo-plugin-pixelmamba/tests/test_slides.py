@@ -124,7 +124,10 @@ def bag_of(pixels, **changes):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (torch.full((2, 3, 8, 8), torch.nan), r"features are \(2, 3, 8, 8\) torch.float32, expected"),
+        (
+            torch.full((2, 3, 8, 8), torch.nan),
+            r"features are \(2, 3, 8, 8\) torch.float32, expected",
+        ),
         (torch.zeros(2, 3, 8, 8, dtype=torch.int16), r"torch.int16, expected .* uint8"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), r"\(2, 1, 8, 8\) torch.uint8, expected"),
         (torch.zeros(2, 4, 8, 8, dtype=torch.uint8), r"\(2, 4, 8, 8\) torch.uint8, expected"),

@@ -49,7 +49,9 @@ def test_the_parity_networks_are_in_this_format():
         layers = ",".join(repr(kind) for kind in case.config["layers"])
         classes = ",".join(f"c{i}" for i in range(case.config["classes"]))
         model = wsizoo.build(NAME, f"aggregator.layers=[{layers}]", f"head.classes=[{classes}]")
-        fill(model, case.weights(), find_layout("vim-official", model, default().plugins), case.name)
+        fill(
+            model, case.weights(), find_layout("vim-official", model, default().plugins), case.name
+        )
         own = model.aggregator.network.cls_token
         assert torch.equal(own, case.weights()["cls_token"])
 

@@ -47,9 +47,7 @@ def galleries(n: int, split: str) -> Tensor:
     return torch.arange(0, n, 2) if split == "alternate" else torch.arange(-(-n // 2))
 
 
-def fuse(
-    tokens: Tensor, k: int, split: str = "alternate", shared: str = "mean"
-) -> Fused:
+def fuse(tokens: Tensor, k: int, split: str = "alternate", shared: str = "mean") -> Fused:
     """Merge the k probes that are most like a gallery region into that region.
 
     Each probe has one partner, the gallery region with the nearest CLS token by cosine; a gallery

@@ -94,7 +94,9 @@ def serialise(
     rows, columns = math.ceil(image.shape[2] / h), math.ceil(image.shape[3] / w)
     pad = (0, columns * w - image.shape[3], 0, rows * h - image.shape[2])
     image = F.pad(image, pad, value=pad_value)
-    regions = image.unflatten(3, (columns, w)).unflatten(2, (rows, h))  # (B, C, rows, h, columns, w)
+    regions = image.unflatten(3, (columns, w)).unflatten(
+        2, (rows, h)
+    )  # (B, C, rows, h, columns, w)
     regions = regions.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, n, C, h, w)
     order = grid_order(rows, columns, outer).to(image.device)
     tokens = region_tokens(regions[:, order], cls, inner)
