@@ -296,7 +296,9 @@ def test_a_model_whose_plugin_is_not_there_is_told_with_the_plugin(tmp_path: Pat
     entry = Entry("x-uni", {"plugin": "wsizoo-plugin-x", "aggregator": "x-agg"}, "a test")
     registry = Registry(discover([]), {"x-uni": entry})
     given = {"models": ["x-agg"], "data": {"table": "t.csv"}, "features": {"a": str(tmp_path)}}
-    with pytest.raises(NotFoundError, match="'x-agg' is installed. .*pip install wsizoo-plugin-x"):
+    with pytest.raises(
+        NotFoundError, match=r"'x-agg' is installed\. .*pip install wsizoo-plugin-x"
+    ):
         read_benchmark(given, [], None, registry)
 
 

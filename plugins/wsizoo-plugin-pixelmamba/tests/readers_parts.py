@@ -1,4 +1,4 @@
-"""Readers of the parity cases of Pixel-Mamba's own parts: serialisation, fusion, expansion, loss."""
+"""Readers of the parity cases of Pixel-Mamba's parts: serialisation, fusion, expansion, loss."""
 
 from __future__ import annotations
 

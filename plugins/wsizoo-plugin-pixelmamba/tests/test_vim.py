@@ -59,7 +59,7 @@ def test_the_parity_networks_are_in_this_format():
 def test_a_whole_vim_is_no_pixel_mamba(tmp_path):
     path = tmp_path / "vim.pt"
     torch.save({"model": vim()}, path)
-    with pytest.raises(StrictnessError, match="missing|misshapen"):
+    with pytest.raises(StrictnessError, match=r"missing|misshapen"):
         read_weights(path, "vim-official", NAME, *SMALL)
 
 
@@ -93,7 +93,7 @@ def test_the_donor_of_the_last_width_gives_norm_and_head():
 
 def test_what_cannot_be_a_donor_is_refused():
     model = wsizoo.build(NAME, *SMALL)
-    with pytest.raises(WeightsError, match="no weights of Vim: .* under 'model'"):
+    with pytest.raises(WeightsError, match=r"no weights of Vim: .* under 'model'"):
         seed_from_vim(model, {"model": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"width 7 has no layer .* widths are \[3, 6, 12\]"):
         seed_from_vim(model, vim(width=7))

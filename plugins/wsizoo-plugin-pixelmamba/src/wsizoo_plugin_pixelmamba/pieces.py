@@ -6,6 +6,8 @@ on the state of its scan, and reads the few tokens before a piece that its convo
 and the states at the borders of pieces are kept; the way back computes a piece again.
 """
 
+# ruff: noqa: N803 (A, B, C, D as in the paper)
+
 from __future__ import annotations
 
 from typing import Any
@@ -110,9 +112,9 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sweep: _Sweep, *parameters: Tensor) -> Tensor:
-        out, states = x.clone(), []
+        out, states, state = x.clone(), [], sweep.initial()
         for reverse, start, end, halo in sweep.pieces(len(x)):
-            states.append(sweep.initial() if start == 0 else state)
+            states.append(state if start else sweep.initial())
             given = _turned(x[_place(x, start - halo, end, reverse)], reverse)
             added, state = sweep.run(given, states[-1], halo, reverse)
             out[_place(x, start, end, reverse)] += _turned(added, reverse)
@@ -143,9 +145,9 @@ class _Swept(torch.autograd.Function):
             )
             grad_x[seen] += _turned(found[0], reverse)
             grad_state = found[1]
-            for total, more in zip(grads, found[2:], strict=True):
+            for own, more in zip(grads, found[2:], strict=True):
                 if more is not None:
-                    total += more
+                    own.add_(more)
         return grad_x, None, *grads
 
 

@@ -1,4 +1,4 @@
-"""What a Pixel-Mamba network is made of: every option under one name, checked before it is built."""
+"""What a Pixel-Mamba network is made of: every option under one name, checked before it runs."""
 
 from __future__ import annotations
 

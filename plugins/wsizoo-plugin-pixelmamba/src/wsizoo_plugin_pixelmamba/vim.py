@@ -21,7 +21,7 @@ NEEDED = {"share_conv": False, "norm": "rms", "d_state": 16, "d_conv": 4, "expan
 
 
 class VimOfficial(WeightLayout):
-    """A whole Pixel-Mamba with the names that Vim's code gives: `layers.0.mixer.A_b_log`, `head`."""
+    """A whole Pixel-Mamba under the names that Vim's code gives, as `layers.0.mixer.A_b_log`."""
 
     def write(self, model: SlideModel) -> dict[str, Tensor]:
         return {_theirs(name): tensor for name, tensor in model.inference_state().items()}
@@ -87,11 +87,10 @@ def _fill_end(model: SlideModel, network: Network, tensors: Mapping[str, Tensor]
     """The final norm, and the head where it has as many classes."""
     if network.norm_f is not None:
         network.norm_f.weight.copy_(tensors["norm_f.weight"])
-    linear = model.head.linear if model.head is not None else None
-    if linear is not None and "head.weight" in tensors:
-        if tensors["head.weight"].shape == linear.weight.shape:
-            linear.weight.copy_(tensors["head.weight"])
-            linear.bias.copy_(tensors["head.bias"])
+    linear, head = model.head and model.head.linear, tensors.get("head.weight")
+    if linear is not None and head is not None and head.shape == linear.weight.shape:
+        linear.weight.copy_(head)
+        linear.bias.copy_(tensors["head.bias"])
 
 
 def _network(model: SlideModel) -> Network:
