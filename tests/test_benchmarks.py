@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import _cohort, _encoder, _files, _probe, _reading, augment, slides
+from benchmarks import _cohort, _encoder, _files, _probe, _reading, augment, pixelmamba, slides
 from benchmarks._measure import cost_of, report_speed
 from wsizoo.slides.reader import open_slide
 
@@ -42,6 +42,19 @@ def test_augmentation_is_reported(
     monkeypatch.setattr(augment, "GOALS", {300: 20.0})
     augment.run()
     assert "300 patches" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_pixels_are_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"REGIONS": 2, "EDGE": 32, "FUSED": 3, "ALPHAS": (0.8,)}.items():
+        monkeypatch.setattr(pixelmamba, name, value)
+    pixelmamba.run()
+    printed = capsys.readouterr().out
+    assert "6m: 6,264,210 parameters without a head" in printed
+    assert "6m, 2 regions, forward + backward" in printed
+    assert "alpha 0.8, 3 regions" in printed
 
 
 def test_a_speed_is_the_others_time_over_mine(capsys: pytest.CaptureFixture[str]) -> None:

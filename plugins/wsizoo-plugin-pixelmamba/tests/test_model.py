@@ -17,7 +17,6 @@ from wsizoo import Bag
 from wsizoo.errors import SpecError
 from wsizoo.testing import conformance
 
-SMALL = {"layers": ["h-cat", "v-avg"], "pixels": 2, "d_state": 4}
 OTHER = {
     "layers": ["v-avg", "h-cat"],
     "pixels": 2,
@@ -39,7 +38,7 @@ OTHER = {
 }
 
 
-@conformance(PixelMamba, **SMALL)
+@conformance(PixelMamba)
 def test_pixel_mamba_is_an_aggregator(check):
     check()
 

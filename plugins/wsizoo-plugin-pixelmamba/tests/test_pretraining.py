@@ -160,3 +160,10 @@ def test_it_runs_as_a_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "epoch 1/1" in done.stderr
     assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_what_is_wrong_is_one_line_on_the_command_line(tmp_path):
+    command = [sys.executable, "-m", "wsizoo_plugin_pixelmamba.pretraining", str(tmp_path)]
+    done = subprocess.run([*command, "out"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.strip() == f"'{tmp_path}' holds 0 folders, expected one a class, 2 or more"

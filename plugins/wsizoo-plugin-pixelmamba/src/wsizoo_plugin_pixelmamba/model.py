@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -46,6 +46,11 @@ class PixelMamba(Aggregator):
 
     reads = "pixels"
     uses_coords = True
+    conformance_params: ClassVar[dict[str, Any]] = {
+        "layers": ["h-cat", "v-avg"],
+        "pixels": 2,
+        "d_state": 4,
+    }
 
     def __init__(self, in_dim: int = 3, **options: Any) -> None:
         settings = Settings.of(options)

@@ -9,6 +9,7 @@ goes on after an interruption. One process; gradients are added up over `images_
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 import sys
@@ -203,6 +204,19 @@ def top1(model: wsizoo.SlideModel, folder: Path | str, at_once: int = 64) -> flo
     return right / len(images)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser("python -m wsizoo_plugin_pixelmamba.pretraining")
+    parser.add_argument("images", help="folder with a folder of images a class")
+    parser.add_argument("out", help="folder of the trained model")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"keys of {CONFIG}")
+    given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    pretrain(sys.argv[1], sys.argv[2], read_config(sys.argv[3:]))
+    try:
+        pretrain(given.images, given.out, read_config(given.overrides))
+    except wsizoo.WsizooError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
