@@ -292,6 +292,26 @@ def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path)
     assert {config.train.epochs for config in found} == {3}
 
 
+def test_models_of_pixels_and_of_features_stand_in_one_table(data: Path, tmp_path: Path) -> None:
+    for i in range(SLIDES):
+        pixels = torch.zeros(4, 3, 4, 4, dtype=torch.uint8)
+        coords = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1]]) * 32
+        made = Fingerprint("pixels", preprocessing="none", mpp=4.0, patch_size=4)
+        bag = Bag(pixels, coords, spacing=32.0, mpp=0.5, encoder=made, slide_id=f"S{i}")
+        write_bag(bag, tmp_path / "regions" / f"S{i}.h5")
+    sets = {"he": str(data / "he"), "regions": str(tmp_path / "regions")}
+    small = ["aggregator.layers=[h-cat,v-avg]", "encoder.patch_size=4"]
+    reader = {"name": "pm", "model": "pixel-mamba-tiny", "overrides": small}
+    asked = content(data, features=sets, models=["max", reader], seeds=[0])
+    done = run_benchmark(asked, tmp_path / "out", run_one=pretend)
+    cells = {(o.cell.model, o.cell.features) for o in done.outcomes}
+    assert cells == {("max", "he"), ("pm", "regions")}
+    assert set(states(done)) == {"done"}
+    wrong = {"name": "pm", "model": "pixel-mamba-tiny", "overrides": [*small, "head=survival"]}
+    with pytest.raises(SpecError, match="the model 'pm' does not fit 'he'"):
+        run_benchmark({**asked, "models": ["max", wrong]}, tmp_path / "other", run_one=pretend)
+
+
 def test_a_model_whose_plugin_is_not_there_is_told_with_the_plugin(tmp_path: Path) -> None:
     entry = Entry("x-uni", {"plugin": "wsizoo-plugin-x", "aggregator": "x-agg"}, "a test")
     registry = Registry(discover([]), {"x-uni": entry})

@@ -48,7 +48,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     for fold, (file, digest) in enumerate(files):
         for seed in base.seeds:
             for name, cohort in cohorts.items():
-                for candidate in candidates:
+                for candidate in candidates[name]:
                     config = _config(asked, candidate, name, cohort, registry)
                     split = replace(config.split, kind="file", file=str(file))
                     config = replace(config, split=split, seeds=[seed])
@@ -103,26 +103,38 @@ def _fitting(
     train: Sequence[int],
     registry: Registry,
     say: Say,
-) -> list[Candidate]:
-    """The models that fit every set of features; a named one that does not is an error."""
+) -> dict[str, list[Candidate]]:
+    """The models of each set of features; a named one that does not fit is an error.
+
+    A model runs on every set of the kind that it reads, pixels or vectors, and must fit them all.
+    """
     candidates = asked.models
     if candidates is None:
         candidates = tuple(installed_candidates(asked.config().model, registry))
-    kept: list[Candidate] = []
+    pixels = {name: cohort.bag(0).features.dim() == 4 for name, cohort in cohorts.items()}
+    kept: dict[str, list[Candidate]] = {name: [] for name in cohorts}
     reasons: dict[str, str] = {}
     for candidate in candidates:
-        for name, cohort in cohorts.items():
-            config = _config(asked, candidate, name, cohort, registry)
-            reason = why_it_does_not_fit(config, cohort, train, registry)
-            if reason and asked.models is not None:
-                raise SpecError(f"the model '{candidate.name}' does not fit '{name}': {reason}")
-            if reason:
-                reasons.setdefault(candidate.name, reason)
-        if candidate.name not in reasons:
-            kept.append(candidate)
+        why_not = {
+            name: why_it_does_not_fit(
+                _config(asked, candidate, name, cohort, registry), cohort, train, registry
+            )
+            for name, cohort in cohorts.items()
+        }
+        fits = [name for name, reason in why_not.items() if reason is None]
+        kinds = {pixels[name] for name in fits} or {True, False}
+        wrong = [name for name in cohorts if name not in fits and pixels[name] in kinds]
+        if wrong:
+            reasons[candidate.name] = str(why_not[wrong[0]])
+            if asked.models is not None:
+                reason = f"does not fit '{wrong[0]}': {why_not[wrong[0]]}"
+                raise SpecError(f"the model '{candidate.name}' {reason}")
+            continue
+        for name in fits:
+            kept[name].append(candidate)
     for name, reason in reasons.items():
         say(f"left out {name}: {reason}")
-    if not kept:
+    if not any(kept.values()):
         told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise SpecError(f"no model fits these slides and this task. {told}")
     return kept
