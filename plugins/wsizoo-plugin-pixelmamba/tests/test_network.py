@@ -115,3 +115,18 @@ def test_fusion_reads_the_residual_stream():
     layer = network.layers[0]
     step = next(network.steps(tokens, (4, 4)))
     assert torch.equal(step.fused[0].merged_into, fuse(layer.mix(tokens)[0], 1).merged_into)
+
+
+@pytest.mark.parametrize("piece", [None, 10])
+def test_under_bfloat16_it_trains_to_about_the_same_slopes(monkeypatch, piece):
+    if piece:
+        monkeypatch.setattr("wsizoo_plugin_pixelmamba.network.piece_of", lambda *_: piece)
+    network, given = made(alpha=0.0).float(), regions(n=4).float()
+    slide, exact = slopes(network, given)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, found = slopes(network, given)
+    assert not torch.equal(rounded, slide), "it is not bfloat16"
+    torch.testing.assert_close(rounded, slide, rtol=0.05, atol=0.05)
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == torch.float32
+        assert float((a - b).norm()) < 0.2 * float(b.norm()) + 1e-3
