@@ -213,7 +213,7 @@ def test_numba_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backward_keeps_few_of_the_states(backend: str) -> None:
-    args, kept = inputs([2048], 128, 16), {}
+    args, kept = inputs([600], 512, 16), {}
 
     def keep(x: Tensor) -> Tensor:
         kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
@@ -225,3 +225,19 @@ def test_backward_keeps_few_of_the_states(backend: str) -> None:
     for x in (*leaves, args[9]):
         assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
     assert 0 < sum(kept.values()) < 0.1 * y.nbytes * 16
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_autocast_changes_nothing(backend: str) -> None:
+    args, run = inputs([40]), selective_scan.on(ready(backend))
+    leaves = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def found() -> list[Tensor]:
+        y, last = run(*args)
+        return [y, last, *torch.autograd.grad(y.sum(), leaves)]
+
+    plain = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)
