@@ -359,7 +359,7 @@ def test_damage_is_named(tmp_path, name, old, new, message):
 def test_rows_without_numbers_are_named(tmp_path):
     run = write_run(tmp_path / "run", "regression", n=3)
     change(run, lambda row: row | {"predicted": "nan"})
-    with pytest.raises(DataError, match="of 'P000-test': predicted is 'nan', expected a finite"):
+    with pytest.raises(DataError, match="of 'P000-test': predicted is nan, expected a finite"):
         write_report(run)
 
 

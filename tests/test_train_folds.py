@@ -7,10 +7,10 @@ import pytest
 
 from tests.toy_cohort import read_table, write_cohort, write_config
 from wsizoo.errors import DataError
+from wsizoo.prediction_files import read_rows
 from wsizoo.train.config import load_config
 from wsizoo.train.measuring import measure_rows
 from wsizoo.train.run import run_training
-from wsizoo.train.summary import read_rows
 
 PART = {"t": "train", "v": "val", "e": "test"}
 

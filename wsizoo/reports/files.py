@@ -11,17 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.errors import DataError
+from wsizoo.prediction_files import COLUMNS, PATIENTS, PREDICTIONS, Row, read_rows
 from wsizoo.yaml_data import read_yaml
 
-Row = dict[str, str]
 CELL = re.compile(r"fold(\d+)-seed(\d+)")  # a run of several
-TASKS = {
-    "classification": ("label", "predicted"),
-    "survival": ("time", "event", "risk"),
-    "regression": ("value", "predicted"),
-    "segmentation": ("dice", "iou"),
-}
-KEYS = ("slide", "patient", "part")
 
 
 @dataclass(frozen=True)
@@ -42,14 +35,14 @@ class RunFiles:
     config: Mapping[str, Any]
     config_text: str
     environment: Mapping[str, Any]
-    epochs: Sequence[Row] = field(repr=False)
+    epochs: Sequence[Mapping[str, str]] = field(repr=False)
     slides: Sequence[Row] = field(repr=False)
     patients: Sequence[Row] = field(repr=False)
     part: str
 
     @property
     def task(self) -> str:
-        """Of TASKS."""
+        """Of `COLUMNS`."""
         return str(self.facts["task"])
 
     @property
@@ -100,15 +93,13 @@ def read_run(folder: Path) -> RunFiles:
         DataError: a file is missing, empty or damaged, or holds another task's columns.
     """
     facts, metrics = read_object(folder / "run.json"), read_object(folder / "metrics.json")
-    if facts.get("task") not in TASKS:
+    if facts.get("task") not in COLUMNS:
         raise DataError(
             f"'{folder / 'run.json'}' states the task {facts.get('task')!r}, expected one of "
-            f"{', '.join(TASKS)}"
+            f"{', '.join(COLUMNS)}"
         )
-    wanted = (*KEYS[1:], *TASKS[facts["task"]])
-    slides = _table(folder / "predictions.csv", ("slide", *wanted))
-    of_patients = folder / "predictions_patients.csv"
-    patients = _table(of_patients, wanted) if metrics.get("level") == "patient" else []
+    slides = _predictions(folder / PREDICTIONS, facts["task"])
+    by_patient = metrics.get("level") == "patient"
     config = folder / "config.yaml"
     text = config.read_text(encoding="utf-8") if config.exists() else ""
     environment, epochs = folder / "environment.json", folder / "epochs.csv"
@@ -119,9 +110,9 @@ def read_run(folder: Path) -> RunFiles:
         config=_config(config, text),
         config_text=text,
         environment=read_object(environment) if environment.exists() else {},
-        epochs=_table(epochs, ("epoch",)) if epochs.exists() else [],
+        epochs=_epochs(epochs) if epochs.exists() else [],
         slides=slides,
-        patients=patients,
+        patients=_predictions(folder / PATIENTS, facts["task"]) if by_patient else [],
         part=_part(folder, slides),
     )
 
@@ -137,16 +128,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _table(path: Path, wanted: Sequence[str]) -> list[Row]:
-    lines = _text(path).splitlines()
-    rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(lines)]
+def _predictions(path: Path, task: str) -> list[Row]:
+    try:
+        rows = read_rows(path, task)
+    except DataError as error:
+        raise DataError(f"{error}. {_again(path)}") from None
     if not rows:
         raise DataError(f"'{path}' holds no row. {_again(path)}")
-    if missing := [name for name in wanted if name not in rows[0]]:
-        raise DataError(
-            f"'{path}' has no column {', '.join(missing)}; it has {', '.join(rows[0])}. "
-            f"{_again(path)}"
-        )
+    return rows
+
+
+def _epochs(path: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(_text(path).splitlines()))
+    if not rows or "epoch" not in rows[0]:
+        raise DataError(f"'{path}' holds no epoch. {_again(path)}")
     return rows
 
 
@@ -156,7 +151,7 @@ def _part(folder: Path, rows: Sequence[Row]) -> str:
         if part in parts:
             return part
     raise DataError(
-        f"'{folder / 'predictions.csv'}' has rows of {', '.join(sorted(parts))} only: a report "
+        f"'{folder / PREDICTIONS}' has rows of {', '.join(sorted(parts))} only: a report "
         "needs a test part. Give the split one: split.fractions=[0.7,0.15,0.15]"
     )
 

@@ -12,6 +12,7 @@ from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
 from wsizoo.model import SlideModel
+from wsizoo.prediction_files import Row
 from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
@@ -28,7 +29,6 @@ from wsizoo.train.predicting import (
     predict_samples,
     told_of,
 )
-from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     CONFIG,
     ENVIRONMENT,

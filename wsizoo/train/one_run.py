@@ -16,6 +16,7 @@ from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.names import suggest
+from wsizoo.prediction_files import Row
 from wsizoo.publish import save
 from wsizoo.registry import Registry
 from wsizoo.reports.run import write_report
@@ -36,7 +37,6 @@ from wsizoo.train.predicting import (
     row_of,
     told_of,
 )
-from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
     FINISHED,

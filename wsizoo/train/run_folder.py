@@ -16,7 +16,6 @@ from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
-PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
 MOST_TOLD = 6
