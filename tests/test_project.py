@@ -126,6 +126,12 @@ def test_mil_does_not_know_that_registries_exist() -> None:
     assert importers("wsizoo.registry", mil) | importers("wsizoo.plugins", mil) == set()
 
 
+def test_the_loop_knows_no_method_by_name() -> None:
+    train = [f for f in CORE_FILES if module_of(f) == "train"]
+    found = {n for f in train for _, n in imports(f) if n.startswith("wsizoo.mil")}
+    assert found == set()
+
+
 CLI = "import sys, wsizoo.cli; sys.argv = {!r}; wsizoo.cli.main()"
 PROGRAMS = {
     "import wsizoo": "import wsizoo",
