@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -191,33 +191,17 @@ def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -
 
 
 def settings_of(config: RunConfig, seed: int) -> TrainSettings:
-    """The loop's settings of a config."""
-    loop, choice = config.train, config.selection
-    return TrainSettings(
-        epochs=loop.epochs,
-        seed=seed,
-        batch_size=loop.batch_size,
-        accumulate=loop.accumulate,
-        max_patches=loop.max_patches,
-        clip=loop.clip,
-        precision=loop.precision,
-        ema=loop.ema,
-        optimiser=config.optimiser.name,
-        lr=config.optimiser.lr,
-        weight_decay=config.optimiser.weight_decay,
-        betas=(config.optimiser.betas[0], config.optimiser.betas[1]),
-        momentum=config.optimiser.momentum,
-        schedule=config.schedule.name,
-        warmup_epochs=config.schedule.warmup_epochs,
-        end_factor=config.schedule.end_factor,
-        metric=choice.metric,
-        checkpoint="best" if choice.checkpoint == "best" else "last",
-        patience=loop.patience,
-        workers=loop.workers,
-        device=loop.device,
-        checkpoint_steps=loop.checkpoint_steps,
-        loggers=tuple(loop.loggers),
-    )
+    """The loop's settings of a config: its keys, which four groups hold and no two share."""
+    optimiser, schedule = config.optimiser, config.schedule
+    told: dict[str, Any] = {
+        **vars(config.train),
+        **vars(optimiser),
+        **vars(schedule),
+        **vars(config.selection),
+    }
+    told |= {"seed": seed, "optimiser": optimiser.name, "schedule": schedule.name}
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+    return TrainSettings(**{one.name: told[one.name] for one in fields(TrainSettings)})
 
 
 def _note(task: str, val: Samples) -> Note:
