@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
 from wsizoo.errors import DataError
@@ -16,13 +15,10 @@ from wsizoo.train.run import run_training
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(several: Path) -> Path:
     """A cohort and its run: two slides a patient; 16 train, 8 validate, 8 test."""
-    folder = tmp_path_factory.mktemp("source")
-    write_cohort(folder, slides=32, per_patient=2)
-    torch.set_num_threads(1)
-    run_training(load_config(write_config(folder), ["train.epochs=1"]), folder / "run")
-    return folder
+    run_training(load_config(write_config(several), ["train.epochs=1"]), several / "run")
+    return several
 
 
 def read(file: Path) -> dict[str, Any]:

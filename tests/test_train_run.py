@@ -30,21 +30,6 @@ FILES = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two slides a patient."""
-    folder = tmp_path_factory.mktemp("several")
-    write_cohort(folder, slides=32, per_patient=2)
-    return folder
-
-
 def train(folder: Path, out: Path, *overrides: str, task: str = "classification") -> Path:
     return run_training(load_config(write_config(folder, task), overrides), out)
 
