@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, FingerprintError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.model import SlideModel
@@ -52,7 +52,12 @@ def check_features(
             f"{sum(map(len, wrong.values()))} of {len(found)} feature files cannot be trained on:\n"
             f"  {told}\n{_mend(model, found, overrides)}"
         )
-    return common_fingerprint(model, _empty_bags(slides, found))
+    try:
+        return common_fingerprint(model, _empty_bags(slides, found))
+    except FingerprintError as error:
+        if hint := _mend_encoder(model, found, overrides):
+            raise FingerprintError(f"{error}. {hint}") from None
+        raise
 
 
 @functools.lru_cache(maxsize=1)
@@ -83,9 +88,28 @@ def _mend(model: SlideModel, found: Sequence[Inspection], overrides: Sequence[st
     if overrides is None:
         whose = model.requires.encoder or f"width {model.in_dim}"
         return f"'{model.name}' is trained, it needs features of {whose}: extract them"
+    return f"Build the model for these features: {_built_for(encoder, dim, overrides)}"
+
+
+def _mend_encoder(
+    model: SlideModel, found: Sequence[Inspection], overrides: Sequence[str] | None
+) -> str:
+    """The same for features of the model's width; "" where it needs what it was trained on."""
+    made = {((one.fingerprint or {}).get("encoder"), one.dim) for one in found}
+    encoder, dim = next(iter(made))
+    if overrides is None or len(made) > 1 or encoder == model.requires.encoder:
+        return ""
+    typed = _built_for(encoder, dim, overrides)
+    declared = any((one.fingerprint or {}).get("declared") for one in found)
+    other = f". If data.encoder={encoder} is a slip, state what made them" if declared else ""
+    return f"Or build this one for yours: {typed}{other}"
+
+
+def _built_for(encoder: str | None, dim: int | None, overrides: Sequence[str]) -> str:
+    """The override of a run that builds its model for an encoder, to be typed in a shell."""
     use = f"encoder={{name: {encoder or 'ENCODER'}, dim: {dim}}}"
     texts = json.dumps([*overrides, use], ensure_ascii=False)
-    return f"Build the model for these features: {shlex.quote(f'overrides={texts}')}"
+    return shlex.quote(f"overrides={texts}")
 
 
 def _empty_bags(slides: Sequence[str], found: Sequence[Inspection]) -> list[Bag]:
