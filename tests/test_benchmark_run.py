@@ -379,6 +379,23 @@ def test_the_command_tells_a_line_a_run_and_the_table(
     assert rows[1]["reason"] == "ValueError: no luck"
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("models=[abmil, 'mean']", "is an option, so type: --models abmil,mean"),
+        ("models=mean", "is an option, so type: --models mean"),
+        ("models=", "is an option, so type: --models a,b"),
+        ("models=[{name: x}]", "is an option, so type: --models a,b"),
+        ("features={a: b}", "is no key of a run. One set: data.features=FOLDER; several stand in"),
+    ],
+)
+def test_what_is_a_list_in_the_file_is_no_override(typed: str, told: str) -> None:
+    where = ["data.table=t.csv", "data.features=f", typed]
+    how = ["benchmark", "baseline-classification", "-o", "B"]
+    with pytest.raises(SpecError, match=re.escape(f"the benchmark: '{typed}' {told}")):
+        CliRunner().invoke(cli, [*how, *where], catch_exceptions=False)
+
+
 def test_the_command_takes_a_recipe_as_train_does(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
