@@ -81,7 +81,8 @@ def test_train_tells_of_data_epochs_and_measures(finished: Path) -> None:
 
 def test_train_json_is_the_measures_alone(finished: Path) -> None:
     result = invoke("train", finished / "train.yaml", "-o", finished / "run", "--json")
-    told = json.loads(result.output)
+    told = json.loads(result.stdout)
+    assert result.stderr
     assert told["run"] == str(finished / "run")
     written = json.loads((finished / "run" / "metrics.json").read_text())
     assert told["test"]["auc"] == written["test"]["auc"]
@@ -321,6 +322,22 @@ def test_features_of_another_width_name_the_override_that_takes_them(
     assert "were trained on features with encoder made-up" in told
     told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "3", f"init={model}")
     assert "is trained, it needs features of made-up: extract them" in told
+
+
+def test_evaluate_tells_scripts_too_what_it_left_out(finished: Path, own_cohort: Path) -> None:
+    rows = read_table(own_cohort / "slides.csv")
+    for row in rows[:3]:
+        row["label"] = ""
+    write_table(own_cohort / "slides.csv", rows)
+    changed = [f"data.table={own_cohort / 'slides.csv'}", "data.missing=drop"]
+    result = invoke("evaluate", finished / "run", "-o", own_cohort / "out", *changed, "--json")
+    told = json.loads(result.stdout)
+    assert told["left_out"] == {"train": 5, "val": 4, "dropped": 3}
+    assert told["test"]["auc"]["n"] == 4
+    assert "Left out 3 slides, first 's00': have no label" in result.stderr
+    assert "Left out 5 of the train part and 4 of the val part" in result.stderr
+    own = invoke("evaluate", finished / "run", "-o", own_cohort / "own", "--json", "--part", "all")
+    assert json.loads(own.stdout)["left_out"] == {} and "Left out" not in own.stderr
 
 
 def test_features_of_another_encoder_of_that_width_tell_what_to_type(

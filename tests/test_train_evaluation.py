@@ -63,7 +63,7 @@ def test_of_a_changed_table_what_was_trained_on_is_no_test(
         f"their patients: {train} train, 8 val, 8 test; 0 others are taken as test"
     )
     assert told[1].startswith(f"Left out {train} of the train part and 8 of the val part. To")
-    assert read(tmp_path / "out" / "e" / "run.json")["left_out"] == train + 8
+    assert read(tmp_path / "out" / "e" / "run.json")["left_out"] == {"train": train, "val": 8}
 
 
 def test_an_unknown_slide_is_a_test_unless_its_patient_was_seen(
