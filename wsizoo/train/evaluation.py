@@ -38,6 +38,7 @@ from wsizoo.train.run_folder import (
     SPLIT,
     read_record,
     write_record,
+    writing,
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.seen import ALL, chosen_parts, parts_of_others
@@ -110,12 +111,13 @@ def evaluate_run(
     level = level_of(task, found.config.data.patient_slides)
     measuring = Measuring(task, level, model, censoring)
     left_out = _left_out(cohort, known, parts)
-    metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
-    write_json(out / ENVIRONMENT, environment(registry))
     record = _record(found, cohort, seconds / max(len(rows), 1))
     sizes = {name: len(chosen) for name, chosen in parts.items()}
-    write_record(out, {**record, "slides": sizes, "left_out": left_out}, FINISHED)
-    write_report(out)
+    with writing(out):
+        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
+        write_json(out / ENVIRONMENT, environment(registry))
+        write_record(out, {**record, "slides": sizes, "left_out": left_out}, FINISHED)
+        write_report(out)
     say(told_of(metrics, found.name))
     return out
 

@@ -50,6 +50,7 @@ from wsizoo.train.run_folder import (
     is_first,
     read_json,
     write_record,
+    writing,
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.steps import Note
@@ -105,28 +106,30 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     if is_finished(folder, digests):
         say(f"{folder.name} is finished already")
         if is_first() and not (folder / REPORT).is_file():
-            _report(folder)
+            with writing(folder):
+                _report(folder)
         return
     model = make_model(run.config, run.cohort, run.split.train, run.seed, run.registry)
     untrained = run.config.overrides if run.config.init is None else None
     requires = check_features(model, run.cohort, untrained)
     record = _begun(run, model, requires, digests)
     if is_first():
-        _write_parts(run, folder)
-        write_json(folder / ENVIRONMENT, environment(run.registry))
-        write_record(folder, record, RUNNING)
+        with writing(folder):
+            _write_parts(run, folder)
+            write_json(folder / ENVIRONMENT, environment(run.registry))
+            write_record(folder, record, RUNNING)
     trained = _train(run, model, folder, say, tick)
     if not is_first():
         return
     model.requires, model.trained = requires, True
     rows, seconds = _predict(run, model, tick)
     split = {"split_digest": digests["split_digest"]}
-    metrics = run.measuring(model).write(folder, rows, split)
-    facts = training_facts(run.config, run.cohort, run.split, record, metrics)
-    save(model, folder / MODEL, training=facts, overwrite=True)
-    record |= _ended(trained, seconds, len(rows))
-    write_record(folder, record, FINISHED)
-    _report(folder)
+    with writing(folder):
+        metrics = run.measuring(model).write(folder, rows, split)
+        facts = training_facts(run.config, run.cohort, run.split, record, metrics)
+        save(model, folder / MODEL, training=facts, overwrite=True)
+        write_record(folder, {**record, **_ended(trained, seconds, len(rows))}, FINISHED)
+        _report(folder)
     say(told_of(metrics, folder.name))
 
 

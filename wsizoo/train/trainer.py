@@ -27,6 +27,7 @@ from wsizoo.train.checkpointing import (
 from wsizoo.train.loading import Augment, EachOf, Slides, Step, read_ahead, some_patches, steps_of
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
 from wsizoo.train.randomness import For, generator_for, random_states_kept
+from wsizoo.train.run_folder import writing
 from wsizoo.train.settings import TrainSettings
 from wsizoo.train.steps import Note, Stepper
 
@@ -258,7 +259,8 @@ class _Training:
                 write_checkpoint(self.best, {"epoch": self.best_epoch, "model": weights})
         self._save()
         if self.stepper.first:
-            write_logs(self.folder, self.history)
+            with writing(self.folder):
+                write_logs(self.folder, self.history)
         for logger in self.loggers:
             logger.log(row)
         self.say(line_of(row, self.settings.epochs))
