@@ -23,7 +23,7 @@ from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
-from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.config import RunConfig, load_config, to_yaml
 
 CORE = Path(benchmark_keys.__file__).parent.parent
 SLIDES = 16
@@ -278,6 +278,21 @@ def test_spans_recipe_does_not_look_ahead_in_a_benchmark(tmp_path: Path) -> None
     assert [config.data.bins_from for config in found] == ["train", "train"]
     assert [config.model for config in found] == ["abmil-surv-uni", "span-surv-uni"]
     assert found[1].optimiser.lr != found[0].optimiser.lr
+
+
+def test_overrides_of_the_benchmarks_recipe_are_of_its_model_alone(tmp_path: Path) -> None:
+    own = {"name": "own", "model": "mean-uni", "overrides": ["aggregator.dim=4"]}
+    given = {"recipe": "baseline-regression", "data": {"table": "/t.csv"}, "models": ["abmil", own]}
+    over = ["overrides=[aggregator.gated=false]"]
+    asked = read_benchmark({**given, "features": {"a": str(tmp_path)}}, over, None, default())
+    found = [asked.config(candidate) for candidate in asked.models or ()]
+    assert [config.overrides for config in found] == [
+        ["head=regression", "aggregator.gated=false"], []
+    ]  # fmt: skip
+    for config in found:
+        assert config.recipe == "baseline-regression"
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert load_config(tmp_path / "config.yaml") == config
 
 
 def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path) -> None:

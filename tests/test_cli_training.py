@@ -313,9 +313,10 @@ def test_features_of_another_width_name_the_override_that_takes_them(
     told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run", own)
     assert told.count("features of width 5, 'toy' reads of made-up width 8") == 1
     assert "16 slides, first 's00' (" in told
-    (typed,) = shlex.split(told.strip().splitlines()[-1].partition("features: ")[2])
-    assert typed == f"overrides={json.dumps([narrow, 'encoder={name: other, dim: 5}'])}"
-    assert invoke("train", config, "-o", own_cohort / "run", typed).exit_code == 0
+    (typed,) = shlex.split(told.strip().splitlines()[-1].partition("features, add: ")[2])
+    assert typed == 'overrides=["encoder={name: other, dim: 5}"]'
+    assert invoke("train", config, "-o", own_cohort / "run", own, typed).exit_code == 0
+    assert load(own_cohort / "run" / "model").aggregator.out_dim == 7
     told = refused(
         monkeypatch, capsys, "train", config, "-o", own_cohort / "2", f"init={model}", typed
     )
@@ -352,8 +353,9 @@ def test_features_of_another_encoder_of_that_width_tell_what_to_type(
     )
     assert "FingerprintError" in told and "was made for made-up features; slide 's00' was" in told
     assert "data.encoder" not in told
-    (typed,) = re.findall(r"Or build this one for yours: (.*)", told)
-    assert invoke("train", config, "-o", run, *shlex.split(typed)).exit_code == 0
+    (typed,) = re.findall(r"Or build this one for yours, add: (.*)", told)
+    both = ['overrides=["aggregator.dim=7"]', *shlex.split(typed)]
+    assert invoke("train", config, "-o", run, *both).exit_code == 0
     model = load(run / "model")
     assert (model.requires.encoder, model.aggregator.out_dim) == ("other", 7)
     trained = f"init={own_cohort / 'first' / 'model'}"
@@ -371,7 +373,9 @@ def test_a_declared_encoder_may_be_a_slip(
         monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run",
         "data.encoder=madeup",
     )  # fmt: skip
-    assert "Or build this one for yours: 'overrides=[\"encoder={name: madeup, dim: 8}\"]'" in told
+    assert (
+        "Or build this one for yours, add: 'overrides=[\"encoder={name: madeup, dim: 8}\"]'" in told
+    )
     assert "If data.encoder=madeup is a slip, state what made them" in told
 
 

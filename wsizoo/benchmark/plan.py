@@ -79,11 +79,12 @@ class Asked:
         if recipe:
             _, its = read_whole({"recipe": recipe})
             content = {key: value for key, value in content.items() if key not in OWN}
-            content |= {key: value for key, value in its.items() if key in OWN} | {"recipe": None}
+            content |= {key: value for key, value in its.items() if key in OWN}
+            content["recipe"] = recipe
         if candidate and candidate.model:
             content |= {"model": candidate.model, "overrides": []}
-        config = load_config(content, self.overrides)
-        return replace(config, recipe=recipe) if recipe else config
+        config = load_config({**content, "recipe": None}, self.overrides)  # it lies under already
+        return replace(config, recipe=content.get("recipe"))
 
 
 def read_benchmark(

@@ -110,8 +110,7 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
                 _report(folder)
         return
     model = make_model(run.config, run.cohort, run.split.train, run.seed, run.registry)
-    untrained = run.config.overrides if run.config.init is None else None
-    requires = check_features(model, run.cohort, untrained)
+    requires = check_features(model, run.cohort, untrained=run.config.init is None)
     record = _begun(run, model, requires, digests)
     if is_first():
         with writing(folder):
