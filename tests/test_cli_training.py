@@ -325,6 +325,22 @@ def test_features_of_another_width_name_the_override_that_takes_them(
     assert "is trained, it needs features of made-up: extract them" in told
 
 
+def test_what_is_published_of_a_run_names_no_path_of_the_computer(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, model = finished / "run", finished / "run" / "model"
+    assert invoke("evaluate", model, "-o", tmp_path / "out", *data_of(finished)).exit_code == 0
+    published = [*model.iterdir(), run / "report.html", tmp_path / "out" / "report.html"]
+    for file in published:
+        assert str(finished).encode() not in file.read_bytes(), file
+        assert str(finished.parent.parent).encode() not in file.read_bytes(), file
+    assert "../slides.csv" in (run / "report.html").read_text()
+
+
+def data_of(folder: Path) -> list[str]:
+    return [f"data.table={folder / 'slides.csv'}", f"data.features={folder / 'features'}"]
+
+
 def test_evaluate_tells_scripts_too_what_it_left_out(finished: Path, own_cohort: Path) -> None:
     rows = read_table(own_cohort / "slides.csv")
     for row in rows[:3]:

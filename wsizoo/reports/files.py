@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +23,9 @@ class RunFiles:
     """What one run left.
 
     Args:
-        facts: run.json. metrics: metrics.json. config: config.yaml, environment: environment.json,
-            {} where a folder has none (an evaluation has no config).
-        config_text: config.yaml as it stands. epochs: epochs.csv, [] where nothing was trained.
+        facts: run.json. metrics: metrics.json. environment: environment.json.
+        config: config.yaml with paths as `shown_path` gives them, {} of an evaluation.
+        epochs: epochs.csv, [] where nothing was trained.
         slides, patients: predictions.csv and predictions_patients.csv, rows of all parts.
         part: which rows are reported, "test", or "val" where nothing was kept for a test.
     """
@@ -33,7 +34,6 @@ class RunFiles:
     facts: Mapping[str, Any]
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
-    config_text: str
     environment: Mapping[str, Any]
     epochs: Sequence[Mapping[str, str]] = field(repr=False)
     slides: Sequence[Row] = field(repr=False)
@@ -101,14 +101,12 @@ def read_run(folder: Path) -> RunFiles:
     slides = _predictions(folder / PREDICTIONS, facts["task"])
     by_patient = metrics.get("level") == "patient"
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
     environment, epochs = folder / "environment.json", folder / "epochs.csv"
     return RunFiles(
         folder=folder,
         facts=facts,
         metrics=metrics,
-        config=_config(config, text),
-        config_text=text,
+        config=_config(config) if config.exists() else {},
         environment=read_object(environment) if environment.exists() else {},
         epochs=_epochs(epochs) if epochs.exists() else [],
         slides=slides,
@@ -156,12 +154,40 @@ def _part(folder: Path, rows: Sequence[Row]) -> str:
     )
 
 
-def _config(path: Path, text: str) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, Any]:
     try:
-        found = read_yaml(text) or {}
-    except ValueError as error:
+        found = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
         raise DataError(f"'{path}' is damaged ({error}). {_again(path)}") from None
-    return found if isinstance(found, dict) else {}
+    return dict(_shown(found, path.parent)) if isinstance(found, dict) else {}
+
+
+def _shown(value: Any, run: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(one, run) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one, run) for one in value]
+    return shown_path(value, run) if isinstance(value, str) else value
+
+
+def shown_path(text: str, run: Path) -> str:
+    """A path as anybody may see it: of this computer no more than what is in a run or beside it.
+
+    Args:
+        text: other than an absolute path (or KEY=PATH) it stays as it is. run: folder of the run,
+            or of one of several.
+
+    Returns:
+        The path relative to the run; of one that lies elsewhere `.../NAME`.
+    """
+    key = found[0] if (found := re.match(r"[\w.]+=", text)) else ""
+    whole = Path(text.removeprefix(key))
+    if not whole.is_absolute():
+        return text
+    top = _top(run.absolute())
+    near = whole.is_relative_to(top.parent) and top.parent != Path(top.anchor)
+    path = Path(os.path.relpath(whole, top)) if near else Path("...", whole.name)
+    return key + path.as_posix()
 
 
 def _text(path: Path) -> str:
@@ -176,9 +202,14 @@ def _text(path: Path) -> str:
     return text
 
 
+def _top(run: Path) -> Path:
+    """The folder that -o named."""
+    return run.parent if CELL.fullmatch(run.name) else run
+
+
 def _again(path: Path) -> str:
     """What to type."""
-    run = path.parent.parent if CELL.fullmatch(path.parent.name) else path.parent
+    run = _top(path.parent)
     if not (run / "config.yaml").exists():
         return f"expected '{run}' to be what -o of wsizoo train or wsizoo evaluate named"
     return (
