@@ -217,7 +217,10 @@ def _of_several(metrics: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _interval(one: dict[str, Any]) -> str:
-    return f"{_shown(one.get('low'))} to {_shown(one.get('high'))}"
+    from wsizoo.card import beside_interval
+
+    low, high = _shown(one.get("low")), _shown(one.get("high"))
+    return ("n/a" if "-" in (low, high) else f"{low} to {high}") + beside_interval(one)
 
 
 def _mean_std(mean: float | None, std: float | None) -> str:

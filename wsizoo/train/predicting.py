@@ -15,7 +15,7 @@ from wsizoo.bag import Bag
 from wsizoo.files import write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.bootstrap import RESAMPLES
-from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.measured import Measured, to_json
 from wsizoo.measures.names import MAIN
 from wsizoo.model import SlideModel
 from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, write_rows
