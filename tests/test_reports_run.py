@@ -296,6 +296,15 @@ def test_equal_risks_are_not_split(tmp_path):
     assert "Log-rank" not in found.text
 
 
+def test_patients_of_several_runs_are_not_tested_as_if_they_were_others(tmp_path):
+    runs = write_runs(tmp_path / "runs", "survival", n=12)
+    text = page(runs).text
+    assert "Log-rank p" not in text
+    assert "a log-rank test of them would find what is not there" in text
+    alone = page(runs / "fold0-seed0").text
+    assert "Log-rank p" in alone and "would find what is not there" not in alone
+
+
 def test_without_events_there_is_no_test(tmp_path):
     run = write_run(tmp_path / "run", "survival", n=8)
     change(run, lambda row: row | {"event": 0})
