@@ -21,6 +21,7 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
+from wsizoo.train.kept_rows import kept_rows
 from wsizoo.train.predicting import (
     Censoring,
     Measuring,
@@ -47,6 +48,9 @@ from wsizoo.zoo import load
 Say = Callable[[str], None]
 Parts = Mapping[str, Sequence[int]]
 Tick = Callable[[str, int, int], None]
+
+
+MANY = 100  # slides, of which each tenth is told
 
 
 def _nothing(text: str) -> None:
@@ -76,6 +80,9 @@ def evaluate_run(
     registry: Registry | None = None,
 ) -> Path:
     """Predict and measure, and write what a run writes but for what is of training.
+
+    Interrupted, the same call goes on where it was: a slide is not predicted again while model,
+    table and its files are what they were.
 
     Args:
         source: folder of a run, which says what its data were; or a model as `wsizoo.load` takes,
@@ -107,7 +114,7 @@ def evaluate_run(
     known, parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
     _check_out(out)
-    rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
+    rows, seconds = _predict(found, cohort, parts, out, say, tick)
     level = level_of(task, found.config.data.patient_slides)
     measuring = Measuring(task, level, model, censoring)
     left_out = _left_out(cohort, known, parts)
@@ -206,17 +213,36 @@ def _check_out(out: Path) -> None:
 
 
 def _predict(
+    found: _Source,
     cohort: Cohort,
     parts: Parts,
-    model: SlideModel,
+    out: Path,
+    say: Say,
     tick: Tick,
-    workers: int,
 ) -> tuple[list[Row], float]:
+    """All rows, of which those that an interrupted evaluation left in `out` are not made again."""
     rows: list[Row] = []
-    seconds = 0.0
-    for part, chosen in parts.items():
-        samples = Samples(cohort, chosen)
-        found, spent = predict_samples(samples, part, cohort.task, model, tick, workers)
-        rows += found
-        seconds += spent
+    seconds, workers = 0.0, found.config.train.workers
+    with kept_rows(out, found.model, cohort) as kept:
+        if kept.found:
+            say(f"Going on: {len(kept.found)} slides were predicted before the interruption")
+        for part, chosen in parts.items():
+            told = _saying_tenths(say, tick)
+            samples = Samples(cohort, chosen)
+            each, spent = predict_samples(
+                samples, part, cohort.task, found.model, told, workers, kept
+            )
+            rows += each
+            seconds += spent
     return rows, seconds
+
+
+def _saying_tenths(say: Say, tick: Tick) -> Tick:
+    """A tick that also says each tenth of many slides, for logs, where no bar is seen."""
+
+    def told(what: str, done: int, total: int) -> None:
+        tick(what, done, total)
+        if total >= MANY and done < total and done * 10 // total > (done - 1) * 10 // total:
+            say(f"{done} of {total} {what}")
+
+    return told
