@@ -136,10 +136,12 @@ def why_it_does_not_fit(
     Args:
         train: rows of a training part, from which what the config leaves open is filled in.
     """
+    from wsizoo.train.loop import check_steps
     from wsizoo.train.making import make_model
 
     try:
         model = make_model(config, cohort, train, 0, registry)
+        check_steps(model, config.train.batch_size)
     except (SpecError, NotFoundError, PluginError) as error:
         return str(error)
     bag = cohort.bag(0)
