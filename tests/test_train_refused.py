@@ -60,5 +60,5 @@ def test_a_refused_start_leaves_its_folder_to_the_command_that_is_right(
     assert (out / "run.json").is_file()
     holdout = ["split.kind=holdout", "split.fractions=[0.5,0.25,0.25]"]
     train(cohort, out, *holdout, "data.label=site")  # other data and parts, too
-    with pytest.raises(DataError, match="is a run of another config: data.label was 'site'"):
+    with pytest.raises(DataError, match=r"is a run of another config: data.label was 'site'"):
         train(cohort, out, *holdout)

@@ -27,6 +27,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     Raises: as `run_benchmark`.
     """
     from wsizoo.train.digests import whole_digest
+    from wsizoo.train.rehearsal import check_choice
     from wsizoo.train.run import splits_of
 
     cohorts = {name: _cohort(asked, folder, registry) for name, folder in asked.features.items()}
@@ -43,6 +44,8 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     _check_tested(folds)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
+    for candidate in candidates:
+        check_choice(asked.config(candidate), first, folds, registry)
     digests = {name: whole_digest(cohort) for name, cohort in cohorts.items()}
     cells = []
     for fold, (file, digest) in enumerate(files):

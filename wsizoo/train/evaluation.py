@@ -128,7 +128,7 @@ def evaluate_run(
         write_json(out / ENVIRONMENT, environment(registry))
         write_record(out, {**record, "left_out": left_out}, FINISHED)
         write_report(out)
-    say(told_of(metrics, found.name))
+    say(told_of(metrics, found.name, task))
     if heatmaps:
         draw_heatmaps(out, cohort, model, heatmaps, tick)
         write_report(out)

@@ -136,7 +136,7 @@ def _from_data(
     head = spec.head or {}
     if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
-    elif _wants_edges(head, registry):
+    elif _takes_edges(head, registry) and not head.get("edges"):
         found = _edges(config, cohort, train)
     else:
         found = []
@@ -145,10 +145,13 @@ def _from_data(
     return found
 
 
-def _wants_edges(head: dict[str, Any], registry: Registry) -> bool:
-    """Whether a head has bins of time whose edges nobody has stated."""
-    takes = bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
-    return takes and not head.get("edges")
+def has_bins(config: RunConfig, registry: Registry) -> bool:
+    """Whether the model's head has bins of time."""
+    return _takes_edges(spec_of(config, registry).head or {}, registry)
+
+
+def _takes_edges(head: dict[str, Any], registry: Registry) -> bool:
+    return bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
 
 
 def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:

@@ -81,7 +81,7 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether it, or that of a fold in it, holds something of a training: before it nothing is lost."""
+    """Whether it, or that of a fold in it, holds what a training has written."""
     written = (path for pattern in (EPOCHS, "*.ckpt", METRICS) for path in folder.rglob(pattern))
     return next(written, None) is not None
 

@@ -222,4 +222,3 @@ def _of_each(output: SlideOutput, slides: Sequence[Bag]) -> list[SlideOutput]:
     if len(slides) == 1:
         return [output]
     return unstacked(output, [len(bag) for bag in slides])
-

@@ -25,8 +25,8 @@ from wsizoo.train.checkpointing import (
     write_checkpoint,
 )
 from wsizoo.train.loading import Augment, EachOf, Slides, Step, read_ahead, some_patches, steps_of
-from wsizoo.train.loop import check_steps
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
+from wsizoo.train.loop import check_steps
 from wsizoo.train.randomness import For, generator_for, random_states_kept
 from wsizoo.train.run_folder import writing
 from wsizoo.train.settings import TrainSettings
@@ -202,9 +202,9 @@ class _Training:
             self._show_all(epoch)
             if idle := self.stepper.idle:
                 self.say(
-                    f"Warning: {idle} of {self.stepper.per_epoch} steps of epoch {epoch + 1} taught "
-                    "nothing, their gradient is 0: for instance no event among slides that are "
-                    "compared. Look at the targets, or at larger steps: train.batch_size"
+                    f"Warning: {idle} of {self.stepper.per_epoch} steps of epoch {epoch + 1} "
+                    "taught nothing, their gradient is 0: for instance no event among slides that "
+                    "are compared. Look at the targets, or take more at once: train.batch_size"
                 )
             row = {
                 "epoch": epoch + 1,
