@@ -26,7 +26,6 @@ from wsizoo.viz.predicted import Drawing, PatchAnswers, write_pictures, write_sc
 from wsizoo.viz.table import Table, prediction_row
 from wsizoo.zoo import load
 
-
 OF_A_RUN = ("config.yaml", "metrics.json", "benchmark.html")  # of its folder, never of ours
 
 

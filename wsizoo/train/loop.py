@@ -173,7 +173,7 @@ class Makers:
             raise DataError(
                 f"slide '{self.unknown}' states no encoder, slide '{name}' states "
                 f"{stated.encoder}: they may not be alike. Extract it again, or say what made it: "
-                "bag.replace(encoder=wsizoo.Fingerprint(...))"
+                "bag.replace(encoder=wsizoo.Fingerprint(...)), in a run data.encoder=NAME"
             )
 
     def together(self) -> Fingerprint:

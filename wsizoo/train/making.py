@@ -25,6 +25,7 @@ from wsizoo.train.samples import Samples
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
 
+SEGMENTATION = "segmentation"
 SPEC_SUFFIXES = (".yaml", ".yml")
 
 
@@ -75,12 +76,23 @@ def classes_of(config: RunConfig, registry: Registry) -> list[str]:
     table lists.
 
     Raises:
-        SpecError: data.classes and head.classes of the overrides differ.
+        SpecError: data.classes and head.classes of the overrides differ; or labels are of patches,
+            and nobody names their classes.
     """
+    found = _stated_classes(config, registry)
+    if not found and spec_of(config, registry).head and task_of(config, registry) == SEGMENTATION:
+        raise SpecError(
+            "labels of patches are numbers: say which classes they are, in order, the negative one "
+            "first: data.classes=[normal,tumour]"
+        )
+    return found
+
+
+def _stated_classes(config: RunConfig, registry: Registry) -> list[str]:
     stated, own = config.data.classes, spec_of(config, registry).classes
     overridden = any(text.startswith(("head.classes=", "head={")) for text in config.overrides)
     if not overridden and config.model in registry.models:
-        return stated or (own if task_of(config, registry) == "segmentation" else [])
+        return stated or (own if task_of(config, registry) == SEGMENTATION else [])
     if overridden and stated and own and stated != own:
         raise SpecError(
             f"data.classes is {stated}, head.classes in overrides {own}: state one of them"
