@@ -278,7 +278,7 @@ WRONG = [
     ),
     (
         {"times": range(20), "events": [0] * 20, "labels": None},
-        r"no patient of the table has had the event .* censorship= where 1 means censored",
+        r"no patient of the table has had the event .* data\.censorship=COLUMN, or",
     ),
     (
         {"times": range(20), "events": [1] * 20, "patients": ["p", "p", *"abcdefghijklmnoqrs"]},

@@ -158,7 +158,8 @@ def check_classes(
     if labels is None and events is not None and not np.asarray(events).astype(bool).any():
         raise DataError(
             "no patient of the table has had the event (1: seen, 0: censored): there is nothing to "
-            "learn. Look at the columns of events: event=, or censorship= where 1 means censored"
+            "learn. Look at its column of events, or say which column tells who was censored: "
+            "data.censorship=COLUMN, or split make --censorship COLUMN"
         )
     for fold, split in enumerate(splits):
         for part, rows in split.parts().items():

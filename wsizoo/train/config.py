@@ -252,7 +252,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
     config = structured(RunConfig, whose, content)
     _check(whose, config)
     if len(set(config.seeds)) < len(config.seeds):
-        raise SpecError(f"{whose}: seeds is {config.seeds}, expected each once: a run is a seed")
+        raise SpecError(f"{whose}: seeds is {config.seeds}, expected each once: a seed is a run")
     return config
 
 

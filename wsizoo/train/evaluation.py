@@ -203,10 +203,10 @@ def _identity(found: _Source, cohort: Cohort, measured: Parts) -> dict[str, Any]
 
 def _source(source: Path | str, overrides: Sequence[str], registry: Registry) -> _Source:
     folder = Path(source)
-    if others := [text for text in overrides if not text.startswith("data.")]:
+    if others := [text for text in overrides if not text.startswith(("data.", "train.workers="))]:
         raise SpecError(
             f"'{others[0]}' changes nothing: an evaluation takes what a run says of its data, "
-            "data.KEY=VALUE. To train it otherwise: wsizoo train"
+            "data.KEY=VALUE, and train.workers. To train it otherwise: wsizoo train"
         )
     if not (folder / RUN).is_file() and not (folder / CONFIG).is_file():
         if not any(text.startswith("data.table=") for text in overrides):
