@@ -281,11 +281,15 @@ def config_digest(config: RunConfig) -> str:
 def _check_keys(whose: str, content: Mapping[str, Any]) -> None:
     """Raise SpecError for a key that stands outside of the one group that has it."""
     for key in content:
-        if key in RunConfig.__dataclass_fields__:
+        if key in _names(RunConfig):
             continue
-        owners = [name for name, group in OF_GROUP.items() if key in group.__dataclass_fields__]
+        owners = [name for name, group in OF_GROUP.items() if key in _names(group)]
         if len(owners) == 1:
             raise SpecError(f"{whose}: unknown field '{key}'. Did you mean '{owners[0]}.{key}'?")
+
+
+def _names(group: Any) -> set[str]:
+    return {one.name for one in fields(group)}
 
 
 def _check(whose: str, of: Any, prefix: str = "") -> None:

@@ -83,8 +83,8 @@ class TrainSettings:
                 )
         for logger in self.loggers:
             if logger not in LOGGERS:
-                known = ", ".join(LOGGERS)
-                raise SpecError(f"train.loggers names '{logger}', expected some of {known}")
+                told = ", ".join(LOGGERS)
+                raise SpecError(f"train.loggers names '{logger}', expected some of {told}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
