@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from wsizoo.cli.options import out_option
+from wsizoo.cli.options import device_option, out_option
 from wsizoo.cli.progress import bar
 from wsizoo.cli.text import print_table
 
