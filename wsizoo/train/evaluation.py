@@ -123,18 +123,16 @@ def evaluate_run(
         say(line)
     known, parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
-    same = _identity(found, cohort, parts)
-    _check_out(out, same, overwrite)
+    _check_out(out, same := _identity(found, cohort, parts), overwrite)
     rows, seconds = _predict(found, cohort, parts, out, say, tick)
     _remove_heatmaps(out)
-    level = level_of(task, found.config.data.patient_slides)
-    measuring = Measuring(task, level, model, censoring)
-    left_out = _left_out(cohort, known, parts)
-    record = _record(found, cohort, parts, seconds / max(len(rows), 1)) | same
+    measuring = Measuring(task, level_of(task, found.config.data.patient_slides), model, censoring)
+    left = {"left_out": _left_out(cohort, known, parts)}
+    record = _record(found, cohort, parts, seconds / max(len(rows), 1)) | same | left
     with writing(out):
-        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
+        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, **left})
         write_json(out / ENVIRONMENT, environment(registry))
-        write_record(out, {**record, "left_out": left_out}, FINISHED)
+        write_record(out, record, FINISHED)
         write_report(out)
     say(told_of(metrics, found.name, task))
     if heatmaps:
