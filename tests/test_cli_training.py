@@ -158,6 +158,14 @@ def test_evaluate_all_three_parts(finished: Path) -> None:
     assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
 
 
+def test_evaluate_replaces_another_evaluation_on_request(finished: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", finished / "run", "-o", tmp_path / "out", "--device", "cpu"]
+    assert invoke(*asked).exit_code == 0
+    assert isinstance(invoke(*asked, "--part", "val").exception, DataError)
+    assert invoke(*asked, "--part", "val", "--overwrite").exit_code == 0
+    assert {row["part"] for row in read_table(tmp_path / "out" / "predictions.csv")} == {"val"}
+
+
 def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path, slides=8)
     rename(tmp_path)
