@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
-from wsizoo.errors import NotFoundError
+from wsizoo.errors import DataError, NotFoundError
 from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
