@@ -1,8 +1,11 @@
 """The selective scan on a CPU: each backend against the reference, its memory, the first call.
 
 The reference costs the same for every step and keeps all states for backward, so it runs over the
-first steps of a sequence, and its seconds are taken times the length. Memory is that of forward and
-backward in a fresh process, over inputs, outputs and gradients.
+first steps of a sequence, and its seconds are taken times the length (at full length it is slower
+still: every page of its states is a new one). Seconds are the processor's,
+all threads together, which a busy machine changes less: with free cores, two threads are up to
+twice as fast as that. Memory is that of forward and backward in a fresh process, over inputs,
+outputs and gradients.
 """
 
 import os
@@ -32,6 +35,7 @@ THREADS = {
 
 def run() -> None:
     print(f"  {load_now()}")
+    print(f"  threads: {THREADS}, others 1")
     for name in backends():
         for (steps, channels), goal in SIZES.items():
             _compare(name, steps, channels, goal if name == "numba" else None)
@@ -78,10 +82,9 @@ def _compare(name: str, steps: int, channels: int, goal: float | None) -> None:
     for what, ours, theirs, least in zip(
         ("forward", "forward + backward"), mine, reference, (None, goal), strict=True
     ):
-        seconds, few = interleaved(ours, theirs, rounds=3)
+        seconds, few = interleaved(ours, theirs, rounds=3, clock=time.process_time)
         many = [second * steps / short for second in few]
-        threads = f"{THREADS.get(name, 1)} threads"
-        title = f"{name} ({threads}), D = {channels}, L = {steps:,}, {what}"
+        title = f"{name}, D = {channels}, L = {steps:,}, {what}"
         report_speed(title, seconds, many, f"the reference ({short:,} steps, scaled)", least)
 
 
@@ -150,7 +153,7 @@ def _block() -> None:
         return step
 
     names = backends()
-    found = interleaved(*map(step_on, names), rounds=3)
+    found = interleaved(*map(step_on, names), rounds=3, clock=time.process_time)
     for name, seconds in zip(names, found, strict=True):
         median = sorted(seconds)[1]
         print(f"  MambaBlock({width}), {tokens:,} tokens, step on {name}: {median:.2f} s")
