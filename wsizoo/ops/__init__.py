@@ -1,7 +1,8 @@
 """Ops that several methods share: a plain torch reference each, and faster backends as data."""
 
 from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_backend
-from wsizoo.ops.grid_attention import grid_attention
+from wsizoo.ops.disks import Disk, Everywhere
+from wsizoo.ops.grid_attention import OffsetBias, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
@@ -16,8 +17,11 @@ from wsizoo.ops.sparse_conv import (
 )
 
 __all__ = [
+    "Disk",
+    "Everywhere",
     "Grids",
     "Neighbourhood",
+    "OffsetBias",
     "Op",
     "Rulebook",
     "Windows",
