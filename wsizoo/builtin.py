@@ -114,6 +114,13 @@ BACKENDS = (
         why_not="wsizoo.ops.blocked:why_not",
         priority=10,
     ),
+    OpBackend(
+        "grid_attention",
+        "striped",
+        target="wsizoo.ops.striped:grid_attention_striped",
+        why_not="wsizoo.ops.striped:why_not",
+        priority=10,
+    ),
     *(
         OpBackend(
             op,
