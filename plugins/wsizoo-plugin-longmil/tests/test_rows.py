@@ -1,4 +1,4 @@
-"""The fused row functions against the plain ones: numbers, all gradients, and when to stand back."""
+"""The fused row functions against plain ones: numbers, all gradients, and when to stand back."""
 
 import pytest
 import torch
