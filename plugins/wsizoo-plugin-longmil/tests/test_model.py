@@ -18,7 +18,7 @@ from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag, BagBatch
 from wsizoo.errors import BagError, SpecError
-from wsizoo.ops import grid_attention
+from wsizoo.ops import grid_attention, use_backend
 from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_longmil.safetensors"
@@ -151,6 +151,31 @@ def test_patches_beyond_the_radius_of_all_local_layers_are_not_heard(options):
     near = len(small) - reach + 1  # tokens whose neighbours' neighbours are in the small bag
     torch.testing.assert_close(after[:near], before[:near])
     assert not torch.allclose(after[near : len(small)], before[near:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (LongMIL, {}),
+        (LongMIL, {**RICH, "radius": 3.7}),
+        (LongMIL, {"preset": "v1", "attention_dropout": 0}),
+        (FullAttention, {"heads": 2, "position": "both"}),
+        (LongMILV1, {"positions": "alibi_rope"}),
+    ],
+    ids=str,
+)
+def test_fast_paths_in_float64_are_the_reference(kind, options):
+    module = made(kind, **options).double()
+    found = []
+    for backend in ("auto", "reference"):
+        bag = bag_of([*GEOMETRIES["a full square"], *GEOMETRIES["two in a place"]])
+        features = bag.features.double().requires_grad_()
+        with use_backend(backend):
+            slide = module(bag.replace(features=features)).slide
+            grads = torch.autograd.grad(slide.square().sum(), [features, *module.parameters()])
+        found.append([slide, *grads])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-12)
 
 
 def test_a_patch_alone_in_its_radius_hears_itself_only():
