@@ -190,6 +190,33 @@ def test_a_patch_alone_in_its_radius_hears_itself_only():
         )
 
 
+def test_with_radius_0_a_patch_hears_those_in_its_place():
+    module = made(radius=0, mlp_ratio=0, local_blocks=1)
+    bag = bag_of(GEOMETRIES["two in a place"])
+    block, spoilt = module.local[0], bag.features.clone()
+    spoilt[2] += 1  # in the place of patch 0
+    with torch.no_grad():
+        x = torch.relu(module.embed(bag.features))
+        alone = x + block.proj(block.qkv(block.norm1(x))[:, 32:])
+        found = module.local_tokens(bag.features, place([bag]))
+        other = module.local_tokens(spoilt, place([bag]))
+    torch.testing.assert_close(found[[1, 3]], alone[[1, 3]])
+    assert not torch.allclose(found[0], alone[0])
+    assert not torch.allclose(found[0], other[0])
+    torch.testing.assert_close(found[[1, 3]], other[[1, 3]])
+
+
+def test_the_slides_of_a_patient_are_one():
+    bags = [bag_of(GEOMETRIES["a line"], seed=seed) for seed in (1, 2)]
+    joined = Bag.concat(bags)
+    module = made(**RICH)
+    with torch.no_grad():
+        local = module.local_tokens(joined.features, place([joined]))
+        for i, bag in enumerate(bags):
+            own = module.local_tokens(bag.features, place([bag]))
+            torch.testing.assert_close(local[25 * i : 25 * i + 25], own)
+
+
 def test_a_radius_beyond_the_slide_is_full_attention():
     bag = bag_of(GEOMETRIES["a full square"])
     far, farther, near = (made(radius=r) for r in (16, 1e12, 3))
