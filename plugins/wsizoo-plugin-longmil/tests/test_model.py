@@ -61,6 +61,16 @@ def test_longmil_without_local_layers_is_an_aggregator(check):
     check()
 
 
+@conformance(LongMIL, **SMALL, global_layer="cross-scan-mamba")
+def test_longmil_with_a_linear_global_layer_is_an_aggregator(check):
+    check()
+
+
+@conformance(LongMIL, **SMALL, global_layer="cross-scan-mamba", pooling="none", local_blocks=1)
+def test_longmil_with_a_linear_global_layer_on_patches_is_an_aggregator(check):
+    check()
+
+
 @conformance(LongMILV1, **SMALL)
 def test_longmil_v1_is_an_aggregator(check):
     check()
@@ -122,15 +132,22 @@ def test_they_still_compute_the_recorded_numbers():
         torch.testing.assert_close(value, golden[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [LongMIL, FullAttention])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(LongMIL, {}), (LongMIL, {"global_layer": "cross-scan-mamba"}), (FullAttention, {})],
+    ids=str,
+)
 @pytest.mark.parametrize("cells", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-def test_any_shape_of_tissue_has_an_answer_that_packing_does_not_change(cells, kind):
-    module = made(kind)
+def test_any_shape_of_tissue_has_an_answer_that_packing_does_not_change(cells, kind, options):
+    module = made(kind, **options)
     bags = [bag_of(cells), bag_of(GEOMETRIES["a full square"], seed=1), bag_of(cells, seed=2)]
     with torch.no_grad():
         together = module.forward_packed(BagBatch.pack(bags))
         singles = [module(bag) for bag in bags]
     for field, join in (("slide", torch.stack), ("scores", torch.cat)):
+        if getattr(together, field) is None:
+            assert options["global_layer"] == "cross-scan-mamba"
+            continue
         alone = join([getattr(single, field) for single in singles])
         torch.testing.assert_close(getattr(together, field), alone, rtol=1e-4, atol=1e-5)
         assert bool(torch.isfinite(alone).all())
@@ -159,6 +176,7 @@ def test_patches_beyond_the_radius_of_all_local_layers_are_not_heard(options):
         (LongMIL, {}),
         (LongMIL, {**RICH, "radius": 3.7}),
         (LongMIL, {"preset": "v1", "attention_dropout": 0}),
+        (LongMIL, {"global_layer": "cross-scan-mamba"}),
         (FullAttention, {"heads": 2, "position": "both"}),
         (LongMILV1, {"positions": "alibi_rope"}),
     ],
@@ -256,6 +274,11 @@ def test_scores_are_shares_of_the_slide(kind, options):
     assert bool((scores > 0).all())
     torch.testing.assert_close(scores.sum(), torch.tensor(1.0))
     assert not scores.requires_grad
+
+
+def test_a_state_space_layer_pays_no_attention_so_there_are_no_scores():
+    module = made(global_layer="cross-scan-mamba")
+    assert module(bag_of(GEOMETRIES["a line"])).scores is None
 
 
 def test_scores_are_the_attention_that_tokens_receive(monkeypatch):
