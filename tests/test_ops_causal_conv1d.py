@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsizoo.errors import DataError
-from wsizoo.ops import causal_conv1d
+from wsizoo.ops import _numba, causal_conv1d
+from wsizoo.testing import check_op_backend
 
 
 def inputs(lengths: list[int], e: int = 3, taps: int = 4) -> tuple[Tensor, ...]:
@@ -79,3 +81,51 @@ def test_arguments_that_do_not_fit_are_errors() -> None:
         causal_conv1d(x, weight, bias, "relu")
     with pytest.raises(DataError, match=r"causal_conv1d got offsets \[0, 8\] for 9 rows"):
         causal_conv1d(x, weight, bias, offsets=torch.tensor([0, 8]))
+
+
+def arguments(lengths: list[int], e: int, taps: int, silu: bool, reverse: bool) -> list[Any]:
+    x, weight, bias, offsets = inputs(lengths, e, taps)
+    return [x, weight, bias, "silu" if silu else "none", offsets, reverse]
+
+
+SIZES = [
+    functools.partial(arguments, [0], 3, 4, True, False),
+    functools.partial(arguments, [1], 1, 1, True, False),
+    functools.partial(arguments, [256, 3, 0, 700], 33, 4, True, True),
+    functools.partial(arguments, [256, 3, 0, 700], 5, 4, False, False),
+    functools.partial(arguments, [1000], 2, 16, True, True),
+    functools.partial(arguments, [1000], 2, 17, True, False),
+]
+
+
+def test_kernels_compute_what_the_definition_computes() -> None:
+    kinds = [torch.float32, torch.bfloat16]
+    check_op_backend(causal_conv1d, "numba", *SIZES, dtypes=kinds)
+    check_op_backend(causal_conv1d, "numba", lambda: list(inputs([600])[:2]))
+
+
+def test_threads_and_spans_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_numba, "WORTH", 1)
+    monkeypatch.setattr(_numba, "SPAN", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    check_op_backend(causal_conv1d, "numba", *SIZES)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.one_of(st.integers(0, 5), st.integers(0, 300)), min_size=1, max_size=4),
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.booleans(),
+)
+def test_any_lengths_agree(lengths: list[int], e: int, taps: int, reverse: bool) -> None:
+    make = functools.partial(arguments, lengths, e, taps, True, reverse)
+    check_op_backend(causal_conv1d, "numba", make)
+
+
+def test_a_nan_stays_in_its_sequence() -> None:
+    x, weight, bias, offsets = (t.float() if t.is_floating_point() else t for t in inputs([9, 9]))
+    x[8, 0] = torch.nan
+    for name in ("reference", "auto"):
+        found = causal_conv1d.on(name)(x, weight, bias, "silu", offsets)
+        assert torch.isnan(found).nonzero().tolist() == [[8, 0]]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsizoo.errors import BackendError, DataError
-from wsizoo.ops import scan_chunked, scan_numba, selective_scan
+from wsizoo.ops import _numba, scan_chunked, selective_scan
 from wsizoo.testing import check_op_backend
 
 BACKENDS = ["chunked", "numba"]
@@ -64,8 +64,8 @@ def test_kernels_compute_what_the_definition_computes() -> None:
 
 
 def test_threads_and_spans_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_numba, "WORTH", 1)
-    monkeypatch.setattr(scan_numba, "SPAN", 1)
+    monkeypatch.setattr(_numba, "WORTH", 1)
+    monkeypatch.setattr(_numba, "SPAN", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     check_op_backend(selective_scan, "numba", *SIZES, functools.partial(inputs, [600], 48, 16))
 
@@ -198,14 +198,14 @@ def test_arguments_that_do_not_fit_are_errors(backend: str) -> None:
 
 
 def test_numba_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scan_numba, "_installed", lambda: True)
+    monkeypatch.setattr(_numba, "_installed", lambda: True)
     for u, message in (
-        (torch.zeros(4, 5).double(), "u is float64"),
-        (torch.zeros(4, 5, device="meta"), "u is on meta"),
+        (torch.zeros(4, 5).double(), "tensors are float64"),
+        (torch.zeros(4, 5, device="meta"), "tensors are on meta"),
     ):
-        assert message in str(scan_numba.why_not(u))
-    monkeypatch.setattr(scan_numba, "_installed", lambda: False)
-    assert 'pip install "wsizoo[scan]"' in str(scan_numba.why_not())
+        assert message in str(_numba.why_not(u))
+    monkeypatch.setattr(_numba, "_installed", lambda: False)
+    assert 'pip install "wsizoo[scan]"' in str(_numba.why_not())
     with pytest.raises(BackendError, match="cannot run on 'numba': numba is not installed"):
         selective_scan.on("numba")(*inputs([4]))
     assert torch.isfinite(selective_scan(*inputs([4]))[0]).all()

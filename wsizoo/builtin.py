@@ -138,12 +138,15 @@ BACKENDS = (
         why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
         priority=10,
     ),
-    OpBackend(
-        "selective_scan",
-        "numba",
-        target="wsizoo.ops.scan_numba:selective_scan_numba",
-        why_not="wsizoo.ops.scan_numba:why_not",
-        priority=20,
+    *(
+        OpBackend(
+            op,
+            "numba",
+            target=f"wsizoo.ops.{module}:{op}_numba",
+            why_not="wsizoo.ops._numba:why_not",
+            priority=20,
+        )
+        for op, module in (("selective_scan", "scan_numba"), ("causal_conv1d", "conv_numba"))
     ),
 )
 

@@ -48,7 +48,7 @@ def causal_conv1d(
     check_conv(x, weight, bias, activation, offsets)
     wide = torch.promote_types(x.dtype, torch.float32)
     rows, taps = x.to(wide), weight.to(wide).t()  # (T, E), (W, E)
-    place = _places(x, offsets, reverse)
+    place = places(x, offsets, reverse)
     total = rows * taps[-1]
     for back, tap in enumerate(taps.flip(0)[1:].unbind(0), start=1):
         earlier = rows[back:] if reverse else rows[: max(len(rows) - back, 0)]
@@ -59,7 +59,7 @@ def causal_conv1d(
     return (F.silu(total) if activation == "silu" else total).to(x.dtype)
 
 
-def _places(x: Tensor, offsets: Tensor | None, reverse: bool) -> Tensor:
+def places(x: Tensor, offsets: Tensor | None, reverse: bool) -> Tensor:
     """(T, 1) int64, how many steps of its sequence come before each row."""
     at = torch.arange(len(x), device=x.device)
     if offsets is None:

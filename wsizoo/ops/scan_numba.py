@@ -1,20 +1,14 @@
 """The selective scan on a CPU through numba: as fast as C++, without a compiler on the machine.
 
-Channels are shared among torch's threads, so that each has its own and sums have one order. Beside
-inputs, outputs and gradients it keeps the states at every 256th step, and B's and C's gradients of
-a few thousand steps for each thread.
+Beside inputs, outputs and gradients it keeps the states at every 256th step, and B's and C's
+gradients of some thousand steps for each thread.
 """
 
 # ruff: noqa: N803
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import importlib.util
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,30 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wsizoo.ops._dispatch import under_torch_func
-from wsizoo.ops.memory import scratch
+from wsizoo.ops._numba import flat, memory, spans, team_of
 from wsizoo.ops.selective_scan import check_scan, marks
-
-SPAN = 32  # chunks between two meetings of the threads in backward
-WORTH = 1 << 18  # updates of a state that are worth a thread of their own
-
-
-def why_not(u: Tensor | None = None, *args: Any, **kwargs: Any) -> str | None:
-    """Why numba cannot run these arguments, or anything at all."""
-    if not _installed():
-        return 'numba is not installed; scans run 3 to 8 times as long. pip install "wsizoo[scan]"'
-    if under_torch_func():
-        return "torch.func runs the reference only"
-    if u is not None and u.device.type != "cpu":
-        return f"u is on {u.device.type}, numba's kernels run on a CPU"
-    if u is not None and u.dtype == torch.float64:
-        return "u is float64, numba's kernels compute in float32"
-    return None
-
-
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
 
 
 def _kernels() -> Any:
@@ -108,12 +80,12 @@ def _forward(given: Any, sequences: int, keep: bool) -> tuple[Tensor, Tensor, Te
     """y (T, E), last (S, E, N), and the states at the starts of chunks (chunks or 0, E, N)."""
     kernels = _kernels()
     t, (e, n) = len(given.first), given.A.shape
-    y, last = _memory(t, e), torch.zeros(sequences, e, n)
-    starts = _memory(-(-t // kernels.STEPS) if keep else 0, e, n)
+    y, last = memory(t, e), torch.zeros(sequences, e, n)
+    starts = memory(-(-t // kernels.STEPS) if keep else 0, e, n)
     state = torch.zeros(e, n)
     carried = state.numpy(), starts.numpy(), last.numpy()
-    with _team(t, e, n) as team:
-        for chunks, rows in _spans(t, given.reverse):
+    with team_of(t * e * n, e) as team:
+        for chunks, rows in spans(t, given.reverse):
 
             def run(i: int, span: Any, own: list[Any]) -> None:
                 kernels.forward(given, span, *own, *carried)
@@ -126,14 +98,16 @@ def _backward(given: Any, slope: Tensor, starts: Tensor) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D, z and the bias, N filled up as in `given`."""
     kernels = _kernels()
     t, (e, n) = len(given.first), given.A.shape
-    results = [_memory(t, e), _memory(t, e), _memory(t if given.gated else 0, e)]
-    of_b, of_c, of_a = _memory(t, n), _memory(t, n), torch.zeros(e, n)
+    results = [memory(t, e), memory(t, e), memory(t if given.gated else 0, e)]
+    of_b, of_c, of_a = memory(t, n), memory(t, n), torch.zeros(e, n)
     each = torch.zeros(2, e, dtype=torch.float64)
     carried = of_a.numpy(), each.numpy(), torch.zeros(e, n).numpy()
     read = slope.numpy(), starts.numpy()
-    with _team(t, e, n) as team:
-        parts = np.empty((2, team.threads, min(t, SPAN * kernels.STEPS), n), np.float32)
-        for chunks, rows in reversed(_spans(t, given.reverse)):
+    with team_of(t * e * n, e) as team:
+        pieces = spans(t, given.reverse)
+        most = max((rows.stop - rows.start for _, rows in pieces), default=0)
+        parts = np.empty((2, team.threads, most, n), np.float32)
+        for chunks, rows in reversed(pieces):
             some = parts[:, :, : rows.stop - rows.start]
 
             def run(i: int, span: Any, own: list[Any], some: Any = some) -> None:
@@ -145,69 +119,6 @@ def _backward(given: Any, slope: Tensor, starts: Tensor) -> list[Tensor]:
             for part, total in zip(some, (of_b, of_c), strict=True):
                 np.sum(part, 0, out=total[rows].numpy())
     return [*results[:2], of_a, of_b, of_c, each[0], results[2], each[1]]
-
-
-def _spans(t: int, reverse: bool) -> list[tuple[tuple[int, int], slice]]:
-    """Chunks between two meetings of the threads, first and behind the last, and their rows."""
-    kernels = _kernels()
-    spans, most = [], SPAN * kernels.STEPS
-    for at in range(0, t, most):
-        end = min(at + most, t)
-        rows = slice(t - end, t - at) if reverse else slice(at, end)
-        spans.append(((at // kernels.STEPS, -(-end // kernels.STEPS)), rows))
-    return spans
-
-
-class _Team:
-    """Threads that have channels each.
-
-    Two that write to one line of a cache wait for each other. So where their shares of a row are
-    not whole lines, each writes to memory of its own, which is copied when all have met: by numpy,
-    since torch's own threads would spin between these short calls.
-    """
-
-    def __init__(self, threads: int, channels: int, pool: ThreadPoolExecutor | None) -> None:
-        kernels = _kernels()
-        self.threads, self.pool = threads, pool
-        self.apart = threads > 1 and channels % (threads * kernels.LANES) != 0
-        self.bounds = [channels * i // threads for i in range(threads + 1)]
-
-    def run(
-        self,
-        kernel: Callable[[int, Any, list[Any]], None],
-        chunks: tuple[int, int],
-        rows: slice,
-        results: list[Tensor],
-    ) -> None:
-        """Call `kernel` on each thread: its number, its span, its share of results (T, E)."""
-        kernels = _kernels()
-        shares, calls = [], []
-        for begin, end in itertools.pairwise(self.bounds):
-            own = [result[rows, begin:end] for result in results]
-            if self.apart:
-                own = [torch.empty(part.shape) for part in own]
-            span = kernels.Span(begin, end, chunks, rows.start, own[0].stride(0))
-            shares.append(own)
-            calls.append((span, [_flat(part) for part in own]))
-        if self.pool is None:
-            kernel(0, *calls[0])
-        else:
-            list(self.pool.map(kernel, range(self.threads), *zip(*calls, strict=True)))
-        if self.apart:
-            for result, *parts in zip(results, *shares, strict=True):
-                if len(result):
-                    np.concatenate(parts, 1, out=result[rows].numpy())
-
-
-@contextlib.contextmanager
-def _team(steps: int, channels: int, states: int) -> Iterator[_Team]:
-    """As many threads as torch has, the channels and the work are worth."""
-    threads = min(torch.get_num_threads(), channels, steps * channels * states // WORTH)
-    if threads < 2:
-        yield _Team(1, channels, None)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            yield _Team(threads, channels, pool)
 
 
 def _given(args: Sequence[Any]) -> Any:
@@ -229,7 +140,7 @@ def _given(args: Sequence[Any]) -> Any:
     begins, ends = (x.numpy() for x in marks(offsets, len(u), reverse))
     strides = tuple(x.stride(0) for x in rows)
     return kernels.Given(
-        *(_flat(x) for x in rows),
+        *(flat(x) for x in rows),
         strides,
         whole(A).contiguous().numpy(),
         row(D),
@@ -240,13 +151,3 @@ def _given(args: Sequence[Any]) -> Any:
         softplus,
         reverse,
     )
-
-
-def _flat(x: Tensor) -> Any:
-    """Memory from the first to the last element of rows with unit stride."""
-    size = (len(x) - 1) * x.stride(0) + x.shape[1] if x.numel() else 0
-    return x.as_strided((size,), (1,)).numpy()
-
-
-def _memory(*shape: int) -> Tensor:
-    return scratch(*shape, like=torch.empty(0))
