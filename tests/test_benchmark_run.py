@@ -67,7 +67,7 @@ def content(source: Path, **more: object) -> dict[str, object]:
         "data": {"table": str(source / "slides.csv")},
         "features": {"he": str(source / "he")},
         "models": ["abmil", "max"],
-        "split": {"fractions": [0.5, 0.0, 0.5]},
+        "split": {"fractions": [0.25, 0.25, 0.5]},
         "train": {"epochs": 2},
         "seeds": [0, 1],
         **more,

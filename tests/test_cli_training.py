@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
-from wsizoo.errors import NotFoundError
+from wsizoo.errors import DataError, NotFoundError
 from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
@@ -156,6 +156,14 @@ def test_evaluate_all_three_parts(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = read_table(finished / "all" / "predictions.csv")
     assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
+
+
+def test_evaluate_replaces_another_evaluation_on_request(finished: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", finished / "run", "-o", tmp_path / "out", "--device", "cpu"]
+    assert invoke(*asked).exit_code == 0
+    assert isinstance(invoke(*asked, "--part", "val").exception, DataError)
+    assert invoke(*asked, "--part", "val", "--overwrite").exit_code == 0
+    assert {row["part"] for row in read_table(tmp_path / "out" / "predictions.csv")} == {"val"}
 
 
 def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:

@@ -15,6 +15,14 @@ unit of the value does not tell. Dice per slide counts each slide as often, as t
 them; pooled patches speak for the largest slides.
 """
 
+UNDEFINED = {
+    "classification": "all that is tested is of one class",
+    "survival": "of no two patients is it known who had the event first",
+    "regression": "all values are the same",
+    "segmentation": "no patch is positive or was called so",
+}
+"""Why the main measure of slides is not defined, whatever a model answers."""
+
 BESIDE = {
     "classification": ("balanced_accuracy", "macro_f1"),
     "survival": ("integrated_brier",),

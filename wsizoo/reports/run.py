@@ -11,7 +11,7 @@ import yaml
 
 from wsizoo.errors import DataError
 from wsizoo.measures.measured import ALIKE
-from wsizoo.measures.names import title
+from wsizoo.measures.names import MAIN, UNDEFINED, title
 from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
@@ -206,6 +206,10 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
         "Intervals draw patients anew from those that were tested. They say nothing of other "
         "hospitals, scanners or stainings, and leave out that training again gives another model."
     )
+    main = MAIN[first.task]
+    if lacking := sum(run.measured().get(main, {}).get("value") is None for run in runs):
+        whose = f" of {lacking} of {len(runs)} runs" if len(runs) > 1 else ""
+        report.text(f"{title(main)}{whose} is not defined (n/a): {UNDEFINED[first.task]}.")
     measured = [one for run in runs for one in run.measured().values()]
     if any(one.get("method") == ALIKE for one in measured):
         report.text(
