@@ -111,7 +111,14 @@ BACKENDS = (
         "grid_attention",
         "blocked",
         target="wsizoo.ops.blocked:grid_attention_blocked",
-        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
+        why_not="wsizoo.ops.blocked:why_not",
+        priority=10,
+    ),
+    OpBackend(
+        "grid_attention",
+        "striped",
+        target="wsizoo.ops.striped:grid_attention_striped",
+        why_not="wsizoo.ops.striped:why_not",
         priority=10,
     ),
     *(
@@ -123,6 +130,23 @@ BACKENDS = (
             priority=10,
         )
         for op in ("sparse_conv2d", "sparse_conv_transpose2d", "pixel_shuffle_linear")
+    ),
+    OpBackend(
+        "selective_scan",
+        "chunked",
+        target="wsizoo.ops.scan_chunked:selective_scan_chunked",
+        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
+        priority=10,
+    ),
+    *(
+        OpBackend(
+            op,
+            "numba",
+            target=f"wsizoo.ops.{module}:{op}_numba",
+            why_not="wsizoo.ops._numba:why_not",
+            priority=20,
+        )
+        for op, module in (("selective_scan", "scan_numba"), ("causal_conv1d", "conv_numba"))
     ),
 )
 

@@ -1,12 +1,15 @@
 """Ops that several methods share: a plain torch reference each, and faster backends as data."""
 
 from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_backend
-from wsizoo.ops.grid_attention import grid_attention
+from wsizoo.ops.causal_conv1d import causal_conv1d
+from wsizoo.ops.disks import Disk, Everywhere
+from wsizoo.ops.grid_attention import OffsetBias, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
+from wsizoo.ops.selective_scan import selective_scan
 from wsizoo.ops.sparse_conv import (
     patch_merge,
     pixel_shuffle,
@@ -16,11 +19,15 @@ from wsizoo.ops.sparse_conv import (
 )
 
 __all__ = [
+    "Disk",
+    "Everywhere",
     "Grids",
     "Neighbourhood",
+    "OffsetBias",
     "Op",
     "Rulebook",
     "Windows",
+    "causal_conv1d",
     "children",
     "chunks",
     "grid_attention",
@@ -36,6 +43,7 @@ __all__ = [
     "segment_mean",
     "segment_softmax",
     "segment_sum",
+    "selective_scan",
     "sparse_conv2d",
     "sparse_conv_transpose2d",
     "transpose_rulebook",
