@@ -1,7 +1,14 @@
 """Ops that several methods share: a plain torch reference each, and faster backends as data."""
 
-from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_backend
-from wsizoo.ops.grid_attention import grid_attention
+from wsizoo.ops._dispatch import (
+    Op,
+    listening,
+    ops,
+    under_torch_func,
+    use_backend,
+    wished_backend,
+)
+from wsizoo.ops.grid_attention import attention_weights, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
@@ -21,9 +28,11 @@ __all__ = [
     "Op",
     "Rulebook",
     "Windows",
+    "attention_weights",
     "children",
     "chunks",
     "grid_attention",
+    "listening",
     "ops",
     "outer",
     "patch_merge",

@@ -44,6 +44,17 @@ def grid_attention(
     Source: Vaswani et al. 2017; windows as in SPAN (2026) and Swin (2021).
     """
     check_attention(q, k, v, neighbourhood, bias)
+    weights = F.dropout(attention_weights(q, k, neighbourhood, bias), dropout)
+    return torch.einsum("htu,uhd->thd", weights, v.to(weights.dtype)).to(q.dtype)
+
+
+def attention_weights(
+    q: Tensor, k: Tensor, neighbourhood: Neighbourhood, bias: Tensor | None = None
+) -> Tensor:
+    """(H, T, T) [head, query, key] weights of `grid_attention`; a row is 1 in all, or 0.
+
+    At least float32. Arguments as there.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("thd,uhd->htu", q.to(wide), k.to(wide)) / math.sqrt(q.shape[-1])
     if bias is not None:
@@ -52,9 +63,7 @@ def grid_attention(
         scores = scores + bias.to(wide)[:, offset[..., 0], offset[..., 1]]  # (H, T, T)
     allowed = neighbourhood.dense()  # (T, T)
     weights = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
-    weights = torch.where(allowed, weights, 0.0)  # also where a token has no key at all
-    weights = F.dropout(weights, dropout)
-    return torch.einsum("htu,uhd->thd", weights, v.to(wide)).to(q.dtype)
+    return torch.where(allowed, weights, 0.0)  # also where a token has no key at all
 
 
 def check_attention(
