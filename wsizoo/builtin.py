@@ -111,7 +111,7 @@ BACKENDS = (
         "grid_attention",
         "blocked",
         target="wsizoo.ops.blocked:grid_attention_blocked",
-        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
+        why_not="wsizoo.ops.blocked:why_not",
         priority=10,
     ),
     *(

@@ -8,7 +8,8 @@ from wsizoo.ops._dispatch import (
     use_backend,
     wished_backend,
 )
-from wsizoo.ops.grid_attention import attention_weights, grid_attention
+from wsizoo.ops.disks import Disk, Everywhere
+from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
@@ -23,8 +24,11 @@ from wsizoo.ops.sparse_conv import (
 )
 
 __all__ = [
+    "Disk",
+    "Everywhere",
     "Grids",
     "Neighbourhood",
+    "OffsetBias",
     "Op",
     "Rulebook",
     "Windows",

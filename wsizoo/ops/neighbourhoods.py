@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -69,13 +70,15 @@ class Groups:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """The base: cells that are all distinct, and how far apart two that attend can be.
+    """The base: a cell for each token, and how far apart two that attend can be.
 
     Args:
-        cells: (T, 2) int64. Slides packed together lie where none is in reach of another.
+        cells: (T, 2) int64, all distinct unless a kind says otherwise. Slides packed together lie
+            where none is in reach of another.
     """
 
     cells: Tensor
+    in_blocks: ClassVar[bool] = False  # whether it has `blocks`
 
     @property
     def reach(self) -> int:
@@ -127,6 +130,7 @@ class Windows(Neighbourhood):
 
     half: int
     pattern: str = "union"
+    in_blocks: ClassVar[bool] = True
     shifts: Tensor | None = None
     without_self: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 

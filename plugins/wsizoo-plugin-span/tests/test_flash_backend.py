@@ -234,6 +234,7 @@ def test_it_refuses_what_it_cannot_do(monkeypatch):
     assert why_not(x, x, x, Neighbourhood(windows.cells)) == (
         "tokens of Neighbourhood do not share their keys"
     )
+    assert why_not(x, x, x, windows, torch.sum) == "the bias is a function, groups take a table"
     large = Windows(windows.cells, 9)
     assert why_not(x, x, x, large) is None
     table = torch.zeros(2, 35, 35)
