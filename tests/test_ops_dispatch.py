@@ -274,7 +274,7 @@ def test_another_thread_is_not_heard() -> None:
 
 def test_what_is_compiled_in_one_piece_is_not_heard() -> None:
     made = Op(scaled, [])
-    compiled = torch.compile(lambda x: made(x), backend="eager", fullgraph=True)
+    compiled = torch.compile(lambda x: made(x, 2.0), backend="eager", fullgraph=True)
     with listening(made) as calls:
         assert torch.equal(compiled(X), X * 2)
     assert calls == []

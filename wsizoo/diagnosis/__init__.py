@@ -1,1 +1,1 @@
-"""What a model does inside, as numbers: of its attention, how much rank it has and how far it sees."""
+"""What a model does inside, as numbers: the rank of its attention, and how far it sees."""

@@ -1,8 +1,8 @@
 """What the pattern of an attention alone says of its rank: a triangle in it that has full rank.
 
 A pattern is a matrix of pairs that may attend. Where a corner of it is triangular, weights have at
-least the rank of that corner, whatever they are, as long as its diagonal is positive. That is looked
-up in the weights, which needs no singular values.
+least the rank of that corner, whatever they are, as long as its diagonal is positive. That is
+looked up in the weights, which needs no singular values.
 """
 
 from __future__ import annotations
