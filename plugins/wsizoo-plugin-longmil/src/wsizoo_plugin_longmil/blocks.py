@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import Everywhere, Neighbourhood, OffsetBias, grid_attention
 from wsizoo_plugin_longmil.positions import Turns, rotate
+from wsizoo_plugin_longmil.rows import finish, project
 
 SCORES = 1 << 24  # numbers of a chunk of an attention matrix
 
@@ -52,15 +52,14 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (T, E), and the queries and keys (T, H, D) that met."""
-        q, k, v = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D)
+        qkv = project(x, self.norm1, self.qkv)  # (T, 3 E)
+        q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D)
         if where.turns is not None:
             q, k = rotate(q, where.turns), rotate(k, where.turns)
         drop = self.dropout if self.training else 0.0
         attended = grid_attention(q, k, v, where.neighbourhood, where.bias, drop)
-        x = x + self.proj(attended.flatten(1))
-        if self.norm2 is not None and self.fc1 is not None and self.fc2 is not None:
-            x = x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
-        return x, q, k
+        feed = [part for part in (self.norm2, self.fc1, self.fc2) if part is not None]
+        return finish(x, attended.flatten(1), self.proj, feed), q, k
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.options import Settings, check_slopes, check_value, check_widths
 from wsizoo_plugin_longmil.places import Places, check_finite, check_width, place
 from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
+from wsizoo_plugin_longmil.rows import embed
 
 TWO = 2  # patches; the unit of distances in version 1
 Scores = Callable[[], Tensor | None]
@@ -34,7 +35,7 @@ class OnGrid(Aggregator):
     def _aggregate(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         for bag in bags:
             check_width(bag, self.in_dim, self.whose)
-        slide, scores = self.run(features.to(next(self.parameters()).dtype), bags)
+        slide, scores = self.run(features, bags)
         check_finite(slide, bags, self.whose)
         return Aggregated(slide, scores)
 
@@ -136,7 +137,7 @@ class LongMIL(_Packed):
 
     def local_tokens(self, features: Tensor, places: Places) -> Tensor:
         """(N, D) -> (N, E), what the last local layer gives."""
-        x = torch.relu(self.embed(features))
+        x = embed(features, self.embed)
         if not len(self.local):
             return x
         disk, position = places.disk(self.settings.radius), self.settings.local_position
@@ -216,7 +217,7 @@ class FullAttention(_Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Scores]:
         places = place(bags)
         where = self.where(places.everywhere, places, self.position, Alibi(self.slopes))
-        x = torch.relu(self.embed(features))
+        x = embed(features, self.embed)
         for block in self.layers:
             x, q, k = block(x, where)
         met = q.detach(), k.detach(), places.everywhere, where.bias

@@ -22,6 +22,7 @@ from wsizoo_plugin_longmil.positions import (
     alibi_slopes,
     published_turns,
 )
+from wsizoo_plugin_longmil.rows import embed
 
 MLP_RATIO = 4.0
 LAYERS = 3
@@ -103,8 +104,8 @@ class LongMILV1(OnGrid):
         """
         among = packed([cells]).everywhere
         near, far = self.biases(cells)
-        by = self.turns(cells, features.dtype)
-        x, found = torch.relu(self.embed(features)), []
+        x, found = embed(features, self.embed), []
+        by = self.turns(cells, x.dtype)
         for layer, bias in zip(self.layers, (near, near, far), strict=True):
             x, q, k = layer(x, Where(among, bias, by))
             found.append(x)
