@@ -25,12 +25,12 @@ WORDS = f"""Attention in a layer is a matrix of n x n weights, [query, key], a r
 the number of its singular values above the rounding of float64, effective rank the exponential of
 the entropy of singular values over their sum. {CAVEAT}
 
-Sparsity is the share of weights that are not above {TAU:g} / n (LongMIL, Eq. 8-9). The lower bounds
-follow from who may attend to whom alone: with the tokens in raster order (1-D, LongMIL, Eq. 12-14),
-and on the plane (2-D). They hold if the triangle of weights that they rest on is there, else (no)
-stands beside them; attention to all patches has the bound 1. Ranks above a number count singular
-values over that share of the largest. Distances are between centres of cells, Euclidean, weighted
-by attention."""
+Under "> 0.01" stands how many singular values exceed that share of the largest. Sparsity is the
+share of weights that are not above {TAU:g} / n (LongMIL, Eq. 8-9). The lower bounds of the rank
+follow from who may attend to whom alone: "≥ 1-D" with the tokens in raster order (LongMIL, Eq.
+12-14), "≥ 2-D" on the plane. They hold if the triangle of weights that they rest on is there; else
+(no) stands beside them. Attention to all patches has the bound 1. Distances are between centres of
+cells, Euclidean, weighted by attention."""
 
 
 def write_page(model: SlideModel, results: Sequence[Diagnosed], file: Path, radius: float) -> None:
@@ -74,11 +74,11 @@ def _told(one: Diagnosed) -> str:
 
 def _shown(head: HeadFacts, um: float | None, radius: float) -> dict[str, Any]:
     """A row of the table, as people read it."""
-    row: dict[str, Any] = {"": f"layer {head.layer}, head {head.head}"}
+    row: dict[str, Any] = {"Layer, head": f"{head.layer}, {head.head}"}
     row |= {"Tokens": head.tokens, "Rank": head.rank}
-    row |= {f"Above {threshold:g}": head.ranks[threshold] for threshold in (0.01, 0.001)}
+    row |= {f"> {threshold:g}": head.ranks[threshold] for threshold in (0.01, 0.001)}
     row |= {"Effective": head.effective_rank, "Sparsity": round(head.sparsity, 3)}
-    for name, bound in (("1-D bound", head.band), ("2-D bound", head.plane)):
+    for name, bound in (("≥ 1-D", head.band), ("≥ 2-D", head.plane)):
         row |= {name: f"{bound.rank}{'' if bound.holds else ' (no)'}"}
     row |= {"Distance": round(head.distance, 2)}
     if um is not None:
@@ -112,7 +112,8 @@ def _distances(heads: Sequence[HeadFacts], radius: float) -> tuple[str, str]:
     mark = (radius, f"radius {radius:g}") if at[0] <= radius <= at[-1] else None
     chart = curve_chart("Attention, %", at, lines, x_label="Distance, patches", mark=mark)
     means = ", ".join(f"{head.distance:.3g}" for head in heads)
-    return chart, f"Attention by distance, a point every {unit} patches; mean distance {means}."
+    step = "patch" if unit == 1 else f"{unit} patches"
+    return chart, f"Attention by distance, a point every {step}; mean distance {means}."
 
 
 def _map(seen: Seen) -> Any:
