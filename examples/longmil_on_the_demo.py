@@ -34,7 +34,7 @@ def read_part(cohort: list[CohortSlide], folder: Path, part: str) -> list[wsizoo
 
 
 def main(slides: int, epochs: int, folder: Path) -> None:
-    """Draw, extract, train, test; then diagnose a held-out slide with random and trained weights."""
+    """Draw, extract, train, test; diagnose a held-out slide with random and trained weights."""
     torch.set_num_threads(1)  # networks this small are faster so
     cohort, features = write_cohort(folder, slides), folder / "features"
     for found in wsizoo.extract([s.slide for s in cohort], "handcrafted-he", features, workers=2):
