@@ -114,6 +114,13 @@ BACKENDS = (
         why_not="wsizoo.ops.blocked:why_not",
         priority=10,
     ),
+    OpBackend(
+        "grid_attention",
+        "striped",
+        target="wsizoo.ops.striped:grid_attention_striped",
+        why_not="wsizoo.ops.striped:why_not",
+        priority=10,
+    ),
     *(
         OpBackend(
             op,
@@ -123,6 +130,13 @@ BACKENDS = (
             priority=10,
         )
         for op in ("sparse_conv2d", "sparse_conv_transpose2d", "pixel_shuffle_linear")
+    ),
+    OpBackend(
+        "selective_scan",
+        "numba",
+        target="wsizoo.ops.scan_numba:selective_scan_numba",
+        why_not="wsizoo.ops.scan_numba:why_not",
+        priority=20,
     ),
 )
 

@@ -8,6 +8,7 @@ from wsizoo.ops._dispatch import (
     use_backend,
     wished_backend,
 )
+from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.memory import scratch
@@ -15,6 +16,7 @@ from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
+from wsizoo.ops.selective_scan import selective_scan
 from wsizoo.ops.sparse_conv import (
     patch_merge,
     pixel_shuffle,
@@ -33,6 +35,7 @@ __all__ = [
     "Rulebook",
     "Windows",
     "attention_weights",
+from wsizoo.ops.causal_conv1d import causal_conv1d
     "children",
     "chunks",
     "grid_attention",
@@ -49,6 +52,7 @@ __all__ = [
     "segment_mean",
     "segment_softmax",
     "segment_sum",
+    "selective_scan",
     "sparse_conv2d",
     "sparse_conv_transpose2d",
     "transpose_rulebook",

@@ -232,13 +232,13 @@ def _silence(out: Tensor, lse: Tensor) -> None:
         out[alone], lse[alone] = 0, torch.inf
 
 
-def keep_mask(like: Tensor, dropout: float) -> Tensor:
+def keep_mask(like: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """A bool mask of this shape, False with probability `dropout` to 1.5e-5.
 
     Four draws come out of 64 random bits.
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(1 << 63), None)
+    words.random_(-(1 << 63), None, generator=generator)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
     kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
     return torch.ge(draws, round(dropout * (1 << 16)) - (1 << 15), out=kept)

@@ -6,12 +6,14 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from wsizoo.errors import DataError
 from wsizoo.ops.neighbourhoods import Neighbourhood
+from wsizoo.ops.strips import Strips, strips_of_disks, strips_of_slides
 
 LARGEST = 1 << 30  # cells; squared distances beyond it would not fit an int64
 
@@ -32,6 +34,7 @@ class Disk(Neighbourhood):
     """
 
     radius: float
+    in_strips: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.radius <= LARGEST:
@@ -51,6 +54,10 @@ class Disk(Neighbourhood):
         near = apart.clamp(max=self.reach + 1)  # squares of far islands would not fit an int64
         return near.square().sum(-1) <= self.within
 
+    @functools.cached_property
+    def strips(self) -> Strips:
+        return strips_of_disks(self.cells, self.reach, self.within)
+
 
 @dataclass(frozen=True, eq=False)
 class Everywhere(Neighbourhood):
@@ -61,6 +68,7 @@ class Everywhere(Neighbourhood):
     """
 
     offsets: Tensor
+    in_strips: ClassVar[bool] = True
 
     @functools.cached_property
     def bounds(self) -> tuple[int, ...]:
@@ -87,3 +95,7 @@ class Everywhere(Neighbourhood):
         sizes = torch.tensor(self.bounds, device=self.cells.device).diff()
         slide = torch.repeat_interleave(sizes)  # (T,)
         return slide[:, None] == slide
+
+    @functools.cached_property
+    def strips(self) -> Strips:
+        return strips_of_slides(self.cells, self.bounds)

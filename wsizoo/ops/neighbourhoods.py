@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.errors import DataError
+from wsizoo.ops.strips import Strips
 
 FLAGS = 1 << 22  # a box of up to so many windows is numbered by flags, whatever the number of cells
 FLAGS_PER_CELL = 64  # beyond both, numbers come from a sort
@@ -79,6 +80,7 @@ class Neighbourhood:
 
     cells: Tensor
     in_blocks: ClassVar[bool] = False  # whether it has `blocks`
+    in_strips: ClassVar[bool] = False  # whether it has `strips`
 
     @property
     def reach(self) -> int:
@@ -92,6 +94,11 @@ class Neighbourhood:
     @property
     def blocks(self) -> tuple[Blocks, ...]:
         """The pairs of `dense()`, each in one block."""
+        raise NotImplementedError
+
+    @property
+    def strips(self) -> Strips:
+        """The pairs of `dense()`, each in one block of one strip, and further ones."""
         raise NotImplementedError
 
     @property

@@ -18,7 +18,7 @@ from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag, BagBatch
 from wsizoo.errors import BagError, SpecError
-from wsizoo.ops import grid_attention
+from wsizoo.ops import grid_attention, use_backend
 from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_longmil.safetensors"
@@ -58,6 +58,16 @@ def test_longmil_without_pooling_is_an_aggregator(check):
 
 @conformance(LongMIL, **SMALL, local_blocks=0, heads=4, global_position="rope")
 def test_longmil_without_local_layers_is_an_aggregator(check):
+    check()
+
+
+@conformance(LongMIL, **SMALL, global_layer="cross-scan-mamba")
+def test_longmil_with_a_linear_global_layer_is_an_aggregator(check):
+    check()
+
+
+@conformance(LongMIL, **SMALL, global_layer="cross-scan-mamba", pooling="none", local_blocks=1)
+def test_longmil_with_a_linear_global_layer_on_patches_is_an_aggregator(check):
     check()
 
 
@@ -122,15 +132,22 @@ def test_they_still_compute_the_recorded_numbers():
         torch.testing.assert_close(value, golden[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [LongMIL, FullAttention])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(LongMIL, {}), (LongMIL, {"global_layer": "cross-scan-mamba"}), (FullAttention, {})],
+    ids=str,
+)
 @pytest.mark.parametrize("cells", GEOMETRIES.values(), ids=GEOMETRIES.keys())
-def test_any_shape_of_tissue_has_an_answer_that_packing_does_not_change(cells, kind):
-    module = made(kind)
+def test_any_shape_of_tissue_has_an_answer_that_packing_does_not_change(cells, kind, options):
+    module = made(kind, **options)
     bags = [bag_of(cells), bag_of(GEOMETRIES["a full square"], seed=1), bag_of(cells, seed=2)]
     with torch.no_grad():
         together = module.forward_packed(BagBatch.pack(bags))
         singles = [module(bag) for bag in bags]
     for field, join in (("slide", torch.stack), ("scores", torch.cat)):
+        if getattr(together, field) is None:
+            assert options["global_layer"] == "cross-scan-mamba"
+            continue
         alone = join([getattr(single, field) for single in singles])
         torch.testing.assert_close(getattr(together, field), alone, rtol=1e-4, atol=1e-5)
         assert bool(torch.isfinite(alone).all())
@@ -153,6 +170,32 @@ def test_patches_beyond_the_radius_of_all_local_layers_are_not_heard(options):
     assert not torch.allclose(after[near : len(small)], before[near:])
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (LongMIL, {}),
+        (LongMIL, {**RICH, "radius": 3.7}),
+        (LongMIL, {"preset": "v1", "attention_dropout": 0}),
+        (LongMIL, {"global_layer": "cross-scan-mamba"}),
+        (FullAttention, {"heads": 2, "position": "both"}),
+        (LongMILV1, {"positions": "alibi_rope"}),
+    ],
+    ids=str,
+)
+def test_fast_paths_in_float64_are_the_reference(kind, options):
+    module = made(kind, **options).double()
+    found = []
+    for backend in ("auto", "reference"):
+        bag = bag_of([*GEOMETRIES["a full square"], *GEOMETRIES["two in a place"]])
+        features = bag.features.double().requires_grad_()
+        with use_backend(backend):
+            slide = module(bag.replace(features=features)).slide
+            grads = torch.autograd.grad(slide.square().sum(), [features, *module.parameters()])
+        found.append([slide, *grads])
+    for fast, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-12)
+
+
 def test_a_patch_alone_in_its_radius_hears_itself_only():
     module = made(radius=3, mlp_ratio=0, local_blocks=1)
     bag = bag_of(GEOMETRIES["a sparse line"])
@@ -163,6 +206,33 @@ def test_a_patch_alone_in_its_radius_hears_itself_only():
         torch.testing.assert_close(
             module.local_tokens(bag.features, place([bag])), x + block.proj(v)
         )
+
+
+def test_with_radius_0_a_patch_hears_those_in_its_place():
+    module = made(radius=0, mlp_ratio=0, local_blocks=1)
+    bag = bag_of(GEOMETRIES["two in a place"])
+    block, spoilt = module.local[0], bag.features.clone()
+    spoilt[2] += 1  # in the place of patch 0
+    with torch.no_grad():
+        x = torch.relu(module.embed(bag.features))
+        alone = x + block.proj(block.qkv(block.norm1(x))[:, 32:])
+        found = module.local_tokens(bag.features, place([bag]))
+        other = module.local_tokens(spoilt, place([bag]))
+    torch.testing.assert_close(found[[1, 3]], alone[[1, 3]])
+    assert not torch.allclose(found[0], alone[0])
+    assert not torch.allclose(found[0], other[0])
+    torch.testing.assert_close(found[[1, 3]], other[[1, 3]])
+
+
+def test_the_slides_of_a_patient_are_one():
+    bags = [bag_of(GEOMETRIES["a line"], seed=seed) for seed in (1, 2)]
+    joined = Bag.concat(bags)
+    module = made(**RICH)
+    with torch.no_grad():
+        local = module.local_tokens(joined.features, place([joined]))
+        for i, bag in enumerate(bags):
+            own = module.local_tokens(bag.features, place([bag]))
+            torch.testing.assert_close(local[25 * i : 25 * i + 25], own)
 
 
 def test_a_radius_beyond_the_slide_is_full_attention():
@@ -204,6 +274,11 @@ def test_scores_are_shares_of_the_slide(kind, options):
     assert bool((scores > 0).all())
     torch.testing.assert_close(scores.sum(), torch.tensor(1.0))
     assert not scores.requires_grad
+
+
+def test_a_state_space_layer_pays_no_attention_so_there_are_no_scores():
+    module = made(global_layer="cross-scan-mamba")
+    assert module(bag_of(GEOMETRIES["a line"])).scores is None
 
 
 def test_scores_are_the_attention_that_tokens_receive(monkeypatch):

@@ -23,6 +23,7 @@ needs_cases = pytest.mark.skipif(not CASES, reason="no parity cases of LongMIL h
         ("longmil-resnet50", [CLASSES], "logits"),
         ("longmil-gigapath", [CLASSES], "logits"),
         ("longmil-surv-hipt", [], "hazards"),
+        ("longmil-linear-uni", [CLASSES], "logits"),
         ("full-attention-uni", [CLASSES], "logits"),
         ("longmil-v1-lunit", [CLASSES], "logits"),
     ],
@@ -35,7 +36,8 @@ def test_models_build_by_name(name, overrides, field):
     with torch.no_grad():
         output = model(bag)
     assert getattr(output, field) is not None
-    torch.testing.assert_close(output.scores.sum(), torch.tensor(1.0))
+    if name != "longmil-linear-uni":
+        torch.testing.assert_close(output.scores.sum(), torch.tensor(1.0))
 
 
 def read(path, *overrides):

@@ -71,6 +71,8 @@ def received(q: Tensor, k: Tensor, among: Everywhere, bias: OffsetBias | None) -
 
     Cost: as many products as the layer's scores; memory for a chunk of them.
     """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q, k = q.to(wide), k.to(wide)
     shares, (_, heads, width) = q.new_empty(len(q)), q.shape
     for start, end in itertools.pairwise(among.bounds):
         total, n = q.new_zeros(end - start), end - start
@@ -80,7 +82,7 @@ def received(q: Tensor, k: Tensor, among: Everywhere, bias: OffsetBias | None) -
             scores = torch.einsum("qhd,khd->hqk", q[some], k[start:end]) / math.sqrt(width)
             if bias is not None:
                 offset = among.cells[None, start:end] - among.cells[some, None]  # (q, k, 2)
-                scores += bias(offset).to(scores.dtype)
+                scores += bias(offset)
             total += scores.softmax(-1).sum((0, 1))
         shares[start:end] = total / (heads * n)
     return shares

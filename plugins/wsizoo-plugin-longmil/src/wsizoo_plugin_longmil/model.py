@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
 from wsizoo.ops import Neighbourhood, OffsetBias, segment_mean
 from wsizoo_plugin_longmil.blocks import Block, Where, received
+from wsizoo_plugin_longmil.cross_scan import CrossScanMamba
 from wsizoo_plugin_longmil.options import Settings, check_slopes, check_value, check_widths
 from wsizoo_plugin_longmil.places import Places, check_finite, check_width, place
 from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
@@ -109,8 +110,6 @@ class LongMIL(_Packed):
         if settings.global_layer == "attention":
             self.glob = block()
         else:
-            from wsizoo_plugin_longmil.cross_scan import CrossScanMamba
-
             self.glob = CrossScanMamba(settings.dim)
         self.norm = nn.LayerNorm(settings.dim)
         slopes = alibi_slopes(settings.heads)

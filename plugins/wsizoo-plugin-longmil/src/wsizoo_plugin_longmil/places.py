@@ -119,7 +119,7 @@ def cells_of(bag: Bag) -> Tensor:
     from_corner = bag.coords - bag.coords.amin(0)  # (N, 2) px
     check_extent(bag, bag.spacing)
     cells = torch.round(from_corner.double() / bag.spacing).long()
-    _check_on_grid(bag, from_corner - cells * bag.spacing)
+    _check_on_grid(bag, from_corner - cells.double() * bag.spacing)
     return cells
 
 

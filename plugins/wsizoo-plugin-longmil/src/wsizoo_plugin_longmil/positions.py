@@ -38,9 +38,9 @@ class Alibi:
 
     def __call__(self, offset: Tensor) -> Tensor:
         wide = torch.promote_types(self.slopes.dtype, torch.float32)
-        along, across = offset.to(wide).unbind(-1)
-        slopes = self.slopes.to(wide).view(-1, *[1] * along.ndim)
-        return -slopes * torch.hypot(along, across)
+        along, across = (part.to(wide) for part in offset.unbind(-1))
+        distance = along.square().addcmul_(across, across).sqrt_()  # (...)
+        return -self.slopes.to(wide).view(-1, *[1] * distance.ndim) * distance
 
 
 @dataclass(frozen=True, eq=False)

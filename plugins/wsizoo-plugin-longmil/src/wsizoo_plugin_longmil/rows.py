@@ -165,7 +165,7 @@ class _Finish(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, attended: Tensor, eps: float, *weights: Tensor) -> Tensor:
         proj, proj_bias, *feed = weights
-        y, z = scratch(*x.shape, like=x), x
+        z = y = scratch(*x.shape, like=x)
         hidden = x.new_empty(0)
         if feed:
             z = scratch(*x.shape, like=x)
@@ -180,7 +180,7 @@ class _Finish(torch.autograd.Function):
                 product(F.gelu(before), w2.t(), b2, added=y[some], out=z[some])
         ctx.eps = eps
         ctx.save_for_backward(attended, y if feed else None, hidden, *weights)
-        return z if feed else y
+        return z
 
     @staticmethod
     @once_differentiable

@@ -146,7 +146,7 @@ def _widest(cells: Tensor) -> Tensor:
     extent = cells.amax(0)
     if int(extent.max()) > FAR:
         return extent[None]
-    distinct = torch.unique(cells, dim=0)  # at most 11 x 11
+    distinct: Tensor = torch.unique(cells, dim=0)  # at most 11 x 11
     return (distinct[:, None] - distinct).flatten(0, 1)
 
 
