@@ -23,7 +23,7 @@ from wsizoo.errors import DataError, NotFoundError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.registry import default
 from wsizoo.slides.store import write_bag
-from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.config import RunConfig, load_config, to_yaml
 
 CORE = Path(benchmark_keys.__file__).parent.parent
 SLIDES = 16
@@ -280,6 +280,21 @@ def test_spans_recipe_does_not_look_ahead_in_a_benchmark(tmp_path: Path) -> None
     assert found[1].optimiser.lr != found[0].optimiser.lr
 
 
+def test_overrides_of_the_benchmarks_recipe_are_of_its_model_alone(tmp_path: Path) -> None:
+    own = {"name": "own", "model": "mean-uni", "overrides": ["aggregator.dim=4"]}
+    given = {"recipe": "baseline-regression", "data": {"table": "/t.csv"}, "models": ["abmil", own]}
+    over = ["overrides=[aggregator.gated=false]"]
+    asked = read_benchmark({**given, "features": {"a": str(tmp_path)}}, over, None, default())
+    found = [asked.config(candidate) for candidate in asked.models or ()]
+    assert [config.overrides for config in found] == [
+        ["head=regression", "aggregator.gated=false"], []
+    ]  # fmt: skip
+    for config in found:
+        assert config.recipe == "baseline-regression"
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path) -> None:
     models = ["abmil", "max-uni", {"name": "s", "recipe": "span-classification"}]
     given = {"model": "mean-uni", "data": {"table": "t.csv"}, "features": {"a": str(tmp_path)}}
@@ -377,6 +392,23 @@ def test_the_command_tells_a_line_a_run_and_the_table(
     assert [(row["model"], row["state"]) for row in rows] == [("abmil", "done"), ("max", "failed")]
     assert rows[0]["auc"] > 0
     assert rows[1]["reason"] == "ValueError: no luck"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("models=[abmil, 'mean']", "is an option, so type: --models abmil,mean"),
+        ("models=mean", "is an option, so type: --models mean"),
+        ("models=", "is an option, so type: --models a,b"),
+        ("models=[{name: x}]", "is an option, so type: --models a,b"),
+        ("features={a: b}", "is no key of a run. One set: data.features=FOLDER; several stand in"),
+    ],
+)
+def test_what_is_a_list_in_the_file_is_no_override(typed: str, told: str) -> None:
+    where = ["data.table=t.csv", "data.features=f", typed]
+    how = ["benchmark", "baseline-classification", "-o", "B"]
+    with pytest.raises(SpecError, match=re.escape(f"the benchmark: '{typed}' {told}")):
+        CliRunner().invoke(cli, [*how, *where], catch_exceptions=False)
 
 
 def test_the_command_takes_a_recipe_as_train_does(

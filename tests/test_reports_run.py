@@ -100,6 +100,37 @@ def test_the_page_needs_nothing_outside_itself(tmp_path, task):
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
+def test_the_page_shows_no_path_of_the_computer(tmp_path):
+    runs = write_runs(tmp_path / "lab" / "runs", n=3)
+    private = tmp_path.parents[-1] / "home" / "someone" / "a secret=project"
+    config = {
+        "recipe": str(private / "mine.yaml"),
+        "model": str(runs.parent / "toy.yaml"),
+        "overrides": [f"aggregator.file={private / 'x.txt'}", "aggregator.dim=4"],
+        "data": {
+            "table": str(runs.parent / "slides.csv"),
+            "features": str(private / "he " / "uni"),
+        },
+        "split": {"file": str(runs / "split.csv")},
+        "init": "hf:someone/model@0123",
+    }
+    for folder in (runs, *runs.glob("fold*")):
+        (folder / "config.yaml").write_text(json.dumps(config))
+    evaluated = write_run(tmp_path / "lab" / "evaluated", n=3)
+    told = json.loads((evaluated / "run.json").read_text())
+    write_json(evaluated / "run.json", told | {"evaluated": str(private / "model")})
+    for folder in (runs, runs / "fold0-seed1", evaluated):
+        found = page(folder).text
+        assert str(tmp_path) not in found and "someone/" not in found.replace("hf:someone/", "")
+    assert "Evaluated .../model" in found
+    found = page(runs).text
+    for shown in (
+        "Table ../slides.csv", "Features .../uni", "Recipe .../mine.yaml", "model: ../toy.yaml",
+        "file: split.csv", "- aggregator.file=.../x.txt", "hf:someone/model@0123",
+    ):  # fmt: skip
+        assert shown in found, shown
+
+
 def test_numbers_come_first_and_with_their_intervals(tmp_path):
     run = write_run(tmp_path / "run")
     measured = json.loads((run / "metrics.json").read_text())["test"]["auc"]
@@ -359,7 +390,7 @@ def test_damage_is_named(tmp_path, name, old, new, message):
 def test_rows_without_numbers_are_named(tmp_path):
     run = write_run(tmp_path / "run", "regression", n=3)
     change(run, lambda row: row | {"predicted": "nan"})
-    with pytest.raises(DataError, match="of 'P000-test': predicted is 'nan', expected a finite"):
+    with pytest.raises(DataError, match="of 'P000-test': predicted is nan, expected a finite"):
         write_report(run)
 
 

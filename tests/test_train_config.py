@@ -75,6 +75,35 @@ def test_a_recipe_lies_under_the_file_and_may_have_one_itself(tmp_path: Path) ->
     assert load_config(file, ["recipe=span-classification"]).train.patience == 10
 
 
+def test_overrides_of_recipe_file_and_command_line_add_up(tmp_path: Path) -> None:
+    """Those of a file replaced the recipe's, so that a head of it was lost without a word."""
+    written(tmp_path, "overrides: [head=regression, aggregator.dim=4]\nmodel: m\n", "a.yaml")
+    written(tmp_path, "recipe: a.yaml\noverrides: [aggregator.dropout=0.5]\n", "b.yaml")
+    text = "recipe: b.yaml\ndata: {table: t.csv}\noverrides: [aggregator.dim=5]\n"
+    own = ["head=regression", "aggregator.dim=4", "aggregator.dropout=0.5", "aggregator.dim=5"]
+    assert load_config(written(tmp_path, text)).overrides == own
+    typed = ["overrides=[aggregator.dim=4]", "overrides=[encoder=uni]"]
+    again = [own[0], *own[2:], "aggregator.dim=4", "encoder=uni"]  # at its last place
+    assert load_config(tmp_path / "run.yaml", typed).overrides == again
+    plain = written(tmp_path, "recipe: b.yaml\ndata: {table: t.csv}\n", "plain.yaml")
+    assert load_config(plain).overrides == own[:3]
+    head = load_config({"recipe": "baseline-regression", "data": {"table": "t"}}, typed[1:])
+    assert head.overrides == ["head=regression", "encoder=uni"]
+
+
+def test_a_file_that_states_every_key_needs_its_recipe_no_more(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "overrides: [head=regression]\ntrain: {epochs: 3}\n", "a.yaml")
+    file = written(tmp_path, "recipe: a.yaml\nmodel: m\ndata: {table: t.csv}\n")
+    config = dataclasses.replace(load_config(file), overrides=["aggregator=mean"])
+    whole = written(tmp_path, to_yaml(config), "whole.yaml")
+    assert load_config(whole) == config
+    recipe.unlink()
+    assert load_config(whole, ["train.epochs=4"]).train.epochs == 4
+    less = written(tmp_path, to_yaml(config).replace("  epochs: 3\n", ""), "less.yaml")
+    with pytest.raises(NotFoundError, match=r"No recipe at '.*a.yaml'"):
+        load_config(less)
+
+
 def test_a_recipe_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
     written(tmp_path, "recipe: b.yaml\n", "a.yaml")
     written(tmp_path, "recipe: a.yaml\n", "b.yaml")

@@ -59,7 +59,12 @@ def _show_recipe(context: click.Context, option: click.Parameter, name: str | No
     callback=_show_recipe,
     help="Print a recipe, to cite or to copy, and end.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The measures, for scripts; what is told goes to stderr.",
+)
 def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Train, predict and measure what CONFIG says: a YAML file, or the name of a recipe.
 
@@ -86,10 +91,15 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     from wsizoo.train.run_folder import is_first
 
     asked = load_config(config_source(config), overrides)
-    quiet = as_json or not is_first()
-    with bar(quiet) as tick:
-        run_training(asked, out, say=(lambda text: None) if quiet else click.echo, tick=tick)
-    if is_first():
+    first = is_first()
+    with bar(quiet=as_json or not first) as tick:
+
+        def say(text: str) -> None:
+            if first:
+                click.echo(text, err=as_json)
+
+        run_training(asked, out, say=say, tick=tick)
+    if first:
         _tell(out, as_json)
 
 
@@ -103,7 +113,12 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     help="Of the run's split [test]; of data that it knows nothing of all slides are taken.",
 )
 @device_option
-@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The measures, for scripts; what is told goes to stderr.",
+)
 def evaluate_command(
     source: str,
     overrides: tuple[str, ...],
@@ -132,7 +147,7 @@ def evaluate_command(
             overrides,
             part=part,
             device=device,
-            say=(lambda text: None) if as_json else click.echo,
+            say=lambda text: click.echo(text, err=as_json),
             tick=tick,
         )
     _tell(out, as_json)

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from wsizoo.errors import DataError
 from wsizoo.measures.names import title
-from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run
+from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
 from wsizoo.reports.slides import add_slides
@@ -115,7 +117,7 @@ def _what(run: RunFiles) -> dict[str, str]:
     slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
-        "Evaluated": facts.get("evaluated"),
+        "Evaluated": shown_path(str(facts.get("evaluated") or ""), run.folder),
         "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
         "Starts from": run.config.get("init"),
@@ -217,9 +219,9 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
 
 
 def _add_config(report: Report, run: RunFiles) -> None:
-    if run.config_text:
+    if run.config:
         report.heading("Configuration")
-        report.code(run.config_text)
+        report.code(yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True))
 
 
 def _unit(value: Any, style: str, unit: str) -> str | None:

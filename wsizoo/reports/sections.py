@@ -11,6 +11,7 @@ import numpy as np
 from wsizoo.errors import DataError
 from wsizoo.measures.probabilities import BINS
 from wsizoo.measures.survival import log_rank
+from wsizoo.prediction_files import Row
 from wsizoo.reports.curves import (
     Points,
     above_median,
@@ -20,7 +21,6 @@ from wsizoo.reports.curves import (
     roc_points,
     survivors,
 )
-from wsizoo.reports.files import Row
 from wsizoo.viz.charts import histogram_chart, roc_chart
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.outcomes import (
@@ -215,7 +215,9 @@ def add_regression(report: Report, shown: Shown) -> None:
 def add_segmentation(report: Report, shown: Shown) -> None:
     """Dice of each slide."""
     report.heading(f"Dice per {shown.what}")
-    told = [row for row in shown.rows if row["dice"]]  # without any positive patch there is none
+    told = [
+        row for row in shown.rows if row["dice"] is not None
+    ]  # without any positive patch there is none
     named = [(row.get("slide") or row["patient"], _number(row, "dice")) for row in told]
     if len(told) < len(shown.rows):
         nothing = len(shown.rows) - len(told)
@@ -249,13 +251,13 @@ def _known(row: Row, column: str, classes: Sequence[str]) -> str:
             f"predictions of '{row.get('slide') or row['patient']}': {column} is {row[column]!r}, "
             f"expected one of the run's classes, {', '.join(classes)}"
         )
-    return row[column]
+    return str(row[column])
 
 
 def _number(row: Row, column: str) -> float:
     try:
         value = float(row[column])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError):
         value = float("nan")
     if not np.isfinite(value):
         raise DataError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsizoo.reports.files import KEYS, TASKS, Row, RunFiles
+from wsizoo.prediction_files import COLUMNS, KEYS, PATIENTS, PREDICTIONS, Row
+from wsizoo.reports.files import RunFiles
 from wsizoo.viz.report import Cell, Report
 
 MOST = 300  # rows; predictions.csv has them all
@@ -39,7 +41,7 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
     told += f", {wrong} of them called wrong" if task == "classification" else ""
     cut = f" The first {MOST} stand here." if len(every) > MOST else ""
     report.text(f"{told}; {FIRST[task]}.{cut} All rows:")
-    files = ["predictions.csv", "predictions_patients.csv"]
+    files = [PREDICTIONS, PATIENTS]
     folder = first.folder.parent if any(runs) else first.folder
     report.files({name: name for name in files if (folder / name).exists()})
     columns = ["Slide", *(key for key in rows[0] if key != "Slide")]
@@ -48,17 +50,17 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
 
 def is_wrong(row: Row) -> bool:
     """Whether a slide was called another class than its label."""
-    return row["predicted"] != row["label"]
+    return bool(row["predicted"] != row["label"])
 
 
 def _worst_first(row: Row, task: str) -> tuple[bool, float]:
     if task == "classification":
-        return not is_wrong(row), float(row.get(f"p_{row['label']}") or "nan")
+        return not is_wrong(row), float(row.get(f"p_{row['label']}", math.nan))
     if task == "survival":
-        return False, -float(row["risk"])
+        return False, -row["risk"]
     if task == "regression":
-        return False, -abs(float(row["predicted"]) - float(row["value"]))
-    return not row["dice"], float(row["dice"] or 1)
+        return False, -abs(row["predicted"] - row["value"])
+    return row["dice"] is None, row["dice"] or 0.0
 
 
 def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -72,14 +74,14 @@ def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]
         cells["Predicted"] = Cell(row["predicted"], marked=wrong)
         cells["Outcome"] = Cell("wrong", marked=True) if wrong else "right"
         return cells | {f"P({one})": _decimals(row[f"p_{one}"]) for one in classes}
-    for key in TASKS[task]:
-        plain = key == "event" or not row[key]  # nothing: no Dice
+    for key in COLUMNS[task]:
+        plain = key == "event" or row[key] is None  # nothing: no Dice
         cells[NAMES.get(key, key.capitalize())] = row[key] if plain else float(row[key])
     if task == "regression":
-        cells["Error"] = float(row["predicted"]) - float(row["value"])
+        cells["Error"] = float(row["predicted"] - row["value"])
     if task == "survival":
         return cells | {f"S({k[2:]})": _decimals(v) for k, v in row.items() if k.startswith("s_")}
-    counts = [key for key in row if key not in (*KEYS, *TASKS[task])]
+    counts = [key for key in row if key not in (*KEYS, *COLUMNS[task])]
     return cells | {key: row[key] for key in counts if task == "segmentation"}
 
 
@@ -92,5 +94,5 @@ def heatmap_of(folder: Path, slide: str) -> str:
     return ""
 
 
-def _decimals(text: str) -> float:
-    return round(float(text), 4)
+def _decimals(value: float) -> float:
+    return round(float(value), 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -186,7 +186,8 @@ class RunConfig:
 
     Args:
         recipe: what this file starts from: a shipped recipe, or another file.
-        model: what `wsizoo.build` takes. overrides: of it; `head.classes` comes from the data.
+        model: what `wsizoo.build` takes. overrides: of it, after the recipe's, of which none is
+            lost; `head.classes` comes from the data.
         init: adapt the trained weights of this name or folder, in place of random ones.
         augment: null: none.
         seeds: a run each.
@@ -220,8 +221,9 @@ GROUPS = {
 def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
     """A run from its YAML file (or its content), checked.
 
-    A recipe lies under the file, the overrides lie over it. Paths in a file are relative to its
-    folder, those in overrides to the current one; in the result they are absolute.
+    A recipe lies under the file, the overrides lie over it; `overrides` of the model add up. A file
+    that states every key, as a run's config.yaml, needs its recipe no more. Paths in a file are
+    relative to its folder, those in overrides to the current one; in the result they are absolute.
 
     Args:
         overrides: `"optimiser.lr=1e-3"`, `"seeds=[0,1,2]"`, `"augment=null"`.
@@ -230,7 +232,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
         NotFoundError: no such file or recipe.
         SpecError: an unknown key (the near one named), a wrong type, a value out of its range.
     """
-    whose, content = read_whole(source, overrides)
+    whose, content = read_whole(source, overrides, _says_all)
     if "${" in str(content):
         raise SpecError(f"{whose} holds '${{': a config is data, nothing is computed")
     for group, such in GROUPS.items():
@@ -240,6 +242,18 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
     config = structured(RunConfig, whose, content)
     _check(whose, config)
     return config
+
+
+def _says_all(content: Mapping[str, Any]) -> bool:
+    """Whether every key is stated, as `to_yaml` does."""
+    for one in fields(RunConfig):
+        group, stated = one.default_factory, content.get(one.name)
+        keys: set[str] = {each.name for each in fields(group)} if is_dataclass(group) else set()
+        if one.name not in content or (
+            keys and not (isinstance(stated, dict) and keys <= {*stated})
+        ):
+            return False
+    return True
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -12,6 +12,7 @@ from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
 from wsizoo.model import SlideModel
+from wsizoo.prediction_files import Row
 from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
@@ -28,7 +29,7 @@ from wsizoo.train.predicting import (
     predict_samples,
     told_of,
 )
-from wsizoo.train.predictions import Row
+from wsizoo.train.run import warnings_of
 from wsizoo.train.run_folder import (
     CONFIG,
     ENVIRONMENT,
@@ -37,12 +38,14 @@ from wsizoo.train.run_folder import (
     SPLIT,
     read_record,
     write_record,
+    writing,
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.seen import ALL, chosen_parts, parts_of_others
 from wsizoo.zoo import load
 
 Say = Callable[[str], None]
+Parts = Mapping[str, Sequence[int]]
 Tick = Callable[[str, int, int], None]
 
 
@@ -99,24 +102,38 @@ def evaluate_run(
     if not task:
         raise SpecError(f"'{model.name}' does not say its task. Say it: data.task=classification")
     cohort = read_cohort(found.config.data, task=task, classes=list(model.classes))
-    parts, censoring = _parts(found, cohort, part, say)
+    for line in warnings_of(cohort, []):
+        say(line)
+    known, parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
     _check_out(out)
     rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
     level = level_of(task, found.config.data.patient_slides)
     measuring = Measuring(task, level, model, censoring)
-    metrics = measuring.write(out, rows, {"data_digest": cohort.digest})
-    write_json(out / ENVIRONMENT, environment(registry))
+    left_out = _left_out(cohort, known, parts)
+    record = _record(found, cohort, seconds / max(len(rows), 1))
     sizes = {name: len(chosen) for name, chosen in parts.items()}
-    write_record(out, _record(found, cohort, sizes, seconds / max(len(rows), 1)), FINISHED)
-    write_report(out)
+    with writing(out):
+        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
+        write_json(out / ENVIRONMENT, environment(registry))
+        write_record(out, {**record, "slides": sizes, "left_out": left_out}, FINISHED)
+        write_report(out)
     say(told_of(metrics, found.name))
     return out
 
 
-def _record(
-    found: _Source, cohort: Cohort, sizes: Mapping[str, int], seconds_per_slide: float
-) -> dict[str, Any]:
+def _left_out(cohort: Cohort, known: Parts, measured: Parts) -> dict[str, int]:
+    """How many slides of the table are not measured: of which part, or "dropped" by data.missing.
+
+    "no part": of those that the run's split leaves out itself.
+    """
+    counts = {name: len(rows) for name, rows in known.items() if name not in measured}
+    counts["no part"] = len(cohort) - sum(map(len, known.values()))
+    counts["dropped"] = len(cohort.dropped)
+    return {name: n for name, n in counts.items() if n}
+
+
+def _record(found: _Source, cohort: Cohort, seconds_per_slide: float) -> dict[str, Any]:
     """run.json of an evaluation."""
     model = found.model
     return {
@@ -130,8 +147,6 @@ def _record(
         "parameters": sum(p.numel() for p in model.parameters()),
         "data_digest": cohort.digest,
         "trained_on": found.record.get("data_digest"),
-        "slides": dict(sizes),
-        "left_out": len(cohort) - sum(sizes.values()),
         "seconds_per_slide": round(seconds_per_slide, 6),
         **peaks(),
     }
@@ -154,8 +169,10 @@ def _source(source: Path | str, overrides: Sequence[str], registry: Registry) ->
 
 def _parts(
     found: _Source, cohort: Cohort, part: str | None, say: Say
-) -> tuple[Mapping[str, Sequence[int]], Censoring | None]:
-    """Rows of the cohort by the name of their part; times and events that the run trained on.
+) -> tuple[Parts, Parts, Censoring | None]:
+    """Rows of the cohort by the name of their part, all and those that are to be measured.
+
+    And times and events that the run trained on.
 
     Of other data these say nothing: it tells itself how its patients are censored.
     """
@@ -173,10 +190,11 @@ def _parts(
                 f"part '{part}' is of the data that '{found.name}' was trained on; these are "
                 "others, of which all slides are taken: leave --part out"
             )
-        return {"test": list(range(len(cohort.records)))}, None
+        every = {"test": list(range(len(cohort.records)))}
+        return every, every, None
     chosen = chosen_parts(known, part, found.name, say)
     censoring = found.record.get("censoring")
-    return chosen, censoring and (censoring["times"], censoring["events"])
+    return known, chosen, censoring and (censoring["times"], censoring["events"])
 
 
 def _check_out(out: Path) -> None:
@@ -189,7 +207,7 @@ def _check_out(out: Path) -> None:
 
 def _predict(
     cohort: Cohort,
-    parts: Mapping[str, Sequence[int]],
+    parts: Parts,
     model: SlideModel,
     tick: Tick,
     workers: int,

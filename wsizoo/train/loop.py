@@ -14,7 +14,6 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import SlideOutput
-from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 
@@ -56,7 +55,6 @@ def fit(
             (naming the slide).
     """
     requires = common_fingerprint(model, bags)
-    measure_features(model, bags)
     history = History()
     optimiser = torch.optim.AdamW(model.param_groups(lr), lr=lr, weight_decay=weight_decay)
     total, step = epochs * len(bags), 0
@@ -64,7 +62,7 @@ def fit(
         torch.manual_seed(seed)
         model.train()
         try:
-            model.start_training(total)
+            model.start_training(total, bags)
             for epoch in range(epochs):
                 losses = []
                 for index in torch.randperm(len(bags)).tolist():

@@ -20,7 +20,8 @@ from wsizoo.measures.intervals import (
 )
 from wsizoo.measures.probabilities import classification_measures
 from wsizoo.measures.weighted import Floats, Weighted
-from wsizoo.train.predictions import COUNTS, Row
+from wsizoo.prediction_files import Row
+from wsizoo.train.predictions import COUNTS
 
 ALONE_OR_ANY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "classification": (measure_classification, classification_measures),

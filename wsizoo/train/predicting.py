@@ -18,10 +18,11 @@ from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.intervals import Measured, to_json
 from wsizoo.measures.names import MAIN
 from wsizoo.model import SlideModel
+from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, write_rows
 from wsizoo.train.loading import read_ahead
 from wsizoo.train.measuring import measure_rows
-from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
-from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
+from wsizoo.train.predictions import by_patient, one_target_each, prediction
+from wsizoo.train.run_folder import METRICS
 from wsizoo.train.samples import Sample, Samples
 
 Tick = Callable[[str, int, int], None]

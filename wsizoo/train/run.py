@@ -21,7 +21,7 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.making import classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
-from wsizoo.train.run_folder import SPLIT, claim, is_first
+from wsizoo.train.run_folder import SPLIT, claim, is_first, writing
 from wsizoo.train.summary import summarise
 
 Say = Callable[[str], None]
@@ -97,9 +97,10 @@ def _each(
         say(f"Run {i + 1} of {len(runs)}: {folder.name}")
         train_one(run, folder, say, tick)
     if is_first():
-        write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
-        if summarise(out, folders, cohort)["mean"]:
-            write_report(out)
+        with writing(out):
+            write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
+            if summarise(out, folders, cohort)["mean"]:
+                write_report(out)
     return out
 
 

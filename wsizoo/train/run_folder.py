@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
-PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
 MOST_TOLD = 6
@@ -26,6 +26,25 @@ CHANGED = {
     "features_digest": "the features",
     "patches_digest": "the labels of patches",
 }
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What stands inside writes files of a run, each whole or not at all.
+
+    Raises:
+        DataError: there is no room, or no right, to write one.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"'{folder}' could not be written into ({error}); no file in it is half written. Make "
+            "room, or get the right to write there, then give the same command again: it goes on "
+            "from there"
+        ) from error
 
 
 def is_first() -> bool:
@@ -40,7 +59,7 @@ def claim(folder: Path, config: RunConfig) -> None:
 
     Raises:
         DataError: it is that of another config, the keys that differ are named; or it holds
-            something else.
+            something else; it cannot be written into.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -49,11 +68,10 @@ def claim(folder: Path, config: RunConfig) -> None:
             raise DataError(
                 f"'{folder}' holds {', '.join(others[:3])} and is no run; give a new folder: -o RUN"
             )
-        write_text(file, to_yaml(config))
-        return
-    differing = differences(load_config(file), config)
-    if differing and not _is_begun(folder):
-        write_text(file, to_yaml(config))
+    differing = differences(load_config(file), config) if file.is_file() else {}
+    if not file.is_file() or (differing and not _is_begun(folder)):
+        with writing(folder):
+            write_text(file, to_yaml(config))
     elif differing:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
         raise DataError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, NoReturn, cast
 
@@ -75,21 +75,23 @@ class Stepper:
         """Of the last step, of groups without an own one."""
         return self.settings.lr * lr_factor(self.settings, self.done - 1, self.per_epoch)
 
-    def begin(self, state: Mapping[str, Any] | None) -> None:
-        """Start, or go on from what `state` gave."""
-        if state is None:
-            seed_all(self.settings.seed, For.START)
-            self.model.start_training(self.of)
-        else:
-            self.done = state["done"]
-            for stated, declared, slide in state["makers"]:
-                self.makers.add(Fingerprint(**stated, declared=declared), slide)
-            self.makers.unknown = state["unknown"]
-            self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
-            if self.ema is not None:
-                self.ema.load_state_dict(state["ema"])
-            self.fabric.strategy.precision.load_state_dict(state["scaler"])
+    def start(self, slides: Iterable[Bag]) -> None:
+        """Tell the parts that it begins; `slides`: the training part."""
+        seed_all(self.settings.seed, For.START)
+        self.model.start_training(self.of, slides)
+        alike_everywhere(self.fabric, self.model)
+
+    def go_on(self, state: Mapping[str, Any]) -> None:
+        """Be where `state` was given."""
+        self.done = state["done"]
+        for stated, declared, slide in state["makers"]:
+            self.makers.add(Fingerprint(**stated, declared=declared), slide)
+        self.makers.unknown = state["unknown"]
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         alike_everywhere(self.fabric, self.model)
 
     def state(self) -> dict[str, Any]:

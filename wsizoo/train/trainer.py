@@ -15,7 +15,6 @@ import torch
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.measures.names import LOWER_IS_BETTER
-from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 from wsizoo.train.checkpointing import (
@@ -25,9 +24,10 @@ from wsizoo.train.checkpointing import (
     remove_halves,
     write_checkpoint,
 )
-from wsizoo.train.loading import Augment, Slides, Step, read_ahead, some_patches, steps_of
+from wsizoo.train.loading import Augment, EachOf, Slides, Step, read_ahead, some_patches, steps_of
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
 from wsizoo.train.randomness import For, generator_for, random_states_kept
+from wsizoo.train.run_folder import writing
 from wsizoo.train.settings import TrainSettings
 from wsizoo.train.steps import Note, Stepper
 
@@ -173,9 +173,7 @@ class _Training:
             content = read_checkpoint(self.last) if self.last.exists() else None
         content = self.stepper.fabric.broadcast(content)
         if content is None:
-            slides = (self.train[index] for index in range(len(self.train)))
-            measure_features(self.stepper.model, slides)
-            self.stepper.begin(None)
+            self.stepper.start(EachOf(self.train))
         else:
             self._go_on(content)
         if self.stepper.first:
@@ -185,7 +183,7 @@ class _Training:
         check_same(self.last, content["identity"], self.identity)
         self.history, self.best_epoch = list(content["history"]), content["best_epoch"]
         self.loss_sum = content["loss_sum"]
-        self.stepper.begin(content["stepper"])
+        self.stepper.go_on(content["stepper"])
         if self.stepper.first and self.history:
             write_logs(self.folder, self.history)
         steps = self.stepper.done - len(self.history) * self.stepper.per_epoch
@@ -261,7 +259,8 @@ class _Training:
                 write_checkpoint(self.best, {"epoch": self.best_epoch, "model": weights})
         self._save()
         if self.stepper.first:
-            write_logs(self.folder, self.history)
+            with writing(self.folder):
+                write_logs(self.folder, self.history)
         for logger in self.loggers:
             logger.log(row)
         self.say(line_of(row, self.settings.epochs))
