@@ -35,7 +35,7 @@ __all__ = [
     "Rulebook",
     "Windows",
     "attention_weights",
-from wsizoo.ops.causal_conv1d import causal_conv1d
+    "causal_conv1d",
     "children",
     "chunks",
     "grid_attention",
