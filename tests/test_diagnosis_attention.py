@@ -93,6 +93,28 @@ def test_every_call_of_the_op_is_a_layer_with_the_module_that_made_it() -> None:
     assert not any(module._forward_hooks for module in toy.modules())
 
 
+class Masked(Aggregator):
+    """Everywhere, but the first of two heads has a bias of minus infinity beyond 2 patches."""
+
+    uses_coords = True
+
+    def forward(self, bag: Bag) -> Aggregated:
+        x = bag.features.unflatten(-1, (2, -1))
+
+        def far(offset: Tensor) -> Tensor:
+            beyond = offset.square().sum(-1) > 4
+            return torch.stack([torch.where(beyond, -torch.inf, -1.0), -9.0 * beyond])
+
+        among = Everywhere(bag.grid(), torch.tensor([0, len(bag)]))
+        return Aggregated(slide=grid_attention(x, x, x, among, far).flatten(1).mean(0))
+
+
+def test_a_bias_of_minus_infinity_is_a_mask_of_that_head_alone() -> None:
+    first, second = diagnose_bag(model(Masked(DIM, DIM)), square()).heads
+    assert (first.plane.rank, first.plane.holds) == (120, True)
+    assert (second.plane.rank, second.plane.holds) == (1, True)
+
+
 def test_the_numbers_of_a_square_are_those_of_its_disks() -> None:
     found = diagnose_bag(model(), square(), Asked(radius=2.0))
     assert (found.patches, found.window, found.um) == (144, 144, 112.0)

@@ -31,7 +31,7 @@ class Layer:
         name: of the module that computes it, as `model.get_submodule` takes it; a second one of
             the same module ends in ", 2".
         weights: (H, n, n) float64 [head, query, key].
-        cells: (n, 2) int64, (x, y). allowed: (n, n), pairs that may attend.
+        cells: (n, 2) int64, (x, y). allowed: (H, n, n), pairs that may attend, whatever the scores.
         unit: edge of a cell in patches: 2 where 2 x 2 patches are one token.
     """
 
@@ -109,12 +109,12 @@ def _layer(name: str, call: dict[str, Any], bag: Bag) -> Layer:
     q, k = call["q"].double(), call["k"].double()
     cells = neighbourhood.cells.cpu().numpy()
     order = np.lexsort((cells[:, 0], cells[:, 1]))
-    at = np.ix_(order, order)
-    weights = _array(attention_weights(q, k, neighbourhood, call["bias"]))
+    at = np.ix_(range(q.shape[1]), order, order)
+    weights = _array(attention_weights(q, k, neighbourhood, call["bias"]))[at]
     if not np.isfinite(weights).all():
         raise DataError(f"slide '{bag.slide_id}': the attention of '{name}' is not finite")
-    allowed = neighbourhood.dense().cpu().numpy()[at]
-    weights = np.stack([head[at] for head in weights]) if len(weights) else weights
+    equal = torch.zeros_like(q)  # scores that leave it to neighbourhood and bias
+    allowed = _array(attention_weights(equal, equal, neighbourhood, call["bias"]))[at] > 0
     return Layer(name, weights, cells[order], allowed, _unit(cells, bag))
 
 
