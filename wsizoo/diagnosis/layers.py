@@ -109,7 +109,7 @@ def _layer(name: str, call: dict[str, Any], bag: Bag) -> Layer:
     q, k = call["q"].double(), call["k"].double()
     cells = neighbourhood.cells.cpu().numpy()
     order = np.lexsort((cells[:, 0], cells[:, 1]))
-    at = np.ix_(range(q.shape[1]), order, order)
+    at = np.ix_(np.arange(q.shape[1]), order, order)
     weights = _array(attention_weights(q, k, neighbourhood, call["bias"]))[at]
     if not np.isfinite(weights).all():
         raise DataError(f"slide '{bag.slide_id}': the attention of '{name}' is not finite")
