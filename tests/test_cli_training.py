@@ -99,7 +99,7 @@ def test_several_runs_are_told_as_mean_and_deviation(finished: Path) -> None:
         "part", "measure", "mean ± std", "95 % interval of the mean", "runs",
     ]  # fmt: skip
     row = next(line for line in lines if re.match("test +auc ", line))
-    assert re.search(r" auc +\d\.\d{3} ± \d\.\d{3} +\d\.\d{3} to \d\.\d{3} +2$", row)
+    assert re.search(r" auc +\d\.\d{3} ± \d\.\d{3} +\d\.\d{3} to \d\.\d{3}( \(.+\))? +2$", row)
     assert "Run 2 of 2: fold0-seed1" in result.output
 
 
@@ -235,7 +235,8 @@ def test_push_takes_a_run(
     points = {metric["type"]: metric["value"] for metric in results["metrics"]}
     assert points["auc"] == measured["auc"]["value"]
     auc = measured["auc"]
-    assert f"| auc | {auc['value']:.3f} | {auc['low']:.3f} to {auc['high']:.3f} | 4 |" in body
+    ends = f"{auc['low']:.3f} to {auc['high']:.3f} ({auc['method']})"
+    assert f"| auc | {auc['value']:.3f} | {ends} | 4 |" in body
     assert "Research: it predicts the class of a slide (benign, malign) from made-up" in body
     assert "Measured on 4 slides of the same table that were held out" in body
     (finished / "begun").mkdir()

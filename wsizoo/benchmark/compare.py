@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from wsizoo.benchmark.cells import Cell, Work
 from wsizoo.errors import DataError
 from wsizoo.measures.compare import delong, paired_bootstrap
-from wsizoo.measures.intervals import Measured
+from wsizoo.measures.measured import Measured
 from wsizoo.measures.names import MAIN
 from wsizoo.measures.runs import Run, mean_measures, measure_runs
 from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, read_rows

@@ -22,6 +22,7 @@ from wsizoo.train.settings import CHANGE_NO_NUMBER
 ELSEWHERE = (
     *("benchmark/", "cli/", "demo/", "diagnosis/", "extraction/", "reports/", "testing/", "viz/"),
     *("__main__.", "card.", "conversion.", "doctor.", "inference.", "scaffold."),
+    *("train/evaluation.", "train/heatmaps."),
 )
 """Files of wsizoo that no run's numbers come from: its config, data and split are in the key."""
 BUT = ("viz/classes.",)  # makes probabilities of logits

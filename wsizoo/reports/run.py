@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from wsizoo.errors import DataError
+from wsizoo.measures.measured import ALIKE
 from wsizoo.measures.names import title
 from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
@@ -206,10 +207,10 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
         "hospitals, scanners or stainings, and leave out that training again gives another model."
     )
     measured = [one for run in runs for one in run.measured().values()]
-    if any(one.get("low") is not None and one["low"] == one.get("high") for one in measured):
+    if any(one.get("method") == ALIKE for one in measured):
         report.text(
-            "An interval without width does not mean certainty: where every tested patient was "
-            "right, drawing them anew finds no wrong one."
+            f"Measures without an interval ({ALIKE}) are not certain: where every tested patient "
+            "was right, drawing them anew finds no wrong one."
         )
     if len(runs) > 1:
         report.text(

@@ -29,23 +29,31 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
     """
     first = next(iter(runs.values()))
     task, classes = first.task, first.classes
-    every = [(name, run, row) for name, run in runs.items() for row in run.reported_slides()]
-    ordered = sorted(every, key=lambda one: (_worst_first(one[2], task), one[2]["slide"], one[0]))
+    ordered = worst_first(runs)
     rows = [
         {**({"Run": name} if name else {}), **_shown(row, run, name, task, classes)}
         for name, run, row in ordered[:MOST]
     ]
     report.heading("Slides")
-    wrong = sum(is_wrong(row) for _, _, row in every) if task == "classification" else 0
-    told = f"{len(every)} slides of the reported part"
+    wrong = sum(is_wrong(row) for _, _, row in ordered) if task == "classification" else 0
+    told = f"{len(ordered)} slides of the reported part"
     told += f", {wrong} of them called wrong" if task == "classification" else ""
-    cut = f" The first {MOST} stand here." if len(every) > MOST else ""
-    report.text(f"{told}; {FIRST[task]}.{cut} All rows:")
+    cut = f" The first {MOST} stand here." if len(ordered) > MOST else ""
+    linked = any(cell["Slide"].beside for cell in rows)
+    drawn = " Names that are links lead to a heatmap of the slide." if linked else ""
+    report.text(f"{told}; {FIRST[task]}.{cut}{drawn} All rows:")
     files = [PREDICTIONS, PATIENTS]
     folder = first.folder.parent if any(runs) else first.folder
     report.files({name: name for name in files if (folder / name).exists()})
     columns = ["Slide", *(key for key in rows[0] if key != "Slide")]
     report.table(rows, columns)
+
+
+def worst_first(runs: Mapping[str, RunFiles]) -> list[tuple[str, RunFiles, Row]]:
+    """Slides of the reported part in the order of the table, each with its run."""
+    task = next(iter(runs.values())).task
+    every = [(name, run, row) for name, run in runs.items() for row in run.reported_slides()]
+    return sorted(every, key=lambda one: (_worst_first(one[2], task), one[2]["slide"], one[0]))
 
 
 def is_wrong(row: Row) -> bool:

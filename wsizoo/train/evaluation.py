@@ -16,11 +16,14 @@ from wsizoo.prediction_files import Row
 from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
+from wsizoo.reports.slides import HEATMAPS
 from wsizoo.splits.files import read_split
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.headers import check_features
+from wsizoo.train.heatmaps import draw_heatmaps
+from wsizoo.train.kept_rows import kept_rows
 from wsizoo.train.predicting import (
     Censoring,
     Measuring,
@@ -49,6 +52,9 @@ Parts = Mapping[str, Sequence[int]]
 Tick = Callable[[str, int, int], None]
 
 
+MANY = 100  # slides, of which each tenth is told
+
+
 def _nothing(text: str) -> None:
     """Say nothing."""
 
@@ -71,11 +77,15 @@ def evaluate_run(
     *,
     part: str | None = None,
     device: str = "cpu",
+    heatmaps: int = 0,
     say: Say = _nothing,
     tick: Tick = lambda what, done, total: None,
     registry: Registry | None = None,
 ) -> Path:
     """Predict and measure, and write what a run writes but for what is of training.
+
+    Interrupted, the same call goes on where it was: a slide is not predicted again while model,
+    table and its files are what they were.
 
     Args:
         source: folder of a run, which says what its data were; or a model as `wsizoo.load` takes,
@@ -86,6 +96,8 @@ def evaluate_run(
             slides that the split knows, itself or by their patients, stay what they are, and what
             it does not know is of the test part; what is left out is told. Of data that it knows
             nothing of all slides are taken, as a test part.
+        heatmaps: of so many slides, see `wsizoo.train.heatmaps.draw_heatmaps`; those of an earlier
+            evaluation are removed.
 
     Returns:
         The folder.
@@ -98,28 +110,44 @@ def evaluate_run(
     check_device(device)
     found = _source(source, overrides, registry)
     model = found.model.to(device)
-    task = str(getattr(model.head, "task", None) or found.config.data.task or "")
-    if not task:
-        raise SpecError(f"'{model.name}' does not say its task. Say it: data.task=classification")
+    task = _task_of(found)
     cohort = read_cohort(found.config.data, task=task, classes=list(model.classes))
     for line in warnings_of(cohort, []):
         say(line)
     known, parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
     _check_out(out)
-    rows, seconds = _predict(cohort, parts, model, tick, found.config.train.workers)
+    rows, seconds = _predict(found, cohort, parts, out, say, tick)
+    _remove_heatmaps(out)
     level = level_of(task, found.config.data.patient_slides)
     measuring = Measuring(task, level, model, censoring)
     left_out = _left_out(cohort, known, parts)
-    record = _record(found, cohort, seconds / max(len(rows), 1))
-    sizes = {name: len(chosen) for name, chosen in parts.items()}
+    record = _record(found, cohort, parts, seconds / max(len(rows), 1))
     with writing(out):
         metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
         write_json(out / ENVIRONMENT, environment(registry))
-        write_record(out, {**record, "slides": sizes, "left_out": left_out}, FINISHED)
+        write_record(out, {**record, "left_out": left_out}, FINISHED)
         write_report(out)
     say(told_of(metrics, found.name))
+    if heatmaps:
+        draw_heatmaps(out, cohort, model, heatmaps, tick)
+        write_report(out)
     return out
+
+
+def _task_of(found: _Source) -> str:
+    task = str(getattr(found.model.head, "task", None) or found.config.data.task or "")
+    if not task:
+        raise SpecError(
+            f"'{found.model.name}' does not say its task. Say it: data.task=classification"
+        )
+    return task
+
+
+def _remove_heatmaps(out: Path) -> None:
+    """Those of an earlier evaluation, of another model or table."""
+    for old in (out / HEATMAPS).glob("*.png"):
+        old.unlink()
 
 
 def _left_out(cohort: Cohort, known: Parts, measured: Parts) -> dict[str, int]:
@@ -133,7 +161,9 @@ def _left_out(cohort: Cohort, known: Parts, measured: Parts) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
-def _record(found: _Source, cohort: Cohort, seconds_per_slide: float) -> dict[str, Any]:
+def _record(
+    found: _Source, cohort: Cohort, parts: Parts, seconds_per_slide: float
+) -> dict[str, Any]:
     """run.json of an evaluation."""
     model = found.model
     return {
@@ -147,6 +177,7 @@ def _record(found: _Source, cohort: Cohort, seconds_per_slide: float) -> dict[st
         "parameters": sum(p.numel() for p in model.parameters()),
         "data_digest": cohort.digest,
         "trained_on": found.record.get("data_digest"),
+        "slides": {name: len(chosen) for name, chosen in parts.items()},
         "seconds_per_slide": round(seconds_per_slide, 6),
         **peaks(),
     }
@@ -206,17 +237,36 @@ def _check_out(out: Path) -> None:
 
 
 def _predict(
+    found: _Source,
     cohort: Cohort,
     parts: Parts,
-    model: SlideModel,
+    out: Path,
+    say: Say,
     tick: Tick,
-    workers: int,
 ) -> tuple[list[Row], float]:
+    """All rows, of which those that an interrupted evaluation left in `out` are not made again."""
     rows: list[Row] = []
-    seconds = 0.0
-    for part, chosen in parts.items():
-        samples = Samples(cohort, chosen)
-        found, spent = predict_samples(samples, part, cohort.task, model, tick, workers)
-        rows += found
-        seconds += spent
+    seconds, workers = 0.0, found.config.train.workers
+    with kept_rows(out, found.model, cohort) as kept:
+        if kept.found:
+            say(f"Going on: {len(kept.found)} slides were predicted before the interruption")
+        for part, chosen in parts.items():
+            told = _saying_tenths(say, tick)
+            samples = Samples(cohort, chosen)
+            each, spent = predict_samples(
+                samples, part, cohort.task, found.model, told, workers, kept
+            )
+            rows += each
+            seconds += spent
     return rows, seconds
+
+
+def _saying_tenths(say: Say, tick: Tick) -> Tick:
+    """A tick that also says each tenth of many slides, for logs, where no bar is seen."""
+
+    def told(what: str, done: int, total: int) -> None:
+        tick(what, done, total)
+        if total >= MANY and done < total and done * 10 // total > (done - 1) * 10 // total:
+            say(f"{done} of {total} {what}")
+
+    return told

@@ -27,6 +27,7 @@ from wsizoo.train.config import RunConfig
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
+from wsizoo.train.kept_rows import kept_rows
 from wsizoo.train.making import make_model, task_loss_of
 from wsizoo.train.predicting import (
     Censoring,
@@ -121,7 +122,7 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     if not is_first():
         return
     model.requires, model.trained = requires, True
-    rows, seconds = _predict(run, model, tick)
+    rows, seconds = _predict(run, model, folder, tick)
     split = {"split_digest": digests["split_digest"]}
     with writing(folder):
         metrics = run.measuring(model).write(folder, rows, split)
@@ -234,14 +235,15 @@ def _measure_for_choice(run: OneRun) -> Callable[[SlideModel, Sequence[Row]], di
     return measure
 
 
-def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], float]:
+def _predict(run: OneRun, model: SlideModel, folder: Path, tick: Tick) -> tuple[list[Row], float]:
     rows: list[Row] = []
-    seconds, workers = 0.0, run.config.train.workers
-    for part in MEASURED:
-        samples = run.samples(part, None)
-        found, spent = predict_samples(samples, part, run.cohort.task, model, tick, workers)
-        rows += found
-        seconds += spent
+    seconds, workers, task = 0.0, run.config.train.workers, run.cohort.task
+    with kept_rows(folder, model, run.cohort) as kept:
+        for part in MEASURED:
+            samples = run.samples(part, None)
+            found, spent = predict_samples(samples, part, task, model, tick, workers, kept)
+            rows += found
+            seconds += spent
     return rows, seconds
 
 

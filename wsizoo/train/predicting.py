@@ -15,10 +15,11 @@ from wsizoo.bag import Bag
 from wsizoo.files import write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.bootstrap import RESAMPLES
-from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.measured import Measured, to_json
 from wsizoo.measures.names import MAIN
 from wsizoo.model import SlideModel
 from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, write_rows
+from wsizoo.train.kept_rows import KeptRows
 from wsizoo.train.loading import read_ahead
 from wsizoo.train.measuring import measure_rows
 from wsizoo.train.predictions import by_patient, one_target_each, prediction
@@ -81,23 +82,28 @@ def predict_samples(
     model: SlideModel,
     tick: Tick = lambda what, done, total: None,
     workers: int = 2,
+    kept: KeptRows | None = None,
 ) -> tuple[list[Row], float]:
     """Rows of predictions.csv of one part, and the seconds that the model took for them.
 
     Args:
-        workers: threads that read ahead.
+        workers: threads that read ahead. kept: rows that are there, and where new ones go.
     """
-    rows: list[Row] = []
-    seconds = 0.0
+    every = samples.samples
+    found = {i: kept.row(part, sample) for i, sample in enumerate(every)} if kept else {}
+    told = {i: one for i, one in found.items() if one is not None}
+    wanted = [i for i in range(len(samples)) if i not in told]
     model.eval()
-    ahead = read_ahead(samples, range(len(samples)), workers, lambda bag, _: bag)
+    ahead = read_ahead(samples, wanted, workers, lambda bag, _: bag)
     with torch.inference_mode(), closing(ahead) as reader:
-        for i, bag in enumerate(reader):
+        for i, bag in zip(wanted, reader, strict=True):
             start = time.perf_counter()
-            rows.append(row_of(samples.samples[i], bag, part, task, model, model(bag)))
-            seconds += time.perf_counter() - start
-            tick(f"{part} slides predicted", i + 1, len(samples))
-    return rows, seconds
+            row = row_of(every[i], bag, part, task, model, model(bag))
+            told[i] = row, time.perf_counter() - start
+            if kept:
+                kept.add(part, every[i], *told[i])
+            tick(f"{part} slides predicted", len(told), len(samples))
+    return [told[i][0] for i in range(len(samples))], sum(spent for _, spent in told.values())
 
 
 def row_of(

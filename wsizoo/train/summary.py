@@ -9,7 +9,7 @@ from typing import Any
 
 from wsizoo.files import write_json
 from wsizoo.measures.compare import mean_std
-from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.measured import Measured, to_json
 from wsizoo.measures.runs import Run, measure_runs
 from wsizoo.prediction_files import PREDICTIONS, Row, read_rows, write_rows
 from wsizoo.train.cohort import Cohort
