@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.test_ops_disks import slopes_times_distance
 from tests.test_ops_neighbourhoods import some_cells
 from wsizoo.errors import BackendError, DataError
-from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, striped, strips
+from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, products, striped, strips
 from wsizoo.testing import check_op_backend
 
 FAST, REFERENCE = grid_attention.on("striped"), grid_attention.on("reference")
@@ -218,3 +218,32 @@ def test_cells_too_far_apart_to_be_numbered_are_an_error() -> None:
     near = Disk(torch.tensor([[0, 0], [2**40, 2**40]]), 3)
     with pytest.raises(DataError, match="more than a grid can number"):
         FAST(*args_of(near))
+
+
+@pytest.mark.parametrize(("heads", "dim"), [(1, 384), (4, 16)])
+def test_a_patch_far_from_new_ones_keeps_its_output_when_the_slide_grows(
+    heads: int, dim: int
+) -> None:
+    """Two layers: what lies within twice the radius is all that counts.
+
+    Keys that are too far away are exact zeros in every sum, and lie between the others without
+    changing their order: where products add in that order, as oneDNN's do, not a bit changes.
+    """
+    radius, grown = 4, crowd(900)
+    x = torch.randn(len(grown), heads, dim, generator=torch.Generator().manual_seed(0))
+    there = (grown[:, 0] >= 3) & (grown[:, 0] < 30) & (grown[:, 1] < 25)
+
+    def layers(cells: Tensor, x: Tensor) -> Tensor:
+        for _ in range(2):
+            x = x + FAST(x, x, x, Disk(cells, radius))
+        return x
+
+    cells = grown[there]
+    inside = (cells[:, 0] >= 3 + 2 * radius) & (cells[:, 0] < 30 - 2 * radius)
+    inside &= cells[:, 1] < 25 - 2 * radius
+    before, after = layers(cells, x[there])[inside], layers(grown, x)[there][inside]
+    assert len(before) > 30
+    assert float((before - after).abs().max()) <= 1e-6 * float(before.abs().max())
+    if dim == 384 and products._onednn() is not None:
+        assert torch.equal(before, after)
+    assert not torch.allclose(layers(cells, x[there])[~inside], layers(grown, x)[there][~inside])

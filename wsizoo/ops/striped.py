@@ -148,7 +148,8 @@ class _Pass:
             scores = self.scores(q, k, strip, some, part)
             highest = scores.amax(-1, keepdim=True)
             weights = torch.exp2(scores.sub_(highest), out=scores)
-            total = weights.sum(-1, keepdim=True)
+            # in float64, where it hardly matters which keys of weight 0 lie in between
+            total = weights.sum(-1, keepdim=True, dtype=torch.float64).to(weights.dtype)
             if self.dropout:
                 weights *= keep_mask(weights, self.dropout, self.draws)
             sums = _merged(sums, (stacked(weights, v[:, part]), total, highest))
