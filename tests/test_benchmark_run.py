@@ -500,7 +500,7 @@ def test_a_model_of_a_file_gets_the_encoder_of_its_features(data: Path, tmp_path
 
 
 SILENT = {
-    *("benchmark", "cli", "demo", "extraction", "reports", "testing", "viz"),
+    *("benchmark", "cli", "demo", "diagnosis", "extraction", "reports", "testing", "viz"),
     *("__main__.py", "card.py", "conversion.py", "doctor.py", "inference.py", "scaffold.py"),
 }
 
