@@ -133,6 +133,13 @@ BACKENDS = (
     ),
     OpBackend(
         "selective_scan",
+        "chunked",
+        target="wsizoo.ops.scan_chunked:selective_scan_chunked",
+        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
+        priority=10,
+    ),
+    OpBackend(
+        "selective_scan",
         "numba",
         target="wsizoo.ops.scan_numba:selective_scan_numba",
         why_not="wsizoo.ops.scan_numba:why_not",

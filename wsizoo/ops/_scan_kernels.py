@@ -10,7 +10,6 @@ This file and `_vectors` import numba, which is optional and has no types.
 """
 
 # mypy: ignore-errors
-# ruff: noqa: N803
 
 from __future__ import annotations
 

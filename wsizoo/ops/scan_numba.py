@@ -13,7 +13,7 @@ import contextlib
 import functools
 import importlib.util
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -49,6 +49,13 @@ def _installed() -> bool:
     return importlib.util.find_spec("numba") is not None
 
 
+def _kernels() -> Any:
+    """Compiled on their first call; the next process finds them in numba's cache."""
+    from wsizoo.ops import _scan_kernels
+
+    return _scan_kernels
+
+
 def selective_scan_numba(
     u: Tensor,
     delta: Tensor,
@@ -76,7 +83,7 @@ class _Scan(torch.autograd.Function):
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         u, _, A, *_, softplus, offsets, reverse = args
         sequences = 1 if offsets is None else len(offsets) - 1
-        y, last, starts = _forward(_given(*args), sequences, any(ctx.needs_input_grad))
+        y, last, starts = _forward(_given(args), sequences, any(ctx.needs_input_grad))
         ctx.save_for_backward(*args[:8], offsets, starts)
         ctx.flags = softplus, reverse
         last = last[..., : A.shape[1]].contiguous()
@@ -88,7 +95,7 @@ class _Scan(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         *parts, offsets, starts = ctx.saved_tensors
         softplus, reverse = ctx.flags
-        given = _given(*parts, softplus, offsets, reverse)
+        given = _given((*parts, softplus, offsets, reverse))
         found = _backward(given, slope.float().contiguous(), starts)
         of_parts = (
             None if part is None else own[..., : part.shape[-1]].to(part.dtype)
@@ -99,8 +106,7 @@ class _Scan(torch.autograd.Function):
 
 def _forward(given: Any, sequences: int, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """y (T, E), last (S, E, N), and the states at the starts of chunks (chunks or 0, E, N)."""
-    from wsizoo.ops import _scan_kernels as kernels
-
+    kernels = _kernels()
     t, (e, n) = len(given.first), given.A.shape
     y, last = _memory(t, e), torch.zeros(sequences, e, n)
     starts = _memory(-(-t // kernels.STEPS) if keep else 0, e, n)
@@ -118,8 +124,7 @@ def _forward(given: Any, sequences: int, keep: bool) -> tuple[Tensor, Tensor, Te
 
 def _backward(given: Any, slope: Tensor, starts: Tensor) -> list[Tensor]:
     """Gradients of u, delta, A, B, C, D, z and the bias, N filled up as in `given`."""
-    from wsizoo.ops import _scan_kernels as kernels
-
+    kernels = _kernels()
     t, (e, n) = len(given.first), given.A.shape
     results = [_memory(t, e), _memory(t, e), _memory(t if given.gated else 0, e)]
     of_b, of_c, of_a = _memory(t, n), _memory(t, n), torch.zeros(e, n)
@@ -131,7 +136,7 @@ def _backward(given: Any, slope: Tensor, starts: Tensor) -> list[Tensor]:
         for chunks, rows in reversed(_spans(t, given.reverse)):
             some = parts[:, :, : rows.stop - rows.start]
 
-            def run(i: int, span: Any, own: list[Any]) -> None:
+            def run(i: int, span: Any, own: list[Any], some: Any = some) -> None:
                 some[:, i] = 0
                 slopes = kernels.Slopes(*own, *some[:, i], *carried)
                 kernels.backward(given, span, *read, slopes)
@@ -144,8 +149,7 @@ def _backward(given: Any, slope: Tensor, starts: Tensor) -> list[Tensor]:
 
 def _spans(t: int, reverse: bool) -> list[tuple[tuple[int, int], slice]]:
     """Chunks between two meetings of the threads, first and behind the last, and their rows."""
-    from wsizoo.ops import _scan_kernels as kernels
-
+    kernels = _kernels()
     spans, most = [], SPAN * kernels.STEPS
     for at in range(0, t, most):
         end = min(at + most, t)
@@ -163,8 +167,7 @@ class _Team:
     """
 
     def __init__(self, threads: int, channels: int, pool: ThreadPoolExecutor | None) -> None:
-        from wsizoo.ops import _scan_kernels as kernels
-
+        kernels = _kernels()
         self.threads, self.pool = threads, pool
         self.apart = threads > 1 and channels % (threads * kernels.LANES) != 0
         self.bounds = [channels * i // threads for i in range(threads + 1)]
@@ -177,8 +180,7 @@ class _Team:
         results: list[Tensor],
     ) -> None:
         """Call `kernel` on each thread: its number, its span, its share of results (T, E)."""
-        from wsizoo.ops import _scan_kernels as kernels
-
+        kernels = _kernels()
         shares, calls = [], []
         for begin, end in itertools.pairwise(self.bounds):
             own = [result[rows, begin:end] for result in results]
@@ -208,21 +210,10 @@ def _team(steps: int, channels: int, states: int) -> Iterator[_Team]:
             yield _Team(threads, channels, pool)
 
 
-def _given(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    bias: Tensor | None,
-    softplus: bool,
-    offsets: Tensor | None,
-    reverse: bool,
-) -> Any:
+def _given(args: Sequence[Any]) -> Any:
     """`Given` of the kernels; copies what is not float32 with unit stride, and N not of 16."""
-    from wsizoo.ops import _scan_kernels as kernels
+    u, delta, A, B, C, D, z, bias, softplus, offsets, reverse = args
+    kernels = _kernels()
 
     def whole(x: Tensor) -> Tensor:
         x = x.detach().float()
