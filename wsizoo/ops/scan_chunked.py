@@ -159,7 +159,7 @@ class _Block:
         before = starts
         for state, factor in zip(self.states, self.factors, strict=True):
             before = state.addcmul_(factor, before)
-        return before[-1].clone()
+        return before[-1].clone()  # a view would keep the states of all steps
 
     def walk_back(self, slopes: Tensor, handed: Tensor) -> Tensor:
         """Fill in the slopes (K, S, E, N) of the states, from what each gives to the output.

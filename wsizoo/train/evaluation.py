@@ -46,7 +46,7 @@ from wsizoo.train.run_folder import (
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.seen import ALL, chosen_parts, parts_of_others
-from wsizoo.viz.table import weights_digest
+from wsizoo.weights import weights_digest
 from wsizoo.zoo import load
 
 Say = Callable[[str], None]
