@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 _home = tempfile.mkdtemp(prefix="wsizoo-tests-hf-")
 atexit.register(shutil.rmtree, _home, ignore_errors=True)
@@ -20,6 +21,35 @@ if "torch" in sys.modules:
 import pytest  # noqa: E402
 
 from wsizoo.testing.fixtures import hub, loopback_only  # noqa: E402, F401
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with 16 toy slides, a patient each, see `toy_cohort`; for tests that change none."""
+    return _cohort(tmp_path_factory, slides=16, per_patient=1)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with 32, two slides a patient."""
+    return _cohort(tmp_path_factory, slides=32, per_patient=2)
+
+
+@pytest.fixture
+def own_cohort(tmp_path: Path) -> Path:
+    """`cohort`, in `tmp_path`, to be changed."""
+    from tests.toy_cohort import write_cohort
+
+    write_cohort(tmp_path)
+    return tmp_path
+
+
+def _cohort(factory: pytest.TempPathFactory, **sizes: int) -> Path:
+    from tests.toy_cohort import write_cohort  # needs torch, which not every test does
+
+    folder = factory.mktemp("cohort")
+    write_cohort(folder, **sizes)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from wsizoo.fingerprint import Fingerprint
 from wsizoo.plugins import discover
 from wsizoo.registry import Entry, Registry, default
 from wsizoo.slides.store import write_bag
-from wsizoo.train.config import RunConfig, load_config
+from wsizoo.train.config import RunConfig, load_config, to_yaml
 
 CORE = Path(benchmark_keys.__file__).parent.parent
 SLIDES = 16
@@ -68,7 +68,7 @@ def content(source: Path, **more: object) -> dict[str, object]:
         "data": {"table": str(source / "slides.csv")},
         "features": {"he": str(source / "he")},
         "models": ["abmil", "max"],
-        "split": {"fractions": [0.5, 0.0, 0.5]},
+        "split": {"fractions": [0.25, 0.25, 0.5]},
         "train": {"epochs": 2},
         "seeds": [0, 1],
         **more,
@@ -87,6 +87,31 @@ def states(benchmark: Benchmark) -> list[str]:
 def table(file: Path) -> list[dict[str, str]]:
     with open(file, newline="", encoding="utf-8") as opened:
         return list(csv.DictReader(opened))
+
+
+def test_small_slides_train_and_each_repeat_deals_the_large_ones_anew(
+    data: Path, tmp_path: Path
+) -> None:
+    made = Fingerprint("handcrafted-he", mpp=0.5, patch_size=224)
+    sizes = {f"S{i}": 3 + (7 * i) % SLIDES for i in range(SLIDES)}
+    for name, n in sizes.items():
+        bag = Bag(torch.zeros(n, 208), encoder=made, slide_id=name)
+        write_bag(bag, tmp_path / "sized" / f"{name}.h5")
+    split = {"kind": "extrapolation", "repeats": 3}
+    done = run(
+        data, tmp_path / "out", features={"he": str(tmp_path / "sized")}, split=split, seeds=[0]
+    )
+    assert len(done.outcomes) == 2 * 3
+    tested = []
+    for fold in range(3):
+        (file,) = {o.cell.config.split.file for o in done.outcomes if o.cell.fold == fold}
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for row in table(Path(str(file))):
+            parts[row["part"]].append(sizes[row["slide"]])
+        assert [len(part) for part in parts.values()] == [10, 3, 3]
+        assert max(parts["train"]) < min(parts["val"] + parts["test"])
+        tested.append(sorted(parts["test"]))
+    assert len({tuple(part) for part in tested}) > 1
 
 
 def test_every_model_feature_set_fold_and_seed_is_a_cell(data: Path, tmp_path: Path) -> None:
@@ -281,6 +306,21 @@ def test_spans_recipe_does_not_look_ahead_in_a_benchmark(tmp_path: Path) -> None
     assert found[1].optimiser.lr != found[0].optimiser.lr
 
 
+def test_overrides_of_the_benchmarks_recipe_are_of_its_model_alone(tmp_path: Path) -> None:
+    own = {"name": "own", "model": "mean-uni", "overrides": ["aggregator.dim=4"]}
+    given = {"recipe": "baseline-regression", "data": {"table": "/t.csv"}, "models": ["abmil", own]}
+    over = ["overrides=[aggregator.gated=false]"]
+    asked = read_benchmark({**given, "features": {"a": str(tmp_path)}}, over, None, default())
+    found = [asked.config(candidate) for candidate in asked.models or ()]
+    assert [config.overrides for config in found] == [
+        ["head=regression", "aggregator.gated=false"], []
+    ]  # fmt: skip
+    for config in found:
+        assert config.recipe == "baseline-regression"
+        (tmp_path / "config.yaml").write_text(to_yaml(config))
+        assert load_config(tmp_path / "config.yaml") == config
+
+
 def test_an_override_of_the_base_model_is_not_one_of_every_model(tmp_path: Path) -> None:
     models = ["abmil", "max-uni", {"name": "s", "recipe": "span-classification"}]
     given = {"model": "mean-uni", "data": {"table": "t.csv"}, "features": {"a": str(tmp_path)}}
@@ -414,6 +454,23 @@ def test_the_command_tells_a_line_a_run_and_the_table(
     assert rows[1]["reason"] == "ValueError: no luck"
 
 
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("models=[abmil, 'mean']", "is an option, so type: --models abmil,mean"),
+        ("models=mean", "is an option, so type: --models mean"),
+        ("models=", "is an option, so type: --models a,b"),
+        ("models=[{name: x}]", "is an option, so type: --models a,b"),
+        ("features={a: b}", "is no key of a run. One set: data.features=FOLDER; several stand in"),
+    ],
+)
+def test_what_is_a_list_in_the_file_is_no_override(typed: str, told: str) -> None:
+    where = ["data.table=t.csv", "data.features=f", typed]
+    how = ["benchmark", "baseline-classification", "-o", "B"]
+    with pytest.raises(SpecError, match=re.escape(f"the benchmark: '{typed}' {told}")):
+        CliRunner().invoke(cli, [*how, *where], catch_exceptions=False)
+
+
 def test_the_command_takes_a_recipe_as_train_does(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,7 +535,7 @@ def test_a_model_of_a_file_gets_the_encoder_of_its_features(data: Path, tmp_path
 
 
 SILENT = {
-    *("benchmark", "cli", "demo", "extraction", "reports", "testing", "viz"),
+    *("benchmark", "cli", "demo", "diagnosis", "extraction", "reports", "testing", "viz"),
     *("__main__.py", "card.py", "conversion.py", "doctor.py", "inference.py", "scaffold.py"),
 }
 

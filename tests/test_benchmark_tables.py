@@ -68,19 +68,100 @@ def test_the_markdown_table_exactly() -> None:
 
 def test_the_latex_table_exactly() -> None:
     assert latex(ROWS, "classification") == (
+        "% \\usepackage{booktabs}  % \\toprule, \\midrule, \\bottomrule\n"
         "\\begin{tabular}{llrrrrrrrrr}\n"
-        "\\hline\n"
+        "\\toprule\n"
         "model & features & runs & AUC & 95 \\% interval & p & rank & parameters & training s & "
         "ms per slide & peak MB \\\\\n"
-        "\\hline\n"
+        "\\midrule\n"
         "\\textbf{abmil\\_1} & he & 2 & \\textbf{0.850 $\\pm$ 0.071} & 0.751 to 0.910 & - & 1.25 & "
         "1000 & 12.3 & 1.3 & 512 \\\\\n"
         "mean|50\\% & he & 1 of 2 & 0.850 & 0.600 to 0.900 & \\textless{} 0.001 & - & 1000 & 12.3 "
         "& 1.3 & 512 \\\\\n"
         "max & he & 0 of 2 & - & - & - & - & - & - & - & - \\\\\n"
-        "\\hline\n"
+        "\\bottomrule\n"
         "\\end{tabular}\n"
     )
+
+
+COMMANDS = {
+    *("begin", "end", "toprule", "midrule", "bottomrule", "textbf", "pm"),
+    *("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater"),
+}
+
+
+def faults(text: str) -> list[str]:
+    """What LaTeX would stumble over in a table, found without a LaTeX."""
+    found = []
+    body = re.sub(r"(?<!\\)%.*", "", text)
+    tokens = re.findall(r"\\[A-Za-z]+|\\.|[^\\]", body, re.DOTALL)
+    depth, maths = 0, False
+    for token in tokens:
+        depth += (token == "{") - (token == "}")
+        maths ^= token == "$"
+        if depth < 0:
+            found.append("a brace closes that is not open")
+        if token in "#~" or (token in "^_" and not maths):
+            found.append(f"{token} is not escaped")
+        if re.fullmatch(r"\\[A-Za-z]+", token) and token[1:] not in COMMANDS:
+            found.append(f"{token} is unknown")
+    found += ["braces are left open"] if depth else []
+    found += ["maths is left open"] if maths else []
+    stack = []
+    for what, name in re.findall(r"\\(begin|end)\{(\w+)\}", body):
+        if what == "begin":
+            stack.append(name)
+        elif not stack or stack.pop() != name:
+            found.append(f"{name} ends and did not begin")
+    found += [f"{name} is left open" for name in stack]
+    (columns,) = re.findall(r"\\begin\{tabular\}\{(\w+)\}", body)
+    inner = re.sub(r"\\(begin\{tabular\}\{\w+\}|end\{tabular\}|\w+rule\b)", "", body)
+    *rows, rest = re.split(r"\\\\(?![A-Za-z])", inner)
+    found += ["text after the last row"] if rest.strip() else []
+    for row in rows:
+        if row.lstrip().startswith(("[", "*")):
+            found.append("a row begins with what belongs to the end of the one above")
+        if len(re.findall(r"(?<!\\)&", row)) != len(columns) - 1:
+            found.append(f"{row.strip()} has not {len(columns)} cells")
+    return found
+
+
+AWKWARD = [
+    row("a_b & 50% #1 $x$ {y} ~z^2 \\w\nv", [0.9, 0.8], low=0.7, high=0.91, best=True),
+    row("[tiny] model", [0.5]),
+    row("* starred", [0.5], p=0.0001),
+    Row("}", "f_1 & f%2", 0, 2),
+]
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_the_latex_table_is_whole_whatever_models_are_called(task: str) -> None:
+    text = latex(AWKWARD, task)
+    assert faults(text) == []
+    assert "booktabs" in text.splitlines()[0] and text.startswith("% ")
+    assert text.count(r"\\" + "\n") == 1 + len(AWKWARD)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "told"),
+    [
+        (r"\_", "_", "_ is not escaped"),
+        (r"\#", "#", "# is not escaped"),
+        (r"\&", "&", "has not 11 cells"),
+        (r"\%", "%", "has not 11 cells|left open"),
+        (r"\}", "}", "a brace closes"),
+        (r"\{", "{", "left open"),
+        (r"\$", "$", "maths is left open"),
+        ("{[}", "[", "a row begins with"),
+        ("{*}", "*", "a row begins with"),
+        (r"\end{tabular}", "", "tabular is left open"),
+        ("\n" r"\bottomrule", "\n" r"\bottom", "is unknown"),
+    ],
+)
+def test_a_fault_in_a_latex_table_is_found(right: str, wrong: str, told: str) -> None:
+    text = latex(AWKWARD, "classification")
+    assert right in text
+    assert re.search(told, "; ".join(faults(text.replace(right, wrong, 1))))
 
 
 def test_every_character_that_latex_reads_is_escaped() -> None:
@@ -259,3 +340,16 @@ def test_the_page_has_results_and_costs_in_tables_of_their_own() -> None:
     ]
     assert all(len(re.findall("<td", t)) == len(h) for t, h in zip(tables, heads, strict=True))
     assert "1000" in tables[1] and "1000" not in tables[0]
+
+
+def test_a_mean_outside_its_interval_is_drawn_outside() -> None:
+    """The interval ends where it ends: here at 0.9, left of the mean."""
+    rows = [row("a", [0.97], low=0.8, high=0.9), row("b", [0.5], low=0.4, high=0.6)]
+    page = benchmark_page(rows, "classification", [], "2 runs")
+    assert "a 0.970 (0.800 to 0.900)" in page
+    first = page.split('class="bar"')[0]
+    ends = [
+        float(x) for x in re.findall(r'class="whisker" x1="[^"]*" y1="[^"]*" x2="([^"]*)"', first)
+    ]
+    (dot, _) = re.findall(r'class="f0" cx="([^"]*)"', page)
+    assert max(ends) < float(dot)

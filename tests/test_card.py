@@ -56,6 +56,16 @@ def test_resamples_without_the_measure_are_told_where_they_are_many() -> None:
     assert "| many | 0.910 | 0.800 to 0.970 (21 of 2000 resamples left out) | 16 |" in body
 
 
+def test_an_interval_tells_where_it_is_from_unless_from_a_bootstrap() -> None:
+    values = {
+        "accuracy": {"value": 1.0, "low": 0.8, "high": 1.0, "n": 16, "method": "Clopper-Pearson"},
+        "kappa": {"value": 1.0, "low": None, "high": None, "n": 16, "method": "none here"},
+    }
+    _, body = card({"metrics": {"data": "t", "part": "test", "level": "slide", "values": values}})
+    assert "| accuracy | 1.000 | 0.800 to 1.000 (Clopper-Pearson) | 16 |" in body
+    assert "| kappa | 1.000 | - (none here) | 16 |" in body
+
+
 def test_metrics_of_another_shape_are_told_as_they_are() -> None:
     front, body = card({"metrics": "AUC 0.9"})
     assert "- metrics: AUC 0.9" in body and "model-index" not in front

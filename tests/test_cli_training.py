@@ -14,28 +14,20 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
-from wsizoo.errors import NotFoundError
+from wsizoo.errors import DataError, NotFoundError
 from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
 from wsizoo.train.recipes import find_recipe
-from wsizoo.zoo import build
+from wsizoo.zoo import build, load
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(cohort: Path) -> Path:
     """A folder with a cohort, its config, and its run."""
-    folder = tmp_path_factory.mktemp("finished")
-    write_cohort(folder)
-    config = write_config(folder)
-    assert invoke("train", config, "-o", folder / "run").exit_code == 0
-    return folder
-
-
-@pytest.fixture
-def cohort(tmp_path: Path) -> Path:
-    write_cohort(tmp_path)
-    return tmp_path
+    config = write_config(cohort)
+    assert invoke("train", config, "-o", cohort / "run").exit_code == 0
+    return cohort
 
 
 def invoke(*arguments: str | Path) -> Result:
@@ -89,7 +81,8 @@ def test_train_tells_of_data_epochs_and_measures(finished: Path) -> None:
 
 def test_train_json_is_the_measures_alone(finished: Path) -> None:
     result = invoke("train", finished / "train.yaml", "-o", finished / "run", "--json")
-    told = json.loads(result.output)
+    told = json.loads(result.stdout)
+    assert result.stderr
     assert told["run"] == str(finished / "run")
     written = json.loads((finished / "run" / "metrics.json").read_text())
     assert told["test"]["auc"] == written["test"]["auc"]
@@ -106,7 +99,7 @@ def test_several_runs_are_told_as_mean_and_deviation(finished: Path) -> None:
         "part", "measure", "mean ± std", "95 % interval of the mean", "runs",
     ]  # fmt: skip
     row = next(line for line in lines if re.match("test +auc ", line))
-    assert re.search(r" auc +\d\.\d{3} ± \d\.\d{3} +\d\.\d{3} to \d\.\d{3} +2$", row)
+    assert re.search(r" auc +\d\.\d{3} ± \d\.\d{3} +\d\.\d{3} to \d\.\d{3}( \(.+\))? +2$", row)
     assert "Run 2 of 2: fold0-seed1" in result.output
 
 
@@ -165,6 +158,14 @@ def test_evaluate_all_three_parts(finished: Path) -> None:
     assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
 
 
+def test_evaluate_replaces_another_evaluation_on_request(finished: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", finished / "run", "-o", tmp_path / "out", "--device", "cpu"]
+    assert invoke(*asked).exit_code == 0
+    assert isinstance(invoke(*asked, "--part", "val").exception, DataError)
+    assert invoke(*asked, "--part", "val", "--overwrite").exit_code == 0
+    assert {row["part"] for row in read_table(tmp_path / "out" / "predictions.csv")} == {"val"}
+
+
 def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path, slides=8)
     rename(tmp_path)
@@ -183,35 +184,35 @@ def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path)
 
 def test_evaluate_refuses_what_makes_no_sense(
     finished: Path,
-    cohort: Path,
+    own_cohort: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def told(*arguments: str | Path) -> str:
         return refused(monkeypatch, capsys, "evaluate", *arguments)
 
-    run, out = finished / "run", cohort / "out"
+    run, out = finished / "run", own_cohort / "out"
     model = run / "model"
     assert "is a model and no run, so on which data?" in told(model, "-o", out)
-    other = [f"data.table={cohort / 'slides.csv'}", f"data.features={cohort / 'features'}"]
-    change(cohort, label="malign")
-    result = invoke("evaluate", run, "-o", cohort / "test", *other)
+    other = [f"data.table={own_cohort / 'slides.csv'}", f"data.features={own_cohort / 'features'}"]
+    change(own_cohort, label="malign")
+    result = invoke("evaluate", run, "-o", own_cohort / "test", *other)
     assert "Left out 8 of the train part and 4 of the val part. To" in result.output
-    rename(cohort)
+    rename(own_cohort)
     assert "part 'val' is of the data that" in told(run, "-o", out, *other, "--part", "val")
-    rows = [r for r in read_table(cohort / "slides.csv") if r["part"] in ("train", "val")]
-    change(cohort, label="gorgeous")
+    rows = [r for r in read_table(own_cohort / "slides.csv") if r["part"] in ("train", "val")]
+    change(own_cohort, label="gorgeous")
     assert "label that is not in data.classes (benign, malign): x-s00" in told(
         run, "-o", out, *other
     )
     assert "and is no evaluation; choose another: -o OUT" in told(run, "-o", run)
-    headless = save(build("abmil-demo", "head=null"), cohort / "headless")
+    headless = save(build("abmil-demo", "head=null"), own_cohort / "headless")
     assert "does not say its task. Say it: data.task=" in told(headless, "-o", out, *other)
     two = ["split={kind: column, column: part, val_fraction: 0}", "selection.checkpoint=last"]
-    write_table(cohort / "slides.csv", rows)
-    config = write_config(cohort)
-    assert invoke("train", config, "-o", cohort / "untested", *two).exit_code == 0
-    assert "kept no slides for its test part" in told(cohort / "untested", "-o", out)
+    write_table(own_cohort / "slides.csv", rows)
+    config = write_config(own_cohort)
+    assert invoke("train", config, "-o", own_cohort / "untested", *two).exit_code == 0
+    assert "kept no slides for its test part" in told(own_cohort / "untested", "-o", out)
 
 
 def test_report_writes_the_page_anew(finished: Path) -> None:
@@ -242,7 +243,8 @@ def test_push_takes_a_run(
     points = {metric["type"]: metric["value"] for metric in results["metrics"]}
     assert points["auc"] == measured["auc"]["value"]
     auc = measured["auc"]
-    assert f"| auc | {auc['value']:.3f} | {auc['low']:.3f} to {auc['high']:.3f} | 4 |" in body
+    ends = f"{auc['low']:.3f} to {auc['high']:.3f} ({auc['method']})"
+    assert f"| auc | {auc['value']:.3f} | {ends} | 4 |" in body
     assert "Research: it predicts the class of a slide (benign, malign) from made-up" in body
     assert "Measured on 4 slides of the same table that were held out" in body
     (finished / "begun").mkdir()
@@ -260,118 +262,191 @@ def test_push_takes_a_run(
 
 
 def test_missing_feature_files_are_listed_all(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("s03", "s11"):
-        (cohort / "features" / f"{name}.h5").unlink()
-    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+        (own_cohort / "features" / f"{name}.h5").unlink()
+    told = refused(monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run")
     assert "2 have no feature file" in told and "s03, s11" in told
-    assert not (cohort / "run").exists()
+    assert not (own_cohort / "run").exists()
 
 
 def test_slides_without_a_label_are_named(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    change(cohort, label="")
-    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    change(own_cohort, label="")
+    told = refused(monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run")
     assert "1 have no label (column label): s00" in told
     assert "data.missing=drop" in told
-    config = write_config(cohort)
-    assert invoke("train", config, "-o", cohort / "run", "data.missing=drop").exit_code == 0
-    assert len(read_table(cohort / "run" / "split.csv")) == 15
+    config = write_config(own_cohort)
+    assert invoke("train", config, "-o", own_cohort / "run", "data.missing=drop").exit_code == 0
+    assert len(read_table(own_cohort / "run" / "split.csv")) == 15
 
 
 def test_a_fold_of_one_class_is_refused(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = read_table(cohort / "slides.csv")
+    rows = read_table(own_cohort / "slides.csv")
     for row in rows:
         row["part"] = "train" if row["label"] == "benign" else "test"
-    write_table(cohort / "slides.csv", rows)
-    config = write_config(cohort, selection={"checkpoint": "last"})
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    write_table(own_cohort / "slides.csv", rows)
+    config = write_config(own_cohort, selection={"checkpoint": "last"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "one class" in told and "benign" in told
 
 
 def test_empty_bags_damaged_files_and_other_widths_are_told_at_once(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    features = cohort / "features"
+    features = own_cohort / "features"
     write_bag(made(torch.zeros(0, 8)), features / "s02.h5")
     write_bag(made(torch.zeros(4, 5)), features / "s04.h5")
     (features / "s06.h5").write_bytes(b"not a feature file")
-    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    told = refused(monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run")
     assert "3 of 16 feature files cannot be trained on:" in told
     assert "slide 's02'" in told and "no patches" in told
     assert "features of width 5, 'toy' reads of made-up width 8" in told
     assert "slide 's06'" in told
-    assert not (cohort / "run" / "epochs.csv").exists()
+    assert not (own_cohort / "run" / "epochs.csv").exists()
 
 
 def test_features_of_another_width_name_the_override_that_takes_them(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config, narrow = write_config(cohort), "aggregator.dim=7"
-    assert invoke("train", config, "-o", cohort / "first", "train.epochs=1").exit_code == 0
-    model = cohort / "first" / "model"
+    config, narrow = write_config(own_cohort), "aggregator.dim=7"
+    assert invoke("train", config, "-o", own_cohort / "first", "train.epochs=1").exit_code == 0
+    model = own_cohort / "first" / "model"
     for i in range(16):
-        write_bag(made(torch.randn(4, 5), "other"), cohort / "features" / f"s{i:02}.h5")
+        write_bag(made(torch.randn(4, 5), "other"), own_cohort / "features" / f"s{i:02}.h5")
     own = f"overrides={json.dumps([narrow])}"
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run", own)
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run", own)
     assert told.count("features of width 5, 'toy' reads of made-up width 8") == 1
     assert "16 slides, first 's00' (" in told
-    (typed,) = shlex.split(told.strip().splitlines()[-1].partition("features: ")[2])
-    assert typed == f"overrides={json.dumps([narrow, 'encoder={name: other, dim: 5}'])}"
-    assert invoke("train", config, "-o", cohort / "run", typed).exit_code == 0
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "2", f"init={model}", typed)
+    (typed,) = shlex.split(told.strip().splitlines()[-1].partition("features, add: ")[2])
+    assert typed == 'overrides=["encoder={name: other, dim: 5}"]'
+    assert invoke("train", config, "-o", own_cohort / "run", own, typed).exit_code == 0
+    assert load(own_cohort / "run" / "model").aggregator.out_dim == 7
+    told = refused(
+        monkeypatch, capsys, "train", config, "-o", own_cohort / "2", f"init={model}", typed
+    )
     assert "were trained on features with encoder made-up" in told
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "3", f"init={model}")
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "3", f"init={model}")
     assert "is trained, it needs features of made-up: extract them" in told
 
 
+def test_what_is_published_of_a_run_names_no_path_of_the_computer(
+    finished: Path, tmp_path: Path
+) -> None:
+    run, model = finished / "run", finished / "run" / "model"
+    assert invoke("evaluate", model, "-o", tmp_path / "out", *data_of(finished)).exit_code == 0
+    published = [*model.iterdir(), run / "report.html", tmp_path / "out" / "report.html"]
+    for file in published:
+        assert str(finished).encode() not in file.read_bytes(), file
+        assert str(finished.parent.parent).encode() not in file.read_bytes(), file
+    assert "../slides.csv" in (run / "report.html").read_text()
+
+
+def data_of(folder: Path) -> list[str]:
+    return [f"data.table={folder / 'slides.csv'}", f"data.features={folder / 'features'}"]
+
+
+def test_evaluate_tells_scripts_too_what_it_left_out(finished: Path, own_cohort: Path) -> None:
+    rows = read_table(own_cohort / "slides.csv")
+    for row in rows[:3]:
+        row["label"] = ""
+    write_table(own_cohort / "slides.csv", rows)
+    changed = [f"data.table={own_cohort / 'slides.csv'}", "data.missing=drop"]
+    result = invoke("evaluate", finished / "run", "-o", own_cohort / "out", *changed, "--json")
+    told = json.loads(result.stdout)
+    assert told["left_out"] == {"train": 5, "val": 4, "dropped": 3}
+    assert told["test"]["auc"]["n"] == 4
+    assert "Left out 3 slides, first 's00': have no label" in result.stderr
+    assert "Left out 5 of the train part and 4 of the val part" in result.stderr
+    own = invoke("evaluate", finished / "run", "-o", own_cohort / "own", "--json", "--part", "all")
+    assert json.loads(own.stdout)["left_out"] == {} and "Left out" not in own.stderr
+
+
+def test_features_of_another_encoder_of_that_width_tell_what_to_type(
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write_config(own_cohort), own_cohort / "run"
+    assert invoke("train", config, "-o", own_cohort / "first", "train.epochs=1").exit_code == 0
+    for file in (own_cohort / "features").iterdir():
+        write_bag(made(torch.randn(4, 8), "other"), file)
+    told = refused(
+        monkeypatch, capsys, "train", config, "-o", run, 'overrides=["aggregator.dim=7"]'
+    )
+    assert "FingerprintError" in told and "was made for made-up features; slide 's00' was" in told
+    assert "data.encoder" not in told
+    (typed,) = re.findall(r"Or build this one for yours, add: (.*)", told)
+    both = ['overrides=["aggregator.dim=7"]', *shlex.split(typed)]
+    assert invoke("train", config, "-o", run, *both).exit_code == 0
+    model = load(run / "model")
+    assert (model.requires.encoder, model.aggregator.out_dim) == ("other", 7)
+    trained = f"init={own_cohort / 'first' / 'model'}"
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "3", trained)
+    assert "was encoded with other" in told and "build" not in told
+
+
+def test_a_declared_encoder_may_be_a_slip(
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (own_cohort / "features").iterdir():
+        file.unlink()
+        np.save(file.with_suffix(".npy"), np.zeros((4, 8), np.float32))
+    told = refused(
+        monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run",
+        "data.encoder=madeup",
+    )  # fmt: skip
+    assert (
+        "Or build this one for yours, add: 'overrides=[\"encoder={name: madeup, dim: 8}\"]'" in told
+    )
+    assert "If data.encoder=madeup is a slip, state what made them" in told
+
+
 def test_an_embedding_is_no_bag(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import h5py
 
-    with h5py.File(cohort / "features" / "s01.h5", "w") as file:
+    with h5py.File(own_cohort / "features" / "s01.h5", "w") as file:
         file["features"] = np.zeros(8, np.float32)
-    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    told = refused(monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run")
     assert "slide 's01'" in told and "1 of 16 feature files cannot be trained on" in told
 
 
 def test_features_of_two_encoders_are_refused(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write_bag(made(torch.zeros(4, 8), "other"), cohort / "features" / "s04.h5")
-    told = refused(monkeypatch, capsys, "train", write_config(cohort), "-o", cohort / "run")
+    write_bag(made(torch.zeros(4, 8), "other"), own_cohort / "features" / "s04.h5")
+    told = refused(monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run")
     assert "FingerprintError" in told and "made-up" in told and "other" in told
 
 
 def test_a_loss_that_is_no_number_names_the_slide_and_keeps_the_checkpoint(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = write_config(cohort, task="regression", train={"epochs": 1})
-    assert invoke("train", config, "-o", cohort / "good").exit_code == 0
-    change(cohort, value="1e38")
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    config = write_config(own_cohort, task="regression", train={"epochs": 1})
+    assert invoke("train", config, "-o", own_cohort / "good").exit_code == 0
+    change(own_cohort, value="1e38")
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "slide 's00'" in told
-    assert not (cohort / "run" / "model").exists()
+    assert not (own_cohort / "run" / "model").exists()
 
 
 def test_a_split_of_another_table_is_refused(
-    cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    own_cohort: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (cohort / "other.csv").write_text("slide,part\nx1,train\nx2,val\nx3,test\n")
-    config = write_config(cohort, split={"kind": "file", "file": "other.csv"})
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    (own_cohort / "other.csv").write_text("slide,part\nx1,train\nx2,val\nx3,test\n")
+    config = write_config(own_cohort, split={"kind": "file", "file": "other.csv"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "other.csv" in told and "x1" in told
-    config = write_config(cohort, split={"kind": "file"})
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    config = write_config(own_cohort, split={"kind": "file"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "split.file names none: split.file=SPLIT.csv" in told
-    config = write_config(cohort, split={"kind": "column", "column": "prat"})
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    config = write_config(own_cohort, split={"kind": "column", "column": "prat"})
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "has no column 'prat' (split.column). Did you mean 'part'" in told
-    config = write_config(cohort, split={"kind": "column", "column": None})
-    told = refused(monkeypatch, capsys, "train", config, "-o", cohort / "run")
+    config = write_config(own_cohort, split={"kind": "column", "column": None})
+    told = refused(monkeypatch, capsys, "train", config, "-o", own_cohort / "run")
     assert "split.column names none: split.column=NAME" in told

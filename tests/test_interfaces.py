@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import pickle
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -115,7 +116,7 @@ class TestPart:
     def test_what_is_published_is_the_state(self) -> None:
         part = MeanPooling(4, 3)
         assert list(part.inference_state()) == list(part.state_dict())
-        part.start_training(10)
+        part.start_training(10, [])
         part.after_step(1, 10)
 
     @pytest.mark.parametrize("base", [Encoder(), Selector(3), Aggregator(3, 3)])
@@ -150,7 +151,7 @@ class TeacherStudent(Aggregator):
         target = self.teacher(bag.features).mean(0)
         return Aggregated(slide, losses={"agreement": (slide - target).square().mean()})
 
-    def start_training(self, total_steps: int) -> None:
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.momentum.fill_(0.9)  # type: ignore[operator]
 
     def after_step(self, step: int, total_steps: int) -> None:
@@ -551,8 +552,8 @@ class Scheduled(Aggregator):
             {"params": []},
         ]
 
-    def start_training(self, total_steps: int) -> None:
-        self.told.append(("start", total_steps))
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
+        self.told.append(("start", total_steps, [b.slide_id for b in slides]))
 
     def after_step(self, step: int, total_steps: int) -> None:
         self.told.append((step, total_steps))
@@ -565,4 +566,4 @@ def test_the_trainer_tells_every_part_where_it_is() -> None:
     assert [group["lr"] for group in groups] == [0.1, 1.0, 1.0]
     assert sum(len(group["params"]) for group in groups) == len(list(made.parameters()))
     fit(made, [bag(seed=i, target={"label": i}) for i in range(2)], epochs=3)
-    assert part.told == [("start", 6), *((step, 6) for step in range(1, 7))]
+    assert part.told == [("start", 6, ["s0", "s1"]), *((step, 6) for step in range(1, 7))]

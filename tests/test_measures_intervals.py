@@ -16,17 +16,14 @@ from sklearn import metrics as reference
 from wsizoo.errors import DataError
 from wsizoo.measures.bootstrap import Resamples
 from wsizoo.measures.intervals import (
-    Measured,
-    from_json,
     measure_classification,
     measure_regression,
     measure_segmentation,
     measure_survival,
     regression_measures,
     segmentation_measures,
-    to_json,
-    with_intervals,
 )
+from wsizoo.measures.measured import Measured, from_json, to_json, with_intervals
 from wsizoo.measures.metrics import auc_interval, overlap
 from wsizoo.measures.probabilities import classification_measures
 
@@ -333,5 +330,48 @@ def test_an_auc_of_one_is_not_certain() -> None:
     assert (auc.value, auc.high) == (1, 1)
     assert auc.low == pytest.approx(auc_interval(np.array(labels), scores)[0])
     assert auc.low < 0.8
+    assert (auc.method, auc.resamples) == ("Newcombe", 0)
+
+
+def test_an_auc_of_one_of_patients_with_several_slides_counts_patients() -> None:
+    labels, scores = [0] * 8 + [1] * 8, np.linspace(0, 1, 16)
+    table = np.stack([1 - scores, scores], 1)
     of_pairs = measure_classification(labels, table, groups=[i // 2 for i in range(16)])["auc"]
-    assert of_pairs.low == 1, "rows are no patients: the resamples' own"
+    alone = measure_classification([0] * 4 + [1] * 4, table[::2])["auc"]
+    assert (of_pairs.low, of_pairs.patients) == (pytest.approx(alone.low), 8)
+    both_labels = measure_classification(labels, table, groups=[i % 8 for i in range(16)])["auc"]
+    assert both_labels.method == "all resamples alike" and math.isnan(both_labels.low)
+
+
+def test_a_share_of_zero_or_one_has_the_exact_interval_of_its_patients() -> None:
+    """Of three patients' slides, two a patient, all right or all wrong: p ** n = 0.025."""
+    labels, groups = [0, 0, 0, 0, 1, 1], list("aabbcc")
+    right = np.eye(2)[labels]
+    found = measure_classification(labels, right, groups=groups)
+    assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx((0.025 ** (1 / 3), 1))
+    assert found["recall of 0"].low == pytest.approx(0.025**0.5), "two patients have that label"
+    assert found["accuracy"].method == "Clopper-Pearson"
+    wrong = measure_classification(labels, 1 - right, groups=groups, level=0.9)["accuracy"]
+    assert (wrong.low, wrong.high) == pytest.approx((0, 1 - 0.05 ** (1 / 3)))
+    tuned = measure_classification(labels, right, groups=groups, threshold=0.5)
+    assert tuned["accuracy at tuned threshold"].low == found["accuracy"].low
+
+
+def test_what_no_resample_changes_has_no_interval() -> None:
+    labels = [0, 0, 0, 1, 1, 1]
+    found = measure_classification(labels, np.eye(2)[labels])
+    for name in ("balanced_accuracy", "macro_f1", "kappa", "auprc", "brier", "log_loss"):
+        assert math.isnan(found[name].low) and math.isnan(found[name].high), name
+        assert found[name].method == "all resamples alike"
+    assert str(found["macro_f1"]) == "1.000 (all resamples alike)"
+    assert to_json(found)["macro_f1"]["low"] is None
+    dice = measure_segmentation([4, 2], [0, 0], [0, 0])["dice_pooled"]
+    assert (dice.value, dice.method) == (1, "all resamples alike")
+    one_patient = measure_classification([0, 1], [[0.9, 0.1]] * 2, groups=["a", "a"])["accuracy"]
+    assert (one_patient.value, one_patient.method) == (0.5, "all resamples alike")
+
+
+def test_what_resamples_change_keeps_the_bootstrap() -> None:
+    found = measure_classification([0] * 10 + [1] * 10, [[0.9, 0.1]] * 9 + [[0.1, 0.9]] * 11)
+    assert {one.method for one in found.values() if one.value not in (0, 1)} == {"bootstrap"}
+    assert found["accuracy"].low < 0.95 <= found["accuracy"].high

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn import metrics as reference
 
 from wsizoo.errors import DataError
@@ -22,6 +23,7 @@ from wsizoo.measures.metrics import (
     overlap,
     roc_auc,
     roc_curve,
+    share_interval,
 )
 
 SLIDES = st.lists(st.tuples(st.integers(0, 1), st.integers(-3, 3)), min_size=1, max_size=30)
@@ -99,6 +101,12 @@ def test_the_interval_of_a_perfect_score_is_that_of_newcombes_method_5() -> None
     assert (1 - t) ** 2 == pytest.approx(z2 * variance)
     assert 0.74 < low < 0.77
     assert high == 1.0
+
+
+@pytest.mark.parametrize(("right", "n", "level"), [(0, 1, 0.95), (3, 7, 0.9), (40, 40, 0.95)])
+def test_the_interval_of_a_share_is_the_exact_one(right: int, n: int, level: float) -> None:
+    expected = binomtest(right, n).proportion_ci(level, method="exact")
+    assert share_interval(right, n, level) == pytest.approx((expected.low, expected.high))
 
 
 @given(BOTH)

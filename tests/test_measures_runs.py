@@ -58,10 +58,12 @@ def test_a_mean_auc_of_1_has_an_interval_with_width_where_classes_are_told() -> 
     labels, table = [0, 1, 0, 1], [[0.9, 0.1], [0.2, 0.8]] * 2
     runs = [Run(list("abcd"), classification_measures(labels, table)) for _ in range(2)]
     of_patients = dict(zip("abcd", labels, strict=True))
-    assert measure_runs(runs, resamples=50)["auc"].low == 1
+    assert math.isnan(measure_runs(runs, resamples=50)["auc"].low)
     told = measure_runs(runs, labels=of_patients, resamples=50)["auc"]
     assert told.value == 1 and told.low < 0.9
     assert (told.resamples, told.undefined) == (0, 0), "Newcombe's interval is of none"
+    accuracy = measure_runs(runs, resamples=50)["accuracy"]
+    assert accuracy.low == pytest.approx(0.025**0.25), "four patients, however many runs"
 
 
 def test_no_runs_have_no_mean() -> None:

@@ -13,7 +13,7 @@ import wsizoo
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.mil.abmil import ABMIL
-from wsizoo.mil.standardise import Standardise, measure_features, moments
+from wsizoo.mil.standardise import Standardise, moments
 from wsizoo.testing import conformance
 from wsizoo.train.loop import fit
 
@@ -52,7 +52,7 @@ def test_moments_of_parts_are_those_of_the_whole(sizes: list[int], shift: float,
 
 def test_training_features_get_mean_0_and_deviation_1_and_constant_ones_0() -> None:
     model, shown = wsizoo.build("abmil-uni", *OVERRIDES), bags()
-    measure_features(model, shown)
+    model.start_training(1, shown)
     (part,) = (m for m in model.modules() if isinstance(m, Standardise))
     found = part(torch.cat([bag.features for bag in shown]))
     torch.testing.assert_close(found.mean(0), torch.zeros(3), rtol=0, atol=1e-4)
@@ -83,7 +83,7 @@ def test_nothing_is_read_where_nothing_is_standardised() -> None:
         def __iter__(self) -> Iterator[Bag]:
             raise AssertionError("read")
 
-    measure_features(wsizoo.build("abmil-uni", "head.classes=[a,b]"), Unread(bags()))
+    wsizoo.build("abmil-uni", "head.classes=[a,b]").start_training(1, Unread(bags()))
 
 
 def test_default_models_keep_the_names_of_their_tensors() -> None:
@@ -94,7 +94,7 @@ def test_default_models_keep_the_names_of_their_tensors() -> None:
 
 
 class Measured(ABMIL):
-    """As after measure_features."""
+    """As after start_training."""
 
     def __init__(self, in_dim: int) -> None:
         super().__init__(in_dim, dim=16, attention=4, hidden=(8,), standardise=True)
@@ -119,7 +119,7 @@ def test_a_training_measures_its_training_part_alone_and_a_resumed_one_not_again
     model = wsizoo.build("abmil-uni", *OVERRIDES)
     train_model(model, bags(), bags(seed=1), settings, tmp_path)
     expected = wsizoo.build("abmil-uni", *OVERRIDES)
-    measure_features(expected, bags())
+    expected.start_training(1, bags())
     assert model.aggregator.standard.mean.equal(expected.aggregator.standard.mean)
     again = wsizoo.build("abmil-uni", *OVERRIDES)
     train_model(again, bags(seed=2), bags(seed=1), settings, tmp_path)

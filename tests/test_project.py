@@ -25,12 +25,12 @@ FILES = [*CORE_FILES, *PLUGIN_FILES, *sorted(ROOT.glob("examples/*.py"))]
 
 # A file imports only from its own layer or from those above it. ARCHITECTURE.md shows this table.
 LAYERS = """
-errors hookspecs files names tables targets yaml_data
+errors hookspecs files names tables targets yaml_data prediction_files
 fingerprint structured spec encoder_spec overrides plugins registry bag patient catalogue builtin
 outputs interfaces losses objectives augment ops mamba hub weights checkpoints seeding
 pins stored mil model weight_formats encoders slides formats viz
 zoo card publish conversion extraction segmentation sources inference doctor scaffold
-measures splits reports
+measures splits reports diagnosis
 train benchmark
 cli testing demo __main__
 """.strip().splitlines()
@@ -124,6 +124,12 @@ def test_the_first_layers_do_not_import_torch() -> None:
 def test_mil_does_not_know_that_registries_exist() -> None:
     mil = [f for f in CORE_FILES if module_of(f) == "mil"]
     assert importers("wsizoo.registry", mil) | importers("wsizoo.plugins", mil) == set()
+
+
+def test_the_loop_knows_no_method_by_name() -> None:
+    train = [f for f in CORE_FILES if module_of(f) == "train"]
+    found = {n for f in train for _, n in imports(f) if n.startswith("wsizoo.mil")}
+    assert found == set()
 
 
 CLI = "import sys, wsizoo.cli; sys.argv = {!r}; wsizoo.cli.main()"

@@ -47,7 +47,7 @@ def test_bins_of_calibration_are_those_of_the_measure():
     rng = np.random.default_rng(0)
     table = rng.dirichlet(np.ones(4), 300)
     labels = rng.integers(0, 4, 300)
-    bins = calibration(labels, table)
+    bins = calibration(labels, table, range(300))
     assert sum(one.n for one in bins) == 300
     gap = sum(one.n * abs(one.seen - one.predicted) for one in bins) / 300
     measured = measure_classification(labels, table, resamples=10)["ece"]
@@ -56,9 +56,13 @@ def test_bins_of_calibration_are_those_of_the_measure():
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (3, 7), (7, 7), (40, 50)])
 def test_the_interval_of_a_bin_is_wilsons(hits, n):
-    (one,) = calibration([1] * hits + [0] * (n - hits), [[0.4, 0.6]] * n)
+    labels, table = [1] * hits + [0] * (n - hits), [[0.4, 0.6]] * n
+    (one,) = calibration(labels, table, range(n))
     expected = binomtest(hits, n).proportion_ci(method="wilson")
     assert (one.low, one.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    (thrice,) = calibration(labels * 3, table * 3, [*range(n)] * 3)
+    assert (thrice.low, thrice.high) == pytest.approx((one.low, one.high)), "no patient is new"
+    assert thrice.n == 3 * n
 
 
 def test_kaplan_meier_of_a_few_patients_by_hand():

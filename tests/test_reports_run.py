@@ -100,6 +100,37 @@ def test_the_page_needs_nothing_outside_itself(tmp_path, task):
     assert policy == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
 
 
+def test_the_page_shows_no_path_of_the_computer(tmp_path):
+    runs = write_runs(tmp_path / "lab" / "runs", n=3)
+    private = tmp_path.parents[-1] / "home" / "someone" / "a secret=project"
+    config = {
+        "recipe": str(private / "mine.yaml"),
+        "model": str(runs.parent / "toy.yaml"),
+        "overrides": [f"aggregator.file={private / 'x.txt'}", "aggregator.dim=4"],
+        "data": {
+            "table": str(runs.parent / "slides.csv"),
+            "features": str(private / "he " / "uni"),
+        },
+        "split": {"file": str(runs / "split.csv")},
+        "init": "hf:someone/model@0123",
+    }
+    for folder in (runs, *runs.glob("fold*")):
+        (folder / "config.yaml").write_text(json.dumps(config))
+    evaluated = write_run(tmp_path / "lab" / "evaluated", n=3)
+    told = json.loads((evaluated / "run.json").read_text())
+    write_json(evaluated / "run.json", told | {"evaluated": str(private / "model")})
+    for folder in (runs, runs / "fold0-seed1", evaluated):
+        found = page(folder).text
+        assert str(tmp_path) not in found and "someone/" not in found.replace("hf:someone/", "")
+    assert "Evaluated .../model" in found
+    found = page(runs).text
+    for shown in (
+        "Table ../slides.csv", "Features .../uni", "Recipe .../mine.yaml", "model: ../toy.yaml",
+        "file: split.csv", "- aggregator.file=.../x.txt", "hf:someone/model@0123",
+    ):  # fmt: skip
+        assert shown in found, shown
+
+
 def test_numbers_come_first_and_with_their_intervals(tmp_path):
     run = write_run(tmp_path / "run")
     measured = json.loads((run / "metrics.json").read_text())["test"]["auc"]
@@ -265,6 +296,15 @@ def test_equal_risks_are_not_split(tmp_path):
     assert "Log-rank" not in found.text
 
 
+def test_patients_of_several_runs_are_not_tested_as_if_they_were_others(tmp_path):
+    runs = write_runs(tmp_path / "runs", "survival", n=12)
+    text = page(runs).text
+    assert "Log-rank p" not in text
+    assert "a log-rank test of them would find what is not there" in text
+    alone = page(runs / "fold0-seed0").text
+    assert "Log-rank p" in alone and "would find what is not there" not in alone
+
+
 def test_without_events_there_is_no_test(tmp_path):
     run = write_run(tmp_path / "run", "survival", n=8)
     change(run, lambda row: row | {"event": 0})
@@ -280,13 +320,23 @@ def test_few_patients_and_rare_classes_are_told(tmp_path):
     assert "Fewer than" not in large
 
 
-def test_an_interval_without_width_is_not_passed_off_as_certainty(tmp_path):
+def test_a_measure_without_an_interval_is_not_passed_off_as_certain(tmp_path):
     run = write_run(tmp_path / "run")
-    assert "An interval without width" not in page(run).text
+    assert "without an interval" not in page(run).text
     metrics = json.loads((run / "metrics.json").read_text())
-    metrics["test"]["auc"] |= {"value": 1.0, "low": 1.0, "high": 1.0}
+    alike = {"value": 1.0, "low": None, "high": None, "method": "all resamples alike"}
+    metrics["test"]["macro_f1"] |= alike
+    metrics["test"]["accuracy"] |= {
+        "value": 1.0,
+        "low": 0.9,
+        "high": 1.0,
+        "method": "Clopper-Pearson",
+    }
     write_json(run / "metrics.json", metrics)
-    assert "An interval without width does not mean certainty" in page(run).text
+    text = page(run).text
+    assert "Measures without an interval (all resamples alike) are not certain" in text
+    assert "n/a (all resamples alike)" in text
+    assert "0.900 to 1.000 (Clopper-Pearson)" in text
 
 
 def change(run, edit):
@@ -359,7 +409,7 @@ def test_damage_is_named(tmp_path, name, old, new, message):
 def test_rows_without_numbers_are_named(tmp_path):
     run = write_run(tmp_path / "run", "regression", n=3)
     change(run, lambda row: row | {"predicted": "nan"})
-    with pytest.raises(DataError, match="of 'P000-test': predicted is 'nan', expected a finite"):
+    with pytest.raises(DataError, match="of 'P000-test': predicted is nan, expected a finite"):
         write_report(run)
 
 

@@ -235,7 +235,8 @@ def test_make_writes_a_split_that_its_audit_finds_clean(table: Path, tmp_path: P
     assert made.exit_code == 0 and [p["slides"] for p in told["parts"]] == [4, 4, 4]
     audited = json.loads(invoke("audit", out, "--table", table, "--json").stdout)
     assert audited["clean"] and audited["digests"] == told["digests"]
-    folds = invoke("make", table, "-o", out, "--kind", "kfold", "--folds", 2, "--val-fraction", 0)
+    two = ["--kind", "kfold", "--folds", 2, "--val-fraction", 0, "--overwrite"]
+    folds = invoke("make", table, "-o", out, *two)
     assert folds.exit_code == 0 and "fold 1" in folds.stdout
     assert len(read_assigned(out)) == 2
 
@@ -258,7 +259,7 @@ def test_make_goes_by_survival_size_column_and_file(
         ["--kind", "file", "--file", split],
     ):
         own = thirds if "extrapolation" not in options and "--time" in options else []
-        result = invoke("make", survival, "-o", out, *options, *own)
+        result = invoke("make", survival, "-o", out, "--overwrite", *options, *own)
         assert result.exit_code == 0, result.output
     assert sorted(read_assigned(out)[0]) == sorted(CLEAN)
 
@@ -268,7 +269,7 @@ def test_make_stratifies_unless_told_not_to(table: Path, tmp_path: Path) -> None
     write(table, ("slide", "label"), *rows)
     made = {}
     for name, options in (("on", []), ("off", ["--no-stratify"])):
-        result = invoke("make", table, "-o", tmp_path / "out.csv", "--json", *options)
+        result = invoke("make", table, "-o", tmp_path / f"{name}.csv", "--json", *options)
         made[name] = [set(part["classes"].values()) for part in json.loads(result.stdout)["parts"]]
     assert made["on"] == [{14}, {3}, {3}] and made["off"] != made["on"]
     write(table, ("slide", "label"), *rows, ("s40", "NA"))
@@ -316,3 +317,36 @@ def test_the_audit_of_real_splits_finds_what_is_there() -> None:
         file = folder / "survival" / f"tcga_blca_splits_{fold}.csv"
         audit = audit_split(read_assigned(file), clinical)
         assert audit.clean and all(part.shared_sites > 0 for part in audit.parts)
+
+
+def test_leaks_are_told_before_anything_else() -> None:
+    disagree = SlideColumns(SLIDES, PATIENTS, {"label": ["c", *LABELS[1:]]})
+    leak = [(slide, "test" if slide == "s2" else part) for slide, part in CLEAN]
+    assert list(kinds(audit_split([leak], disagree)))[:2] == [
+        "patient-in-two-parts",
+        "labels-disagree",
+    ]
+
+
+def test_sites_kept_together_are_no_alarm(tmp_path: Path) -> None:
+    rows = [(f"s{i}", f"p{i}", "ab"[i % 2], f"h{i // 4}") for i in range(24)]
+    table = write(tmp_path / "t.csv", ("slide", "patient", "label", "site"), *rows)
+    told = "No site is in two parts, so each part is biased by site as far as can be"
+    assert told in invoke("make", table, "-o", tmp_path / "a.csv", "--sites", "preserve").output
+    assert told not in invoke("make", table, "-o", tmp_path / "b.csv").output
+
+
+def test_another_split_is_replaced_on_request_only(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    made = ["make", table, "-o", out, "--fractions", "1/3", "1/3", "1/3"]
+    assert invoke(*made).exit_code == 0
+    kept = out.read_bytes()
+    assert invoke(*made).exit_code == 0
+    other = [*made, "--seed", "1"]
+    with pytest.raises(DataError, match=r"out.csv' holds another split \(sha256 .* --overwrite"):
+        CliRunner().invoke(cli, ["split", *map(str, other)], catch_exceptions=False)
+    assert out.read_bytes() == kept
+    assert invoke(*other, "--overwrite").exit_code == 0 and out.read_bytes() != kept
+    out.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="holds something else, this one is sha256"):
+        CliRunner().invoke(cli, ["split", *map(str, made)], catch_exceptions=False)

@@ -75,6 +75,35 @@ def test_a_recipe_lies_under_the_file_and_may_have_one_itself(tmp_path: Path) ->
     assert load_config(file, ["recipe=span-classification"]).train.patience == 10
 
 
+def test_overrides_of_recipe_file_and_command_line_add_up(tmp_path: Path) -> None:
+    """Those of a file replaced the recipe's, so that a head of it was lost without a word."""
+    written(tmp_path, "overrides: [head=regression, aggregator.dim=4]\nmodel: m\n", "a.yaml")
+    written(tmp_path, "recipe: a.yaml\noverrides: [aggregator.dropout=0.5]\n", "b.yaml")
+    text = "recipe: b.yaml\ndata: {table: t.csv}\noverrides: [aggregator.dim=5]\n"
+    own = ["head=regression", "aggregator.dim=4", "aggregator.dropout=0.5", "aggregator.dim=5"]
+    assert load_config(written(tmp_path, text)).overrides == own
+    typed = ["overrides=[aggregator.dim=4]", "overrides=[encoder=uni]"]
+    again = [own[0], *own[2:], "aggregator.dim=4", "encoder=uni"]  # at its last place
+    assert load_config(tmp_path / "run.yaml", typed).overrides == again
+    plain = written(tmp_path, "recipe: b.yaml\ndata: {table: t.csv}\n", "plain.yaml")
+    assert load_config(plain).overrides == own[:3]
+    head = load_config({"recipe": "baseline-regression", "data": {"table": "t"}}, typed[1:])
+    assert head.overrides == ["head=regression", "encoder=uni"]
+
+
+def test_a_file_that_states_every_key_needs_its_recipe_no_more(tmp_path: Path) -> None:
+    recipe = written(tmp_path, "overrides: [head=regression]\ntrain: {epochs: 3}\n", "a.yaml")
+    file = written(tmp_path, "recipe: a.yaml\nmodel: m\ndata: {table: t.csv}\n")
+    config = dataclasses.replace(load_config(file), overrides=["aggregator=mean"])
+    whole = written(tmp_path, to_yaml(config), "whole.yaml")
+    assert load_config(whole) == config
+    recipe.unlink()
+    assert load_config(whole, ["train.epochs=4"]).train.epochs == 4
+    less = written(tmp_path, to_yaml(config).replace("  epochs: 3\n", ""), "less.yaml")
+    with pytest.raises(NotFoundError, match=r"No recipe at '.*a.yaml'"):
+        load_config(less)
+
+
 def test_a_recipe_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
     written(tmp_path, "recipe: b.yaml\n", "a.yaml")
     written(tmp_path, "recipe: a.yaml\n", "b.yaml")
@@ -87,8 +116,12 @@ def test_a_recipe_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
     [
         ("optimizer.lr=1", "unknown field 'optimizer'. Did you mean 'optimiser'"),
         ("optimiser.lrr=1", r"unknown field 'optimiser.lrr'. Did you mean 'lr'"),
-        ("optimiser.lr=fast", "optimiser.lr: Value 'fast' of type 'str' could not be converted"),
-        ("train.epochs=1.5", "train.epochs: Value '1.5'"),
+        ("optimiser.lr=fast", "optimiser.lr is 'fast', expected a number"),
+        ("train.epochs=abc", "train.epochs is 'abc', expected a whole number"),
+        ("epochs=3", r"unknown field 'epochs'. Did you mean 'train.epochs'\?"),
+        ("metric=auc", r"unknown field 'metric'. Did you mean 'selection.metric'\?"),
+        ("name=sgd", "unknown field 'name'. Fields: "),
+        ("train.epochs=1.5", "train.epochs is 1.5, expected a whole number"),
         ("train.epochs=0", "train.epochs is 0, expected 1 or more"),
         ("train.label_smoothing=2", "train.label_smoothing is 2.0, expected 0 to 1"),
         ("optimiser.lr=.nan", "optimiser.lr is nan, expected 0 or more"),
@@ -96,9 +129,10 @@ def test_a_recipe_that_starts_from_itself_is_refused(tmp_path: Path) -> None:
         ("train.precision=half", "train.precision is 'half'. Expected: 16-mixed, 32-true"),
         ("optimiser=3", r"optimiser is 3, expected keys, such as \{lr: 1e-4\}"),
         ("train=null", r"train is None, expected keys, such as \{epochs: 20\}"),
-        ("seeds=3", "seeds: Invalid value"),
-        ("seeds=[a]", r"seeds\[0\]: Value 'a'"),
-        ("model=null", "model: Incompatible value 'None'"),
+        ("seeds=3", r"seeds is 3, expected a list: seeds=\[3\]"),
+        ("seeds=[0, 1, 0]", r"seeds is \[0, 1, 0\], expected each once"),
+        ("seeds=[a]", r"seeds\[0\] is 'a', expected a whole number"),
+        ("model=null", "model is null, expected text"),
         ("lr", "cannot read the override 'lr', expected KEY=VALUE"),
         (
             "seeds=[0",
@@ -141,7 +175,7 @@ plain = st.floats(1e-9, 1e3)
 @given(
     lr=plain,
     betas=st.lists(st.floats(0, 0.999), min_size=2, max_size=2),
-    seeds=st.lists(st.integers(0, 2**31), max_size=3),
+    seeds=st.lists(st.integers(0, 2**31), max_size=3, unique=True),
     classes=st.none() | st.lists(st.text("abc01 :#'é,-", min_size=1), max_size=3),
     clip=st.none() | plain,
     augment=st.none() | st.builds(AugmentConfig, mirror=st.floats(0, 1)),

@@ -1,28 +1,26 @@
 """evaluate_run: the numbers of the run, and slides that the run has seen are no test."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 from wsizoo.train.config import load_config
 from wsizoo.train.evaluation import evaluate_run
+from wsizoo.train.processes import found_device
 from wsizoo.train.run import run_training
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(several: Path) -> Path:
     """A cohort and its run: two slides a patient; 16 train, 8 validate, 8 test."""
-    folder = tmp_path_factory.mktemp("source")
-    write_cohort(folder, slides=32, per_patient=2)
-    torch.set_num_threads(1)
-    run_training(load_config(write_config(folder), ["train.epochs=1"]), folder / "run")
-    return folder
+    run_training(load_config(write_config(several), ["train.epochs=1"]), several / "run")
+    return several
 
 
 def read(file: Path) -> dict[str, Any]:
@@ -67,7 +65,7 @@ def test_of_a_changed_table_what_was_trained_on_is_no_test(
         f"their patients: {train} train, 8 val, 8 test; 0 others are taken as test"
     )
     assert told[1].startswith(f"Left out {train} of the train part and 8 of the val part. To")
-    assert read(tmp_path / "out" / "e" / "run.json")["left_out"] == train + 8
+    assert read(tmp_path / "out" / "e" / "run.json")["left_out"] == {"train": train, "val": 8}
 
 
 def test_an_unknown_slide_is_a_test_unless_its_patient_was_seen(
@@ -122,3 +120,38 @@ def test_evaluate_gives_the_survival_numbers_of_the_run(tmp_path: Path) -> None:
     kept = read(run / "run.json")["censoring"]
     assert sorted(kept["times"]) == sorted(float(row["time"]) for row in train)
     assert sum(kept["events"]) == sum(int(row["event"]) for row in train)
+
+
+def test_another_evaluation_is_replaced_on_request_only(source: Path, tmp_path: Path) -> None:
+    run, out = source / "run", tmp_path / "out"
+    evaluate_run(run, out)
+    kept = (out / "metrics.json").read_bytes()
+    evaluate_run(run, out)  # the same
+    assert (out / "metrics.json").read_bytes() == kept
+    told = r"another evaluation: parts was \['test'\], is \['val'\]\. .* --overwrite"
+    with pytest.raises(DataError, match=told):
+        evaluate_run(run, out, part="val")
+    rows = read_table(source / "slides.csv")
+    write_table(tmp_path / "t.csv", [*rows[:-1], rows[-1] | {"label": "benign"}])
+    other = [f"data.table={tmp_path / 't.csv'}"]
+    with pytest.raises(DataError, match="another evaluation: data_digest was"):
+        evaluate_run(run, out, other)
+    assert (out / "metrics.json").read_bytes() == kept
+    evaluate_run(run, out, part="val", overwrite=True)
+    told = read(out / "run.json")
+    assert told["parts"] == ["val"] and len(told["weights_digest"]) == 64
+    assert {row["part"] for row in read_table(out / "predictions.csv")} == {"val"}
+
+
+def test_overrides_that_are_not_of_the_data_are_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"'train.epochs=4' changes nothing: .* data.KEY=VALUE"):
+        evaluate_run(source / "run", tmp_path / "out", ["train.epochs=4"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (found_device("auto"), found_device("cpu")) == ("cuda", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert found_device("auto") == "cpu"
+    assert inspect.signature(evaluate_run).parameters["device"].default == "auto"

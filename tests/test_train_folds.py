@@ -5,21 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.toy_cohort import read_table, write_cohort, write_config
+from tests.toy_cohort import read_table, write_config
 from wsizoo.errors import DataError
+from wsizoo.prediction_files import read_rows
 from wsizoo.train.config import load_config
 from wsizoo.train.measuring import measure_rows
 from wsizoo.train.run import run_training
-from wsizoo.train.summary import read_rows
 
 PART = {"t": "train", "v": "val", "e": "test"}
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(folder)
-    return folder
 
 
 def train_folds(cohort: Path, folder: Path, task: str, folds: list[str], *more: str) -> Path:

@@ -8,7 +8,7 @@ import torch
 from tests.toy_training import ToySlides
 from wsizoo.bag import Bag
 from wsizoo.errors import BagError, DataError
-from wsizoo.train.loading import AHEAD, Step, read_ahead, some_patches, steps_of
+from wsizoo.train.loading import AHEAD, EachOf, Step, read_ahead, some_patches, steps_of
 
 
 def as_it_is(bag: Bag, index: int) -> Bag:
@@ -17,6 +17,14 @@ def as_it_is(bag: Bag, index: int) -> Bag:
 
 def names(slides: Sequence[Bag], order: Sequence[int], workers: int) -> list[str]:
     return [bag.slide_id for bag in read_ahead(slides, order, workers, as_it_is)]
+
+
+def test_all_slides_are_read_anew_by_each_loop_over_them() -> None:
+    slides = ToySlides(3)
+    every = EachOf(slides)
+    assert slides.read == []
+    assert [[bag.slide_id for bag in every] for _ in range(2)] == [["s0", "s1", "s2"]] * 2
+    assert slides.read == [0, 1, 2] * 2
 
 
 class Uneven(ToySlides):

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import wsizoo
-from tests.toy_cohort import RECORD, write_cohort, write_config
+from tests.toy_cohort import RECORD, write_config
 from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.plugins import discover
 from wsizoo.registry import Registry, default
@@ -18,15 +18,8 @@ from wsizoo.train.config import RunConfig, load_config
 from wsizoo.train.making import classes_of, make_model, spec_of, task_loss_of, task_of
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("cohort")
-    write_cohort(made)
-    return made
-
-
-def asked(folder: Path, *overrides: str, task: str = "classification") -> RunConfig:
-    return load_config(write_config(folder, task), overrides)
+def asked(cohort: Path, *overrides: str, task: str = "classification") -> RunConfig:
+    return load_config(write_config(cohort, task), overrides)
 
 
 def cohort_of(config: RunConfig) -> Cohort:
@@ -38,89 +31,95 @@ def made(config: RunConfig, seed: int = 0) -> wsizoo.SlideModel:
     return make_model(config, cohort_of(config), range(8), seed, default())
 
 
-def test_the_labels_of_the_table_are_the_classes(folder: Path) -> None:
-    assert made(asked(folder)).classes == ["benign", "malign"]
+def test_the_labels_of_the_table_are_the_classes(cohort: Path) -> None:
+    assert made(asked(cohort)).classes == ["benign", "malign"]
 
 
-def test_stated_classes_keep_their_order(folder: Path) -> None:
+def test_stated_classes_keep_their_order(cohort: Path) -> None:
     for stated in ("data.classes=[malign,benign]", "overrides=['head.classes=[malign,benign]']"):
-        assert made(asked(folder, stated)).classes == ["malign", "benign"]
+        assert made(asked(cohort, stated)).classes == ["malign", "benign"]
 
 
-def test_classes_of_an_entrys_own_weights_do_not_count(folder: Path) -> None:
-    config = asked(folder, "model=abmil-demo", "overrides=['encoder={name: toy, dim: 8}']")
+def test_classes_of_an_entrys_own_weights_do_not_count(cohort: Path) -> None:
+    config = asked(cohort, "model=abmil-demo", "overrides=['encoder={name: toy, dim: 8}']")
     assert spec_of(config, default()).classes == ["normal", "tumour"]
     assert made(config).classes == ["benign", "malign"]
 
 
-def test_two_statements_of_classes_must_agree(folder: Path) -> None:
-    config = asked(folder, "data.classes=[a,b]", "overrides=['head.classes=[b,a]']")
+def test_two_statements_of_classes_must_agree(cohort: Path) -> None:
+    config = asked(cohort, "data.classes=[a,b]", "overrides=['head.classes=[b,a]']")
     with pytest.raises(
         SpecError, match=r"data.classes is \['a', 'b'\], head.classes in overrides \['b', 'a'\]"
     ):
         classes_of(config, default())
 
 
-def test_a_seed_is_that_of_the_weights(folder: Path) -> None:
-    one, same, other = (made(asked(folder), seed) for seed in (1, 1, 2))
+def test_classes_of_patches_must_be_named(cohort: Path) -> None:
+    config = asked(cohort, "data.classes=null", task="segmentation")
+    with pytest.raises(SpecError, match=r"say which classes they are.* data\.classes=\[normal,tum"):
+        classes_of(config, default())
+
+
+def test_a_seed_is_that_of_the_weights(cohort: Path) -> None:
+    one, same, other = (made(asked(cohort), seed) for seed in (1, 1, 2))
     weights = [model.inference_state()["head.linear.weight"] for model in (one, same, other)]
     assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
 
 
-def test_a_saved_models_composition_is_trained_anew(folder: Path, tmp_path: Path) -> None:
-    saved = wsizoo.save(made(asked(folder)), tmp_path / "saved")
-    again = made(asked(folder, f"model={saved}"))
+def test_a_saved_models_composition_is_trained_anew(cohort: Path, tmp_path: Path) -> None:
+    saved = wsizoo.save(made(asked(cohort)), tmp_path / "saved")
+    again = made(asked(cohort, f"model={saved}"))
     assert [type(part).__name__ for _, part in again.parts()] == ["ABMIL", "ClassificationHead"]
     assert not again.trained
 
 
-def test_a_model_that_is_no_model(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_is_no_model(cohort: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"No model named 'abmill-uni'"):
-        task_of(asked(folder, "model=abmill-uni"), default())
+        task_of(asked(cohort, "model=abmill-uni"), default())
     with pytest.raises(SpecError, match=r"the model's file '.*none.yaml' cannot be read"):
-        task_of(asked(folder, f"model={tmp_path / 'none.yaml'}"), default())
+        task_of(asked(cohort, f"model={tmp_path / 'none.yaml'}"), default())
 
 
-def test_a_model_without_a_head_needs_one(folder: Path) -> None:
-    config = asked(folder, "overrides=['head=null']")
+def test_a_model_without_a_head_needs_one(cohort: Path) -> None:
+    config = asked(cohort, "overrides=['head=null']")
     with pytest.raises(
         SpecError, match=r"toy.yaml' has no head, so its task is not known. Give it"
     ):
         task_of(config, default())
-    told = asked(folder, "overrides=['head=null']", "data.task=survival")
+    told = asked(cohort, "overrides=['head=null']", "data.task=survival")
     assert task_of(told, default()) == "survival"
 
 
-def test_the_task_is_the_heads(folder: Path) -> None:
-    assert task_of(asked(folder, task="survival"), default()) == "survival"
+def test_the_task_is_the_heads(cohort: Path) -> None:
+    assert task_of(asked(cohort, task="survival"), default()) == "survival"
     with pytest.raises(
         SpecError, match=r"data.task is regression, the head 'classification' of '.*' is of classif"
     ):
-        task_of(asked(folder, "data.task=regression"), default())
+        task_of(asked(cohort, "data.task=regression"), default())
 
 
-def test_edges_that_the_head_states_stay(folder: Path) -> None:
-    config = asked(folder, "overrides=['head.edges=[4.0]']", task="survival")
+def test_edges_that_the_head_states_stay(cohort: Path) -> None:
+    config = asked(cohort, "overrides=['head.edges=[4.0]']", task="survival")
     assert made(config).head.edges == (4.0,)
 
 
-def test_bins_are_those_of_the_data(folder: Path) -> None:
-    assert made(asked(folder, "data.bins=2", task="survival")).head.n_outputs == 2
-    config = asked(folder, "overrides=['head.bins=3']", task="survival")
+def test_bins_are_those_of_the_data(cohort: Path) -> None:
+    assert made(asked(cohort, "data.bins=2", task="survival")).head.n_outputs == 2
+    config = asked(cohort, "overrides=['head.bins=3']", task="survival")
     with pytest.raises(SpecError, match=r"come from data.bins: leave out head.bins=3 of overrides"):
         made(config)
 
 
-def test_a_head_without_bins_gets_none(folder: Path) -> None:
-    config = asked(folder, "overrides=['head=cox']", task="survival")
+def test_a_head_without_bins_gets_none(cohort: Path) -> None:
+    config = asked(cohort, "overrides=['head=cox']", task="survival")
     assert not hasattr(made(config).head, "edges")
 
 
-def test_inverse_weights_are_those_of_the_training_part(folder: Path) -> None:
-    config = asked(folder, "train.class_weights=inverse")
-    cohort = cohort_of(config)
+def test_inverse_weights_are_those_of_the_training_part(cohort: Path) -> None:
+    config = asked(cohort, "train.class_weights=inverse")
+    read = cohort_of(config)
     rows = [0, 2, 4, 1]  # three benign, one malign
-    loss = task_loss_of(config, cohort, rows)
+    loss = task_loss_of(config, read, rows)
     assert loss is not None
     raw, label = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
     each = torch.nn.functional.cross_entropy(raw, label, reduction="none")
@@ -129,11 +128,11 @@ def test_inverse_weights_are_those_of_the_training_part(folder: Path) -> None:
     torch.testing.assert_close(loss(raw[1:], {"label": label[1:]}), 2 * each[1])  # alone
     unknown = torch.tensor([0, -1])
     torch.testing.assert_close(loss(raw, {"label": unknown}), 2 / 3 * each[0])
-    assert task_loss_of(asked(folder), cohort, rows) is None
+    assert task_loss_of(asked(cohort), read, rows) is None
 
 
-def test_weights_and_smoothing_work_together(folder: Path) -> None:
-    config = asked(folder, "train.class_weights=inverse", "train.label_smoothing=0.2")
+def test_weights_and_smoothing_work_together(cohort: Path) -> None:
+    config = asked(cohort, "train.class_weights=inverse", "train.label_smoothing=0.2")
     loss = task_loss_of(config, cohort_of(config), [0, 2, 4, 1])
     assert loss is not None
     raw, label = torch.tensor([[2.0, 0.5]]), torch.tensor([1])
@@ -167,11 +166,11 @@ def with_whole() -> Registry:
 
 
 def test_a_whole_model_takes_the_classes_of_the_data(
-    folder: Path, tmp_path: Path, with_whole: Registry
+    cohort: Path, tmp_path: Path, with_whole: Registry
 ) -> None:
     record = {k: v for k, v in RECORD.items() if k != "aggregator"}
     (tmp_path / "whole.yaml").write_text(yaml.safe_dump({**record, "model": {"name": "whole"}}))
-    config = asked(folder, f"model={tmp_path / 'whole.yaml'}", "data.task=classification")
-    cohort = read_cohort(config.data, task_of(config, with_whole))
-    model = make_model(config, cohort, range(8), 0, with_whole)
+    config = asked(cohort, f"model={tmp_path / 'whole.yaml'}", "data.task=classification")
+    read = read_cohort(config.data, task_of(config, with_whole))
+    model = make_model(config, read, range(8), 0, with_whole)
     assert model.classes == ["benign", "malign"]

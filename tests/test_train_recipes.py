@@ -1,5 +1,6 @@
 """wsizoo.train.recipes: what is shipped is found, read, built, and says whose it is."""
 
+import dataclasses
 import importlib.metadata
 import re
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 
 import wsizoo
 from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.registry import default
 from wsizoo.train.config import load_config
 from wsizoo.train.config_content import read_content
+from wsizoo.train.making import task_of
 from wsizoo.train.recipes import find_recipe, recipe_names, recipes
 from wsizoo.train.row_targets import TASKS
 
@@ -37,8 +40,9 @@ def test_every_recipe_of_this_repository_is_found() -> None:
     names = [file.stem for file in ON_DISK]
     assert sorted(names) == recipe_names() == sorted(SHIPPED)
     assert {"baseline-classification", "span-classification", "span-v1"} <= set(names)
-    owners = {SHIPPED[name].owner for name in names}
-    assert owners >= {"wsizoo", "wsizoo-plugin-span", "wsizoo-plugin-pixelmamba"}
+    plugins = ("span", "longmil", "pixelmamba")
+    owners = {"wsizoo", *(f"wsizoo-plugin-{name}" for name in plugins)}
+    assert {SHIPPED[n].owner for n in names} == owners
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -59,7 +63,7 @@ def test_a_recipe_says_what_it_is_whose_it_is_and_what_is_ours(name: str) -> Non
     assert re.search(r"\bours\b", text, re.IGNORECASE), "claims no choice"
     assert 20 < len(SHIPPED[name].summary) < 110
     assert SHIPPED[name].summary.endswith(".")
-    assert "data" not in read_content(SHIPPED[name].file) or "surv" in name
+    assert not {"table", "features"} & {*read_content(SHIPPED[name].file).get("data", {})}
 
 
 def test_the_manual_lists_every_recipe_with_its_owner() -> None:
@@ -80,6 +84,22 @@ def test_spans_recipes_have_the_published_numbers() -> None:
     assert told("span-segmentation") == ("adamw", 1e-4, 1e-5, 40, None, True, [42])
     assert told("span-survival") == ("adamw", 1e-5, 1e-4, 50, 10, False, [0])
     assert told("span-v1")[:3] == ("adamw", 1e-4, 5e-5)
+
+
+def test_longmils_recipes_have_the_numbers_that_the_paper_states() -> None:
+    """https://arxiv.org/abs/2410.14195, Section 4; five seeds or HIPT's five folds."""
+    data = {"table": "t.csv"}
+    for name in ("longmil-classification", "longmil-survival"):
+        c = load_config({"recipe": name, "data": data})
+        o = c.optimiser
+        assert (o.lr, o.weight_decay, c.train.batch_size, c.augment) == (1e-4, 1e-2, 1, None)
+        network = wsizoo.build(c.model, *([] if "surv" in name else ["head.classes=[a,b]"]))
+        settings = network.aggregator.settings
+        assert (settings.local_blocks, settings.radius, settings.heads) == (2, 10, 1)
+        assert settings.attention_dropout == 0
+    assert len(load_config({"recipe": "longmil-classification", "data": data}).seeds) == 5
+    survival = load_config({"recipe": "longmil-survival", "data": data})
+    assert (survival.split.kind, survival.split.folds) == ("kfold", 5)
 
 
 def test_a_near_name_or_all_names_are_told(tmp_path: Path) -> None:
@@ -135,3 +155,13 @@ def test_listing_recipes_imports_neither_torch_nor_a_plugin() -> None:
 def test_plugins_with_recipes_are_installed_ones() -> None:
     points = importlib.metadata.entry_points(group="wsizoo")
     assert {str(p.value).partition(".")[0] for p in points} >= {"wsizoo_plugin_span"}
+
+
+@pytest.mark.parametrize("name", ["baseline-survival", "span-survival", "baseline-segmentation"])
+def test_a_model_of_another_task_is_told_the_head_it_needs(name: str) -> None:
+    config = load_config({"recipe": name, "model": "abmil-demo", "data": {"table": "t.csv"}})
+    config = dataclasses.replace(config, overrides=[])
+    task = name.rpartition("-")[2]
+    told = rf"head 'classification' of 'abmil-demo' is of class.*overrides=\[\"head={task}\"\]"
+    with pytest.raises(SpecError, match=told):
+        task_of(config, default())

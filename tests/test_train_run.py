@@ -19,30 +19,17 @@ from wsizoo.errors import DataError, SpecError
 from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.model import SlideModel
+from wsizoo.train.cohort import read_cohort
 from wsizoo.train.config import load_config
 from wsizoo.train.evaluation import evaluate_run
-from wsizoo.train.run import run_training
+from wsizoo.train.facts import training_facts
+from wsizoo.train.run import run_training, splits_of
 from wsizoo.train.samples import Samples
 
 FILES = {
     "checkpoints", "config.yaml", "environment.json", "epochs.csv", "log.jsonl", "metrics.json",
     "model", "predictions.csv", "predictions_patients.csv", "report.html", "run.json", "split.csv",
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cohort")
-    write_cohort(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two slides a patient."""
-    folder = tmp_path_factory.mktemp("several")
-    write_cohort(folder, slides=32, per_patient=2)
-    return folder
 
 
 def train(folder: Path, out: Path, *overrides: str, task: str = "classification") -> Path:
@@ -406,6 +393,13 @@ def test_trained_weights_are_adapted(cohort: Path, tmp_path: Path) -> None:
     first = train(cohort, tmp_path / "first")
     run = train(cohort, tmp_path / "run", f"init={first / 'model'}", "train.epochs=1")
     assert read(run / "model" / "config.json")["training"]["adapted_from"] == "model"
+    config = load_config(run / "config.yaml", ["init=hf:someone/model@0123"])
+    read_again = read_cohort(config.data, "classification")
+    (split,) = splits_of(config, read_again)
+    told = training_facts(
+        config, read_again, split, read(run / "run.json"), {"test": {}, "level": ""}
+    )
+    assert told["adapted_from"] == "hf:someone/model@0123"
 
 
 def test_a_config_given_in_python_has_the_paths_of_the_current_folder(

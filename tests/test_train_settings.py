@@ -1,5 +1,6 @@
 """Settings, and the optimisers and learning rates that they name."""
 
+import dataclasses
 import itertools
 from typing import Any
 
@@ -8,6 +9,14 @@ import torch
 
 from tests.toy_training import toy_model
 from wsizoo.errors import SpecError
+from wsizoo.train.config import (
+    OptimiserConfig,
+    ScheduleConfig,
+    SelectionConfig,
+    TrainConfig,
+    load_config,
+)
+from wsizoo.train.one_run import settings_of
 from wsizoo.train.randomness import For, generator_for, seed_for
 from wsizoo.train.schedules import lr_factor, make_optimiser, set_lr
 from wsizoo.train.settings import TrainSettings
@@ -20,19 +29,53 @@ from wsizoo.train.settings import TrainSettings
         ({"optimiser": "lion"}, "optimiser is 'lion', expected one of adamw, adam, radam, sgd"),
         ({"schedule": "step"}, "schedule is 'step', expected one of cosine, constant"),
         ({"checkpoint": "first"}, "checkpoint is 'first', expected one of best, last"),
-        ({"loggers": ("mlflow",)}, "No logger 'mlflow', expected some of tensorboard, wandb"),
+        (
+            {"loggers": ("mlflow",)},
+            "train.loggers names 'mlflow', expected some of tensorboard, wandb",
+        ),
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"max_patches": 0}, "max_patches is 0, expected 1 or more"),
         ({"seed": -1}, "seed is -1, expected 0 or more"),
         ({"weight_decay": float("nan")}, "weight_decay is nan, expected 0 or more"),
         ({"lr": 0.0}, "lr is 0.0, expected more than 0"),
         ({"clip": -1.0}, "clip is -1.0, expected more than 0"),
+        ({"betas": (0.9,)}, r"betas is \(0.9,\), expected two from 0 to below 1"),
+        ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\), expected two from 0 to below 1"),
         ({"ema": 1.0}, "ema is 1.0, expected a decay between 0 and 1, as 0.999"),
     ],
 )
 def test_a_value_without_a_meaning_is_refused(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(SpecError, match=told):
         TrainSettings(**changes)
+
+
+def test_every_key_of_a_config_reaches_the_loop() -> None:
+    loop = {
+        "epochs": 3, "batch_size": 2, "accumulate": 4, "clip": 0.5, "precision": "bf16-mixed",
+        "ema": 0.9, "patience": 7, "workers": 1, "device": "cpu", "max_patches": 5,
+        "checkpoint_steps": 6, "loggers": ["wandb"],
+    }  # fmt: skip
+    asked = {
+        "train": loop,
+        "optimiser": {
+            "name": "sgd", "lr": 0.25, "weight_decay": 0.5, "betas": [0.5, 0.75], "momentum": 0.3
+        },
+        "schedule": {"name": "constant", "warmup_epochs": 1.5, "end_factor": 0.125},
+        "selection": {"metric": "auc", "checkpoint": "last"},
+    }  # fmt: skip
+    found = settings_of(load_config({"model": "m", "data": {"table": "t"}, **asked}), seed=8)
+    told = {key: value for group in asked.values() for key, value in group.items() if key != "name"}
+    told |= {"seed": 8, "optimiser": "sgd", "schedule": "constant"}
+    told |= {"loggers": ("wandb",), "betas": (0.5, 0.75)}
+    assert dataclasses.asdict(found) == told
+    before = dataclasses.asdict(TrainSettings())
+    assert [key for key, value in told.items() if value == before[key]] == []
+
+
+def test_groups_of_a_config_share_no_key_of_the_loop() -> None:
+    groups = (TrainConfig, OptimiserConfig, ScheduleConfig, SelectionConfig)
+    keys = [one.name for group in groups for one in dataclasses.fields(group)]
+    assert [key for key in keys if keys.count(key) > 1] == ["name", "name"]
 
 
 def factors(**changes: Any) -> list[float]:

@@ -80,3 +80,11 @@ def test_what_cannot_be_drawn_is_refused():
         rank_plot(["a", "b"], [1])
     with pytest.raises(DataError, match=r"ranks of 'b' are \[3\], expected 1 to 2"):
         rank_plot(["a", "b"], [1, 3])
+
+
+def test_an_interval_without_its_value_is_not_stretched_to_it():
+    """A percentile interval need not hold its point; the drawing shows that."""
+    svg = interval_plot([("a", 0.97, 0.8, 0.9), ("b", 0.5, 0.4, 0.6)], "AUC")
+    bar = next(e for e in ET.fromstring(svg).iter("line") if e.get("class") == "whisker")
+    assert float(bar.get("x1")) < float(bar.get("x2")) < dots(svg)[0]
+    assert "0.970 (0.800 to 0.900)" in texts(svg)

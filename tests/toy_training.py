@@ -8,7 +8,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Restless(Aggregator):
         slow = {"params": [self.linear.bias], "lr": base_lr / 10}
         return [{"params": [self.linear.weight]}, slow, {"params": [*self.unused.parameters()]}]
 
-    def start_training(self, total_steps: int) -> None:
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.teacher.normal_()
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -111,7 +111,14 @@ BACKENDS = (
         "grid_attention",
         "blocked",
         target="wsizoo.ops.blocked:grid_attention_blocked",
-        why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
+        why_not="wsizoo.ops.blocked:why_not",
+        priority=10,
+    ),
+    OpBackend(
+        "grid_attention",
+        "striped",
+        target="wsizoo.ops.striped:grid_attention_striped",
+        why_not="wsizoo.ops.striped:why_not",
         priority=10,
     ),
     *(

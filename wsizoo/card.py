@@ -111,14 +111,21 @@ def _measured(training: dict[str, Any]) -> list[str]:
     ]
     for metric, one in results["values"].items():
         value, low, high = (_rounded(one.get(key)) for key in ("value", "low", "high"))
-        interval = f"{low} to {high}{left_out(one)}" if "-" not in (low, high) else "-"
+        interval = f"{low} to {high}" if "-" not in (low, high) else "-"
+        interval += beside_interval(one)
         lines.append(f"| {metric} | {value} | {interval} | {one.get('n', '-')} |")
     return ["\n".join(lines)]
 
 
-def left_out(measure: Mapping[str, Any]) -> str:
-    """What an interval says of the resamples that did not define it: nothing of up to 1 %."""
+def beside_interval(measure: Mapping[str, Any]) -> str:
+    """Where an interval is from, or why there is none, unless it is a plain bootstrap's.
+
+    Of resamples that did not define the measure it tells from 1 % on.
+    """
+    method = measure.get("method", "bootstrap")
     undefined, drawn = measure.get("undefined", 0), measure.get("resamples", 0)
+    if method != "bootstrap":
+        return f" ({method})"
     return f" ({undefined} of {drawn} resamples left out)" if undefined > drawn / 100 else ""
 
 

@@ -6,7 +6,7 @@ optional fields are None.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, cast
 
@@ -125,8 +125,8 @@ class Part(nn.Module):
         """Optimiser groups: `{"params": [...], "lr": ...}`; default one group at `base_lr`."""
         return [{"params": [p for p in self.parameters() if p.requires_grad], "lr": base_lr}]
 
-    def start_training(self, total_steps: int) -> None:
-        """Called once before the first optimiser step (not on resume)."""
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
+        """Called once before the first step (not on resume); `slides`: the training part."""
 
     def after_step(self, step: int, total_steps: int) -> None:
         """Called after each optimiser step, `step` counting from 1: EMA teachers, schedules."""
@@ -226,10 +226,13 @@ class Head(Part):
     Args:
         in_dim: width of what it reads; None: the aggregator owns the classifier.
         n_outputs: number of raw outputs (classes, time bins, values).
+
+    Class attribute `compares_slides`: the loss compares the slides of a batch, and is 0 of one.
     """
 
     task: ClassVar[Task]
     reads: ClassVar[Literal["slide", "instances"]] = "slide"
+    compares_slides: ClassVar[bool] = False
 
     def __init__(self, in_dim: int | None, n_outputs: int) -> None:
         super().__init__()

@@ -234,9 +234,9 @@ class SlideModel(nn.Module):
         """Optimiser groups of all parts."""
         return [g for _, part in self.parts() for g in part.param_groups(base_lr) if g["params"]]
 
-    def start_training(self, total_steps: int) -> None:
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         for _, part in self.parts():
-            part.start_training(total_steps)
+            part.start_training(total_steps, slides)
 
     def after_step(self, step: int, total_steps: int) -> None:
         for _, part in self.parts():

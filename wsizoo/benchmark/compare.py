@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,13 +10,14 @@ from dataclasses import dataclass
 from wsizoo.benchmark.cells import Cell, Work
 from wsizoo.errors import DataError
 from wsizoo.measures.compare import delong, paired_bootstrap
-from wsizoo.measures.intervals import Measured
+from wsizoo.measures.measured import Measured
 from wsizoo.measures.names import MAIN
 from wsizoo.measures.runs import Run, mean_measures, measure_runs
+from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, read_rows
 from wsizoo.train.measuring import any_resample, labels_of_two
 
 FACTS = ("parameters", "seconds", "ms_per_slide", "peak_mb")
-Rows = Mapping[tuple[int, int, str], Mapping[str, str]]
+Rows = Mapping[tuple[int, int, str], Row]
 """(fold, seed, slide or patient) -> the row of predictions."""
 
 
@@ -35,7 +35,7 @@ class Result:
     classes: tuple[str, ...]
     metrics: Mapping[str, float]
     facts: Mapping[str, float | None]
-    predictions: tuple[Mapping[str, str], ...]
+    predictions: tuple[Row, ...]
 
     @property
     def main(self) -> str:
@@ -54,10 +54,8 @@ def read_result(work: Work, cell: Cell) -> Result:
     try:
         told = json.loads((run / "run.json").read_text(encoding="utf-8"))
         measured = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        of_patients = measured["level"] == "patient"
-        file = "predictions_patients.csv" if of_patients else "predictions.csv"
-        with open(run / file, newline="", encoding="utf-8") as opened:
-            rows = [row for row in csv.DictReader(opened) if row["part"] == "test"]
+        file = PATIENTS if measured["level"] == "patient" else PREDICTIONS
+        rows = [row for row in read_rows(run / file, told["task"]) if row["part"] == "test"]
         spent = told.get("seconds_per_slide")
         facts = {**told, "ms_per_slide": None if spent is None else 1000 * spent}
         return Result(
@@ -68,7 +66,7 @@ def read_result(work: Work, cell: Cell) -> Result:
             {name: facts.get(name) for name in FACTS},
             tuple(rows),
         )
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise DataError(
             f"the run directory '{run}' is damaged ({error!r}): delete it and run the same command"
         ) from error
@@ -98,7 +96,7 @@ def p_value(ours: Sequence[Result], others: Sequence[Result], resamples: int) ->
     if one_run and two_classes and len(set(patients)) == len(patients):
         positive = ours[0].classes[1]
         labels = [int(row["label"] == positive) for row in a.values()]
-        scores = [[float(row[f"p_{positive}"]) for row in rows.values()] for rows in (a, b)]
+        scores = [[row[f"p_{positive}"] for row in rows.values()] for rows in (a, b)]
         return delong(labels, scores[0], scores[1]).p
     mean, of_others = (mean_measures(_runs(rows, ours[0]))[ours[0].main] for rows in (a, b))
     return paired_bootstrap(mean, of_others, len(both), patients, resamples=resamples).p
@@ -114,7 +112,7 @@ def _pooled(results: Sequence[Result]) -> Rows:
 
 def _runs(rows: Rows, of: Result) -> list[Run]:
     """Rows of one run after another as runs with their main metric."""
-    runs: dict[tuple[int, int], list[Mapping[str, str]]] = {}
+    runs: dict[tuple[int, int], list[Row]] = {}
     for key, row in rows.items():
         runs.setdefault(key[:2], []).append(row)
     return [

@@ -20,8 +20,9 @@ from wsizoo.train.digests import sha256_lines
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 ELSEWHERE = (
-    *("benchmark/", "cli/", "demo/", "extraction/", "reports/", "testing/", "viz/"),
+    *("benchmark/", "cli/", "demo/", "diagnosis/", "extraction/", "reports/", "testing/", "viz/"),
     *("__main__.", "card.", "conversion.", "doctor.", "inference.", "scaffold."),
+    *("train/evaluation.", "train/heatmaps."),
 )
 """Files of wsizoo that no run's numbers come from: its config, data and split are in the key."""
 BUT = ("viz/classes.",)  # makes probabilities of logits
@@ -54,7 +55,7 @@ def model_identity(config: RunConfig, registry: Registry) -> dict[str, Any]:
     told: dict[str, Any] = {"model": model_record(spec), "code": code_digest(registry, used)}
     if config.init:
         from wsizoo.stored import find_stored
-        from wsizoo.viz.table import weights_digest
+        from wsizoo.weights import weights_digest
 
         told["init"] = weights_digest(find_stored(config.init, registry).tensors)
     return told

@@ -39,7 +39,8 @@ def benchmark_page(
 HOW = (
     "Mean and standard deviation (n - 1) are over folds and seeds. The interval is of that mean "
     "with the patients of all test parts drawn anew: the spread that other patients would give, "
-    "which the standard deviation over seeds does not show.",
+    "which the standard deviation over seeds does not show. It may leave out the mean, and there "
+    "is none (-) where no draw changes it: of a C-index or Dice of 1, say.",
     "p compares with the first row: DeLong's test of two AUCs of one run each, else a paired "
     "bootstrap of patients; Holm's correction. The best row was chosen on the same data, so p is a "
     "guide.",
@@ -101,11 +102,10 @@ def _charts(rows: Sequence[Row], main: str) -> list[str]:
 
 
 def _bar(row: Row, main: str) -> tuple[float, float | None, float | None]:
-    """Value and interval as the chart takes them: a dot beside its whisker is joined to it."""
-    value = row.mean(main)
+    """Value and interval as the chart takes them; the value may lie outside."""
     if row.low is None or row.high is None or not math.isfinite(row.low + row.high):
-        return value, None, None
-    return value, min(row.low, value), max(row.high, value)
+        return row.mean(main), None, None
+    return row.mean(main), row.low, row.high
 
 
 def _name(row: Row, rows: Sequence[Row]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -78,11 +79,12 @@ class Asked:
         if recipe:
             _, its = read_whole({"recipe": recipe})
             content = {key: value for key, value in content.items() if key not in OWN}
-            content |= {key: value for key, value in its.items() if key in OWN} | {"recipe": None}
+            content |= {key: value for key, value in its.items() if key in OWN}
+            content["recipe"] = recipe
         if candidate and candidate.model:
             content |= {"model": candidate.model, "overrides": []}
-        config = load_config(content, self.overrides)
-        return replace(config, recipe=recipe) if recipe else config
+        config = load_config({**content, "recipe": None}, self.overrides)  # it lies under already
+        return replace(config, recipe=content.get("recipe"))
 
 
 def read_benchmark(
@@ -104,6 +106,7 @@ def read_benchmark(
     """
     folder = Path.cwd() if isinstance(source, Mapping) else Path(source).absolute().parent
     whose = "the benchmark" if isinstance(source, Mapping) else f"benchmark '{source}'"
+    _refuse_lists(whose, overrides)
     of_base = [text for text in overrides if text.partition("=")[0] in BASE]
     _, content = read_whole(source, of_base)
     overrides = [text for text in overrides if text not in of_base]
@@ -121,6 +124,20 @@ def read_benchmark(
     if sets is None or any(text.startswith("data.features=") for text in overrides):
         return replace(asked, features=_one_set(whose, asked.config().data.features))
     return replace(asked, features=_feature_sets(whose, sets, folder))
+
+
+def _refuse_lists(whose: str, overrides: Sequence[str]) -> None:
+    """Raise SpecError for what is a list in the file, and no KEY=VALUE of a run."""
+    for text in overrides:
+        key, _, value = text.partition("=")
+        if key == "models":
+            names = ",".join(re.findall(r"[^\s,'\"\[\]]+", value)) if "{" not in value else "a,b"
+            raise SpecError(f"{whose}: '{text}' is an option, so type: --models {names or 'a,b'}")
+        if key == "features":
+            raise SpecError(
+                f"{whose}: '{text}' is no key of a run. One set: data.features=FOLDER; several "
+                "stand in the file, features: {name: folder}"
+            )
 
 
 def installed_candidates(base: str, registry: Registry) -> list[Candidate]:

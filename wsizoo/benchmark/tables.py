@@ -14,11 +14,14 @@ from wsizoo.benchmark.results import Row, shown
 from wsizoo.files import write_csv, write_text
 from wsizoo.measures.names import BESIDE, MAIN, title
 
+NEEDS = r"% \usepackage{booktabs}  % \toprule, \midrule, \bottomrule"
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "²": "$^2$",
+    "[": "{[}",  # after the end of a row these two would be read as belonging to it
+    "*": "{*}",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -44,12 +47,15 @@ def markdown(rows: Sequence[Row], task: str) -> str:
 
 
 def latex(rows: Sequence[Row], task: str) -> str:
-    """A `tabular` of plain LaTeX, the best in bold."""
+    """A `tabular` with the rules of booktabs, the best in bold; `\\input` takes it as it is.
+
+    Characters outside ASCII, of names, need a LaTeX that reads UTF-8, as all since 2018 do.
+    """
     head, *body = cells(rows, task, r"$\pm$", _latex, lambda text: rf"\textbf{{{text}}}")
     columns = "ll" + "r" * (len(head) - 2)
-    lines = [" & ".join(line) + r" \\" for line in (head, *body)]
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", lines[0], r"\hline", *lines[1:]]
-    return "\n".join([*lines, r"\hline", r"\end{tabular}", ""])
+    top, *others = (" & ".join(line) + r" \\" for line in (head, *body))
+    lines = [NEEDS, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", top, r"\midrule", *others]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
 def cells(
@@ -76,7 +82,7 @@ def cells(
                 if row.finished == row.asked
                 else f"{row.finished} of {row.asked}",
                 mark(mean_std(row, main, plus_minus)),
-                _interval(row),
+                interval(row),
                 escaped(p_text(row)),
                 *(mean_std(row, name, plus_minus) for name in others),
                 shown(row.rank, 2),
@@ -144,7 +150,8 @@ def result_records(outcomes: Sequence[Outcome], results: Sequence[Result]) -> li
     return records
 
 
-def _interval(row: Row) -> str:
+def interval(row: Row) -> str:
+    """Of the main measure, or "-"."""
     low, high = shown(row.low), shown(row.high)
     return "-" if "-" in (low, high) else f"{low} to {high}"
 

@@ -54,6 +54,7 @@ def split_command() -> None:
 @click.option(
     "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A csv."
 )
+@click.option("--overwrite", is_flag=True, help="Replace another split in OUT.")
 @click.option("--kind", type=click.Choice(KINDS), default="holdout", show_default=True)
 @click.option(
     "--fractions",
@@ -93,6 +94,7 @@ def split_command() -> None:
 def make_command(
     table: Path,
     out: Path,
+    overwrite: bool,
     label: str | None,
     slide: str | None,
     patient: str | None,
@@ -111,13 +113,15 @@ def make_command(
       wsizoo split make slides.csv -o split.csv --fractions 17/30 1/10 1/3
     """
     from wsizoo.splits.audit import audit_split
-    from wsizoo.splits.files import read_assigned, write_split
+    from wsizoo.splits.files import check_same_split, read_assigned, write_split
     from wsizoo.splits.tables import read_columns
 
     survival = asked["event"] or asked["censorship"]
     labels = [label] if label else [survival] if survival else []
     content, columns = read_columns(table, slide, patient, site_column, labels)
     splits = _made(content, columns, asked)
+    if not overwrite:
+        check_same_split(out, splits, columns.slides, "--overwrite")
     write_split(out, splits, columns.slides, columns.patients, columns.sites)
     audit = audit_split(read_assigned(out), columns)
     if as_json:
@@ -266,6 +270,12 @@ def _print_parts(split: Path | str, audit: Audit) -> None:
             row |= {"site bias": f"{part.site_bias:.2f}", "p": f"{part.site_p:.2g}"}
         rows.append(row | {"classes": ", ".join(f"{k} {v:.1%}" for k, v in shares.items()) or None})
     print_table(rows)
+    biased = [part for part in audit.parts if part.site_bias is not None]
+    if biased and not any(part.shared_sites for part in biased):
+        click.echo(
+            "No site is in two parts, so each part is biased by site as far as can be (1.00): that "
+            "is what keeping sites together asks for, and tests on sites that were not trained on."
+        )
 
 
 def _print_findings(audit: Audit) -> None:

@@ -59,7 +59,12 @@ def _show_recipe(context: click.Context, option: click.Parameter, name: str | No
     callback=_show_recipe,
     help="Print a recipe, to cite or to copy, and end.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The measures, for scripts; what is told goes to stderr.",
+)
 def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: bool) -> None:
     """Train, predict and measure what CONFIG says: a YAML file, or the name of a recipe.
 
@@ -86,11 +91,25 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     from wsizoo.train.run_folder import is_first
 
     asked = load_config(config_source(config), overrides)
-    quiet = as_json or not is_first()
-    with bar(quiet) as tick:
-        run_training(asked, out, say=(lambda text: None) if quiet else click.echo, tick=tick)
-    if is_first():
+    first = is_first()
+    with bar(quiet=as_json or not first) as tick:
+
+        def say(text: str) -> None:
+            if first:
+                click.echo(text, err=as_json)
+
+        run_training(asked, out, say=say, tick=tick)
+    if first:
         _tell(out, as_json)
+
+
+heatmaps_option = click.option(
+    "--heatmaps",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Draw heatmaps/SLIDE.png of the first N slides of the report's table, which links them.",
+)
 
 
 @click.command("evaluate")
@@ -102,25 +121,41 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
     type=click.Choice(["test", "val", "all"]),
     help="Of the run's split [test]; of data that it knows nothing of all slides are taken.",
 )
-@device_option
-@click.option("--json", "as_json", is_flag=True, help="Only the measures, for scripts.")
+@heatmaps_option
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, mps; auto: a GPU where there is one.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another evaluation in OUT.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="The measures, for scripts; what is told goes to stderr.",
+)
 def evaluate_command(
     source: str,
     overrides: tuple[str, ...],
     out: Path,
     part: str | None,
+    heatmaps: int,
     device: str,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Measure SOURCE, a run or a model, on another part or on other data.
 
-    Of a run, KEY=VALUE changes what its config says of the data. Of a model (name,
+    Of a run, data.KEY=VALUE changes what its config says of the data. Of a model (name,
     hf:owner/name@COMMIT, folder) the data are given so. Labels must be among its classes.
+    Interrupted, the same command goes on with the slides that are left.
 
     \b
     Examples:
       wsizoo evaluate RUN -o val --part val
       wsizoo evaluate RUN -o other data.table=t.csv data.features=features
+      wsizoo evaluate RUN -o test --heatmaps 20
       wsizoo evaluate hf:me/model@COMMIT -o out data.table=t.csv data.features=f
     """
     from wsizoo.train.evaluation import evaluate_run
@@ -132,7 +167,9 @@ def evaluate_command(
             overrides,
             part=part,
             device=device,
-            say=(lambda text: None) if as_json else click.echo,
+            heatmaps=heatmaps,
+            overwrite=overwrite,
+            say=lambda text: click.echo(text, err=as_json),
             tick=tick,
         )
     _tell(out, as_json)
@@ -140,16 +177,27 @@ def evaluate_command(
 
 @click.command("report")
 @click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@heatmaps_option
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def report_command(run: Path, as_json: bool) -> None:
+def report_command(run: Path, heatmaps: int, device: str, as_json: bool) -> None:
     """Write RUN/report.html anew, from the files of a run, an evaluation or several runs.
 
+    With --heatmaps its table of slides links to pictures of what the model looked at; they need
+    the table and the features of the run where its config.yaml says they are.
+
     \b
-    Example:
+    Examples:
       wsizoo report RUN
+      wsizoo report RUN --heatmaps 20
     """
     from wsizoo.reports.run import write_report
 
+    if heatmaps:
+        from wsizoo.train.heatmaps import heatmaps_of_run
+
+        with bar(quiet=as_json) as tick:
+            heatmaps_of_run(run, heatmaps, device=device, tick=tick)
     page = write_report(run)
     click.echo(json.dumps({"report": str(page.absolute())}) if as_json else page)
 
@@ -202,7 +250,10 @@ def _of_several(metrics: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def _interval(one: dict[str, Any]) -> str:
-    return f"{_shown(one.get('low'))} to {_shown(one.get('high'))}"
+    from wsizoo.card import beside_interval
+
+    low, high = _shown(one.get("low")), _shown(one.get("high"))
+    return ("n/a" if "-" in (low, high) else f"{low} to {high}") + beside_interval(one)
 
 
 def _mean_std(mean: float | None, std: float | None) -> str:

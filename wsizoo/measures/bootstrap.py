@@ -53,6 +53,13 @@ class Resamples:
             drawn = rng.multinomial(self.units, chances, size=size)
             yield drawn[:, self.unit].astype(np.float64)
 
+    def alone(self, measure: Weighted) -> Floats:
+        """The measure (units,) of each patient alone; NaN where it has no row that counts."""
+        block = max(1, ENTRIES // max(1, self.n))
+        starts = range(0, self.units, block)
+        each = [np.arange(i, min(i + block, self.units))[:, None] == self.unit for i in starts]
+        return np.concatenate([measure(one.astype(np.float64)) for one in each])
+
     def values(self, *measures: Weighted) -> list[Floats]:
         """Each measure (count,) of all resamples; NaN where it is not defined."""
         found: list[list[Floats]] = [[np.empty(0)] for _ in measures]

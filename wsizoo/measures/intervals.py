@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,8 @@ from numpy.typing import ArrayLike
 from wsizoo.errors import DataError
 from wsizoo.measures import survival as survival_metrics
 from wsizoo.measures import weighted
-from wsizoo.measures.bootstrap import LEVEL, RESAMPLES, Resamples, interval
-from wsizoo.measures.metrics import auc_interval
+from wsizoo.measures.bootstrap import LEVEL, RESAMPLES, Resamples
+from wsizoo.measures.measured import Measured, at_the_bound, with_intervals
 from wsizoo.measures.probabilities import classification_measures
 from wsizoo.measures.survival import (
     checked_patients,
@@ -22,57 +20,7 @@ from wsizoo.measures.survival import (
     survival_at,
     times_to_measure_at,
 )
-from wsizoo.measures.weighted import Floats, Weighted, value_of
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A measure and how far it would move with other patients.
-
-    Args:
-        value: NaN where it is not defined. low, high: percentiles over resamples of patients; NaN
-            where there are none.
-        n: rows measured. patients: that were resampled. level: of the interval.
-        resamples: drawn; 0: the interval is of none. undefined: of them left out, because they do
-            not define the measure.
-    """
-
-    value: float
-    low: float
-    high: float
-    n: int
-    patients: int
-    level: float = LEVEL
-    resamples: int = RESAMPLES
-    undefined: int = 0
-
-    def __str__(self) -> str:
-        """`0.912 (0.871-0.950)`."""
-        return f"{self.value:.3f} ({self.low:.3f}-{self.high:.3f})"
-
-
-def to_json(measures: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
-    """As data for a JSON file; NaN is None there."""
-    return {
-        name: {k: None if math.isnan(v) else v for k, v in asdict(one).items()}
-        for name, one in measures.items()
-    }
-
-
-def from_json(told: Mapping[str, Mapping[str, Any]]) -> dict[str, Measured]:
-    """What `to_json` was given.
-
-    Raises:
-        DataError: an entry that is no measure with its interval.
-    """
-    found = {}
-    for name, one in told.items():
-        try:
-            known: dict[str, Any] = {k: math.nan if v is None else v for k, v in one.items()}
-            found[name] = Measured(**known)
-        except (TypeError, AttributeError) as error:
-            raise DataError(f"'{name}' is no measure with an interval: {error}") from error
-    return found
+from wsizoo.measures.weighted import Floats, Weighted
 
 
 def measure_classification(
@@ -100,8 +48,9 @@ def measure_classification(
         resamples: 0: no intervals, NaN. level: of the interval.
 
     Returns:
-        By name. One class alone has neither `auc` nor `auprc` (NaN). Resamples of an `auc` of
-        exactly 0 or 1 are all alike; of two classes, a row a patient, it has Newcombe's interval.
+        By name. One class alone has neither `auc` nor `auprc` (NaN). Of what is exactly 0 or 1
+        all resamples are alike: shares then have the exact interval, an `auc` of two classes has
+        Newcombe's where a patient is of one class, and the others have none.
 
     Raises:
         DataError: nothing to measure, shapes that do not fit, labels or rows that are none.
@@ -109,22 +58,11 @@ def measure_classification(
     found = classification_measures(labels, probabilities, classes=classes, threshold=threshold)
     n = len(np.asarray(labels))
     measured = with_intervals(found, Resamples(n, groups, resamples, seed), level)
-    if len(np.asarray(probabilities)[0]) == 2 and measured["auc"].patients == n:
-        measured["auc"] = at_the_bound(measured["auc"], labels)
+    names = range(n) if groups is None else groups
+    told = set(zip(names, np.asarray(labels).tolist(), strict=True))  # patients' labels
+    if len(np.asarray(probabilities)[0]) == 2 and len(told) == measured["auc"].patients:
+        measured["auc"] = at_the_bound(measured["auc"], [label for _, label in told])
     return measured
-
-
-def at_the_bound(auc: Measured, labels: ArrayLike) -> Measured:
-    """An AUC of exactly 0 or 1, whose resamples are all alike, with Newcombe's interval.
-
-    Args:
-        labels: 0 or 1 of each patient.
-    """
-    if not auc.low == auc.high == auc.value or auc.value not in (0, 1) or auc.level != LEVEL:
-        return auc
-    given = np.asarray(labels)
-    low, high = auc_interval(given, given if auc.value else 1 - given)
-    return replace(auc, low=low, high=high, resamples=0, undefined=0)
 
 
 def measure_survival(
@@ -307,26 +245,3 @@ def _counts(tp: ArrayLike, fp: ArrayLike, fn: ArrayLike) -> Floats:
     if not ((counts >= 0) & (counts == np.floor(counts))).all():
         raise DataError("tp, fp and fn count patches, expected whole numbers from 0 on")
     return counts
-
-
-def with_intervals(
-    measures: Mapping[str, Weighted],
-    rows: Resamples,
-    level: float = LEVEL,
-    counted: Mapping[str, int] | None = None,
-) -> dict[str, Measured]:
-    """Each measure of the rows as they are, and its percentiles over the resamples.
-
-    Args:
-        counted: how many rows a measure is of, where that is not all.
-    """
-    drawn = dict(zip(measures, rows.values(*measures.values()), strict=True))
-    found = {}
-    for name, measure in measures.items():
-        value = value_of(measure, rows.n)
-        low, high, undefined = interval(drawn[name], level)
-        n = (counted or {}).get(name, rows.n)
-        if math.isnan(value):
-            low = high = math.nan
-        found[name] = Measured(value, low, high, n, rows.units, level, rows.count, undefined)
-    return found

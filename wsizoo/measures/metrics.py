@@ -82,6 +82,20 @@ def _edge(inside: float, outside: float, too_far: Callable[[float], bool]) -> fl
     return inside
 
 
+def share_interval(right: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact interval of a share of n independent ones; it holds the true share at least so often.
+
+    Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case
+    of the binomial", Biometrika 26(4), 1934.
+    """
+    from scipy.stats import beta
+
+    tail = (1 - level) / 2
+    low = beta.ppf(tail, right, n - right + 1) if right else 0.0
+    high = beta.ppf(1 - tail, right + 1, n - right) if right < n else 1.0
+    return float(low), float(high)
+
+
 def checked_scores(labels: ArrayLike, scores: ArrayLike) -> tuple[Ints, Scores]:
     """Both as (n,). Raises DataError unless labels are 0 and 1 and no score is NaN."""
     given, found = np.asarray(labels), np.asarray(scores, dtype=np.float64)

@@ -10,11 +10,11 @@ from numpy.typing import ArrayLike
 from wsizoo.errors import DataError
 from wsizoo.measures import weighted
 from wsizoo.measures.metrics import class_indices, roc_curve
+from wsizoo.measures.names import AT_TUNED
 from wsizoo.measures.weighted import Floats, Ints, Weighted
 
 BINS = 15  # of confidence, of equal width
 ROUNDING = 1e-3  # how far from 1 the probabilities of a row may sum up
-AT_TUNED = " at tuned threshold"
 
 
 def classification_measures(

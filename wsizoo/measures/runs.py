@@ -13,7 +13,7 @@ import numpy as np
 
 from wsizoo.errors import DataError
 from wsizoo.measures.bootstrap import LEVEL, RESAMPLES, Resamples
-from wsizoo.measures.intervals import Measured, at_the_bound, with_intervals
+from wsizoo.measures.measured import Measured, at_the_bound, with_intervals
 from wsizoo.measures.weighted import Floats, Weighted, ratio
 
 
@@ -41,7 +41,7 @@ def measure_runs(
 
     Args:
         labels: of two classes, the class (0 or 1) of each patient: a mean `auc` of exactly 0 or 1
-            then has Newcombe's interval, see `wsizoo.measures.intervals.at_the_bound`.
+            then has Newcombe's interval, see `wsizoo.measures.measured.at_the_bound`.
 
     Returns:
         By name, of each measure that a run has; `n` counts the rows of all runs. A run that does

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,10 @@ class ABMIL(Aggregator):
         self.value = nn.Linear(dim, attention)
         self.gate = nn.Linear(dim, attention) if gated else None
         self.score = nn.Linear(attention, 1)
+
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
+        if self.standard is not None:
+            self.standard.measure(slides)
 
     def forward(self, bag: Bag) -> Aggregated:
         instances, logits = self.attend(bag.features)

@@ -15,8 +15,7 @@ class Standardise(nn.Module):
     """(x - mean) / deviation, channel by channel; a channel that never varies is only shifted.
 
     The statistics are buffers, so that a saved model carries them and a resumed run keeps them.
-    An aggregator makes one of its own and applies it first; whatever trains the model calls
-    `measure_features` with the training part before the first step.
+    An aggregator makes one of its own, applies it first, and calls `measure` in `start_training`.
 
     Args:
         in_dim: width D of the features.
@@ -41,26 +40,19 @@ class Standardise(nn.Module):
         if self.training and not self.patches:
             raise DataError(
                 "the aggregator standardises features and has not seen those of the training part. "
-                "Call wsizoo.mil.standardise.measure_features(model, bags) before training"
+                "Call model.start_training(total_steps, bags) before the first step"
             )
         return (features - self.mean) / self.deviation
 
+    def measure(self, slides: Iterable[Bag]) -> None:
+        """Take the mean and deviation of all patches, alike whichever slide they are of.
 
-def measure_features(model: nn.Module, bags: Iterable[Bag]) -> None:
-    """Give every `Standardise` in the model mean and deviation of these bags' patches.
-
-    All patches count alike, whichever slide they are of. Without a `Standardise` nothing is read.
-
-    Cost: the bags are read once; float64 sums.
-    """
-    found = [module for module in model.modules() if isinstance(module, Standardise)]
-    if not found:
-        return
-    patches, mean, deviation = moments(bag.features for bag in bags)
-    for module in found:
-        module.mean.copy_(mean)
-        module.deviation.copy_(deviation)
-        module.patches.fill_(patches)
+        Cost: the slides are read once; float64 sums.
+        """
+        patches, mean, deviation = moments(bag.features for bag in slides)
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation)
+        self.patches.fill_(patches)
 
 
 def moments(parts: Iterable[Tensor]) -> tuple[int, Tensor, Tensor]:

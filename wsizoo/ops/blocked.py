@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from wsizoo.ops.grid_attention import check_attention
+from wsizoo.ops._dispatch import why_not_under_torch_func
+from wsizoo.ops.grid_attention import OffsetBias, check_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Blocks, Neighbourhood
 
@@ -204,7 +205,8 @@ def _added(
     if bias is None:
         return never[None]
     at = blocks.offset + neighbourhood.reach
-    return bias.to(never.dtype)[:, at[..., 0], at[..., 1]] * LOG2_E + never
+    added = bias.to(never.dtype)[:, at[..., 0], at[..., 1]] * LOG2_E + never
+    return added.clamp_(min=NEVER)  # of an infinite bias
 
 
 def _bias_slope(
@@ -230,13 +232,13 @@ def _silence(out: Tensor, lse: Tensor) -> None:
         out[alone], lse[alone] = 0, torch.inf
 
 
-def keep_mask(like: Tensor, dropout: float) -> Tensor:
+def keep_mask(like: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """A bool mask of this shape, False with probability `dropout` to 1.5e-5.
 
     Four draws come out of 64 random bits.
     """
     words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(1 << 63), None)
+    words.random_(-(1 << 63), None, generator=generator)
     draws = words.view(torch.int16)[: like.numel()].view(like.shape)
     kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
     return torch.ge(draws, round(dropout * (1 << 16)) - (1 << 15), out=kept)
@@ -278,6 +280,22 @@ class _GridAttention(torch.autograd.Function):
             slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
         of_q, of_k, of_v = slopes[:t].unbind(1)
         return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
+
+
+def why_not(
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    neighbourhood: Neighbourhood | None = None,
+    bias: Tensor | OffsetBias | None = None,
+    dropout: float = 0.0,
+) -> str | None:
+    """It needs a neighbourhood in blocks, and a bias that is a table."""
+    if neighbourhood is not None and not neighbourhood.in_blocks:
+        return f"a {type(neighbourhood).__name__} is not made of blocks"
+    if callable(bias) and not isinstance(bias, Tensor):
+        return "the bias is a function, blocks take a table"
+    return why_not_under_torch_func()
 
 
 def grid_attention_blocked(

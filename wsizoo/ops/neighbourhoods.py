@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.errors import DataError
+from wsizoo.ops.strips import Strips
 
 FLAGS = 1 << 22  # a box of up to so many windows is numbered by flags, whatever the number of cells
 FLAGS_PER_CELL = 64  # beyond both, numbers come from a sort
@@ -69,13 +71,16 @@ class Groups:
 
 @dataclass(frozen=True, eq=False)
 class Neighbourhood:
-    """The base: cells that are all distinct, and how far apart two that attend can be.
+    """The base: a cell for each token, and how far apart two that attend can be.
 
     Args:
-        cells: (T, 2) int64. Slides packed together lie where none is in reach of another.
+        cells: (T, 2) int64, all distinct unless a kind says otherwise. Slides packed together lie
+            where none is in reach of another.
     """
 
     cells: Tensor
+    in_blocks: ClassVar[bool] = False  # whether it has `blocks`
+    in_strips: ClassVar[bool] = False  # whether it has `strips`
 
     @property
     def reach(self) -> int:
@@ -89,6 +94,11 @@ class Neighbourhood:
     @property
     def blocks(self) -> tuple[Blocks, ...]:
         """The pairs of `dense()`, each in one block."""
+        raise NotImplementedError
+
+    @property
+    def strips(self) -> Strips:
+        """The pairs of `dense()`, each in one block of one strip, and further ones."""
         raise NotImplementedError
 
     @property
@@ -127,6 +137,7 @@ class Windows(Neighbourhood):
 
     half: int
     pattern: str = "union"
+    in_blocks: ClassVar[bool] = True
     shifts: Tensor | None = None
     without_self: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 

@@ -74,6 +74,23 @@ def outer(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
     return total.copy_(fast.binary(sides[0], total, sides[1], None, "add"))
 
 
+def stacked(left: Tensor, right: Tensor) -> Tensor:
+    """(n, r, k) @ (n, k, m) -> (n, r, m), of shapes that are few: nothing is filled up."""
+    fast = _onednn() if _suits_as_it_is(left[0], right[0]) else None
+    if fast is None:
+        return torch.bmm(left, right)
+    made = [
+        fast(_dense(a), _dense(b).t(), None, "none", [], "")
+        for a, b in zip(left, right, strict=True)
+    ]
+    return made[0][None] if len(made) == 1 else torch.stack(made)
+
+
+def _suits_as_it_is(left: Tensor, right: Tensor) -> bool:
+    plain = left.dtype == torch.float32 and left.device.type == "cpu"
+    return plain and left.numel() * right.shape[1] >= SMALL
+
+
 def _by_mkl(
     left: Tensor,
     right: Tensor,

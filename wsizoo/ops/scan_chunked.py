@@ -156,11 +156,11 @@ class _Block:
         return _chained(state, total, handed)
 
     def walk(self, starts: Tensor) -> Tensor:
-        """Fill in the states; returns the last one (E, N)."""
+        """Fill in the states; returns the last one (E, N), in memory of its own."""
         before = starts
         for state, factor in zip(self.states, self.factors, strict=True):
             before = state.addcmul_(factor, before)
-        return before[-1]
+        return before[-1].clone()  # a view would keep the states of all steps
 
     def walk_back(self, slopes: Tensor, handed: Tensor) -> Tensor:
         """Fill in the slopes (K, S, E, N) of the states, from what each gives to the output.

@@ -54,11 +54,14 @@ def confusion(labels: Sequence[str], predicted: Sequence[str], classes: Sequence
     return list(counts.tolist())
 
 
-def calibration(labels: ArrayLike, probabilities: ArrayLike) -> list[Calibration]:
+def calibration(
+    labels: ArrayLike, probabilities: ArrayLike, patients: Sequence[str]
+) -> list[Calibration]:
     """Bins of the predicted class's probability, each with the 95 % interval of the share right.
 
     Args:
-        labels: (n,) class indices. probabilities: (n, C).
+        labels: (n,) class indices. probabilities: (n, C). patients: (n,) of each row; the interval
+            is of as many as are in a bin, however many slides or runs show them there.
 
     Source of the interval: Wilson, "Probable inference, the law of succession, and statistical
     inference", JASA 22(158), 1927.
@@ -67,8 +70,12 @@ def calibration(labels: ArrayLike, probabilities: ArrayLike) -> list[Calibration
     sure, right = table.max(1), table.argmax(1) == np.asarray(labels)  # (n,)
     which = (np.ceil(sure * BINS) - 1).clip(0, BINS - 1)  # bin b holds (b / BINS, (b + 1) / BINS]
     held = [which == b for b in np.unique(which)]
-    counts = [(float(sure[h].mean()), float(right[h].mean()), int(h.sum())) for h in held]
-    return [Calibration(told, share, *_wilson(share, n), n) for told, share, n in counts]
+    found = []
+    for h in held:
+        share, independent = float(right[h].mean()), len(set(np.asarray(patients)[h]))
+        ends = _wilson(share, independent)
+        found.append(Calibration(float(sure[h].mean()), share, *ends, int(h.sum())))
+    return found
 
 
 def _wilson(share: float, n: int) -> tuple[float, float]:

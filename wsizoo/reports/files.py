@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from wsizoo.errors import DataError
+from wsizoo.prediction_files import COLUMNS, PATIENTS, PREDICTIONS, Row, read_rows
 from wsizoo.yaml_data import read_yaml
 
-Row = dict[str, str]
 CELL = re.compile(r"fold(\d+)-seed(\d+)")  # a run of several
-TASKS = {
-    "classification": ("label", "predicted"),
-    "survival": ("time", "event", "risk"),
-    "regression": ("value", "predicted"),
-    "segmentation": ("dice", "iou"),
-}
-KEYS = ("slide", "patient", "part")
 
 
 @dataclass(frozen=True)
@@ -29,9 +23,9 @@ class RunFiles:
     """What one run left.
 
     Args:
-        facts: run.json. metrics: metrics.json. config: config.yaml, environment: environment.json,
-            {} where a folder has none (an evaluation has no config).
-        config_text: config.yaml as it stands. epochs: epochs.csv, [] where nothing was trained.
+        facts: run.json. metrics: metrics.json. environment: environment.json.
+        config: config.yaml with paths as `shown_path` gives them, {} of an evaluation.
+        epochs: epochs.csv, [] where nothing was trained.
         slides, patients: predictions.csv and predictions_patients.csv, rows of all parts.
         part: which rows are reported, "test", or "val" where nothing was kept for a test.
     """
@@ -40,16 +34,15 @@ class RunFiles:
     facts: Mapping[str, Any]
     metrics: Mapping[str, Any]
     config: Mapping[str, Any]
-    config_text: str
     environment: Mapping[str, Any]
-    epochs: Sequence[Row] = field(repr=False)
+    epochs: Sequence[Mapping[str, str]] = field(repr=False)
     slides: Sequence[Row] = field(repr=False)
     patients: Sequence[Row] = field(repr=False)
     part: str
 
     @property
     def task(self) -> str:
-        """Of TASKS."""
+        """Of `COLUMNS`."""
         return str(self.facts["task"])
 
     @property
@@ -100,28 +93,24 @@ def read_run(folder: Path) -> RunFiles:
         DataError: a file is missing, empty or damaged, or holds another task's columns.
     """
     facts, metrics = read_object(folder / "run.json"), read_object(folder / "metrics.json")
-    if facts.get("task") not in TASKS:
+    if facts.get("task") not in COLUMNS:
         raise DataError(
             f"'{folder / 'run.json'}' states the task {facts.get('task')!r}, expected one of "
-            f"{', '.join(TASKS)}"
+            f"{', '.join(COLUMNS)}"
         )
-    wanted = (*KEYS[1:], *TASKS[facts["task"]])
-    slides = _table(folder / "predictions.csv", ("slide", *wanted))
-    of_patients = folder / "predictions_patients.csv"
-    patients = _table(of_patients, wanted) if metrics.get("level") == "patient" else []
+    slides = _predictions(folder / PREDICTIONS, facts["task"])
+    by_patient = metrics.get("level") == "patient"
     config = folder / "config.yaml"
-    text = config.read_text(encoding="utf-8") if config.exists() else ""
     environment, epochs = folder / "environment.json", folder / "epochs.csv"
     return RunFiles(
         folder=folder,
         facts=facts,
         metrics=metrics,
-        config=_config(config, text),
-        config_text=text,
+        config=_config(config) if config.exists() else {},
         environment=read_object(environment) if environment.exists() else {},
-        epochs=_table(epochs, ("epoch",)) if epochs.exists() else [],
+        epochs=_epochs(epochs) if epochs.exists() else [],
         slides=slides,
-        patients=patients,
+        patients=_predictions(folder / PATIENTS, facts["task"]) if by_patient else [],
         part=_part(folder, slides),
     )
 
@@ -137,16 +126,20 @@ def read_object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _table(path: Path, wanted: Sequence[str]) -> list[Row]:
-    lines = _text(path).splitlines()
-    rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(lines)]
+def _predictions(path: Path, task: str) -> list[Row]:
+    try:
+        rows = read_rows(path, task)
+    except DataError as error:
+        raise DataError(f"{error}. {_again(path)}") from None
     if not rows:
         raise DataError(f"'{path}' holds no row. {_again(path)}")
-    if missing := [name for name in wanted if name not in rows[0]]:
-        raise DataError(
-            f"'{path}' has no column {', '.join(missing)}; it has {', '.join(rows[0])}. "
-            f"{_again(path)}"
-        )
+    return rows
+
+
+def _epochs(path: Path) -> list[dict[str, str]]:
+    rows = list(csv.DictReader(_text(path).splitlines()))
+    if not rows or "epoch" not in rows[0]:
+        raise DataError(f"'{path}' holds no epoch. {_again(path)}")
     return rows
 
 
@@ -156,17 +149,45 @@ def _part(folder: Path, rows: Sequence[Row]) -> str:
         if part in parts:
             return part
     raise DataError(
-        f"'{folder / 'predictions.csv'}' has rows of {', '.join(sorted(parts))} only: a report "
+        f"'{folder / PREDICTIONS}' has rows of {', '.join(sorted(parts))} only: a report "
         "needs a test part. Give the split one: split.fractions=[0.7,0.15,0.15]"
     )
 
 
-def _config(path: Path, text: str) -> dict[str, Any]:
+def _config(path: Path) -> dict[str, Any]:
     try:
-        found = read_yaml(text) or {}
-    except ValueError as error:
+        found = read_yaml(path.read_text(encoding="utf-8")) or {}
+    except (OSError, ValueError) as error:
         raise DataError(f"'{path}' is damaged ({error}). {_again(path)}") from None
-    return found if isinstance(found, dict) else {}
+    return dict(_shown(found, path.parent)) if isinstance(found, dict) else {}
+
+
+def _shown(value: Any, run: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _shown(one, run) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_shown(one, run) for one in value]
+    return shown_path(value, run) if isinstance(value, str) else value
+
+
+def shown_path(text: str, run: Path) -> str:
+    """A path as anybody may see it: of this computer no more than what is in a run or beside it.
+
+    Args:
+        text: other than an absolute path (or KEY=PATH) it stays as it is. run: folder of the run,
+            or of one of several.
+
+    Returns:
+        The path relative to the run; of one that lies elsewhere `.../NAME`.
+    """
+    key = found[0] if (found := re.match(r"[\w.]+=", text)) else ""
+    whole = Path(text.removeprefix(key))
+    if not whole.is_absolute():
+        return text
+    top = _top(run.absolute())
+    near = whole.is_relative_to(top.parent) and top.parent != Path(top.anchor)
+    path = Path(os.path.relpath(whole, top)) if near else Path("...", whole.name)
+    return key + path.as_posix()
 
 
 def _text(path: Path) -> str:
@@ -181,9 +202,14 @@ def _text(path: Path) -> str:
     return text
 
 
+def _top(run: Path) -> Path:
+    """The folder that -o named."""
+    return run.parent if CELL.fullmatch(run.name) else run
+
+
 def _again(path: Path) -> str:
     """What to type."""
-    run = path.parent.parent if CELL.fullmatch(path.parent.name) else path.parent
+    run = _top(path.parent)
     if not (run / "config.yaml").exists():
         return f"expected '{run}' to be what -o of wsizoo train or wsizoo evaluate named"
     return (

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsizoo.card import left_out
+from wsizoo.card import beside_interval
 from wsizoo.errors import DataError
 from wsizoo.measures.names import BESIDE, LOWER_IS_BETTER, MAIN, title
 from wsizoo.reports.files import RunFiles, read_object
@@ -34,7 +34,7 @@ def add_measures(report: Report, run: RunFiles) -> None:
     if drawn:
         report.figure(
             interval_plot(drawn, f"{PARTS[run.part].capitalize()}; larger is better, 1 at best"),
-            "Dots are the measures, whiskers their intervals by bootstrap of patients.",
+            "Dots are the measures, whiskers their intervals, those of the table.",
         )
     val = run.measured("val") if run.part == "test" else {}
     rows = []
@@ -62,8 +62,8 @@ def add_runs(report: Report, folder: Path, runs: Mapping[str, RunFiles]) -> None
         [
             (
                 _runs_plot(name, runs, mean[name], intervals.get(name) or {}),
-                f"{title(name)} of each run and of their mean, whiskers their intervals by "
-                f"bootstrap of patients. Mean ± std: {_mean_std(mean[name], std.get(name))}.",
+                f"{title(name)} of each run and of their mean, whiskers their intervals. "
+                f"Mean ± std: {_mean_std(mean[name], std.get(name))}.",
             )
             for name in (MAIN[first.task], *BESIDE[first.task][:1])
             if mean.get(name) is not None
@@ -118,6 +118,5 @@ def _mean_std(mean: float | None, std: float | None) -> str:
 
 def _ends(one: Mapping[str, Any]) -> str:
     low, high = one.get("low"), one.get("high")
-    if low is None or high is None:
-        return "n/a"
-    return f"{_number(low)} to {_number(high)}{left_out(one)}"
+    ends = "n/a" if low is None or high is None else f"{_number(low)} to {_number(high)}"
+    return ends + beside_interval(one)

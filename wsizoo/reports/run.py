@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from wsizoo.errors import DataError
-from wsizoo.measures.names import title
-from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run
+from wsizoo.measures.measured import ALIKE
+from wsizoo.measures.names import MAIN, UNDEFINED, title
+from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
 from wsizoo.reports.slides import add_slides
@@ -115,7 +118,7 @@ def _what(run: RunFiles) -> dict[str, str]:
     slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
-        "Evaluated": facts.get("evaluated"),
+        "Evaluated": shown_path(str(facts.get("evaluated") or ""), run.folder),
         "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
         "Starts from": run.config.get("init"),
@@ -203,11 +206,15 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
         "Intervals draw patients anew from those that were tested. They say nothing of other "
         "hospitals, scanners or stainings, and leave out that training again gives another model."
     )
+    main = MAIN[first.task]
+    if lacking := sum(run.measured().get(main, {}).get("value") is None for run in runs):
+        whose = f" of {lacking} of {len(runs)} runs" if len(runs) > 1 else ""
+        report.text(f"{title(main)}{whose} is not defined (n/a): {UNDEFINED[first.task]}.")
     measured = [one for run in runs for one in run.measured().values()]
-    if any(one.get("low") is not None and one["low"] == one.get("high") for one in measured):
+    if any(one.get("method") == ALIKE for one in measured):
         report.text(
-            "An interval without width does not mean certainty: where every tested patient was "
-            "right, drawing them anew finds no wrong one."
+            f"Measures without an interval ({ALIKE}) are not certain: where every tested patient "
+            "was right, drawing them anew finds no wrong one."
         )
     if len(runs) > 1:
         report.text(
@@ -217,9 +224,9 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
 
 
 def _add_config(report: Report, run: RunFiles) -> None:
-    if run.config_text:
+    if run.config:
         report.heading("Configuration")
-        report.code(run.config_text)
+        report.code(yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True))
 
 
 def _unit(value: Any, style: str, unit: str) -> str | None:

@@ -11,6 +11,7 @@ import numpy as np
 from wsizoo.errors import DataError
 from wsizoo.measures.probabilities import BINS
 from wsizoo.measures.survival import log_rank
+from wsizoo.prediction_files import Row
 from wsizoo.reports.curves import (
     Points,
     above_median,
@@ -20,7 +21,6 @@ from wsizoo.reports.curves import (
     roc_points,
     survivors,
 )
-from wsizoo.reports.files import Row
 from wsizoo.viz.charts import histogram_chart, roc_chart
 from wsizoo.viz.comparison import interval_plot
 from wsizoo.viz.outcomes import (
@@ -94,7 +94,7 @@ def add_classification(report: Report, shown: Shown) -> None:
     given = [classes.index(label) for label in labels]
     report.pair(
         [
-            _calibration(given, table, shown.pooled),
+            _calibration(given, table, shown),
             _scores(classes, np.array(labels), table),
         ]
     )
@@ -157,16 +157,16 @@ def _rates(
     return found
 
 
-def _calibration(labels: Sequence[int], table: Any, pooled: str) -> tuple[str, str]:
+def _calibration(labels: Sequence[int], table: Any, shown: Shown) -> tuple[str, str]:
     """labels: (n,) indices. table: (n, C) probabilities."""
-    bins = calibration(labels, table)
+    bins = calibration(labels, table, [row["patient"] for row in shown.rows])
     gap = sum(one.n * abs(one.seen - one.predicted) for one in bins) / len(labels)
     chart = reliability_chart(bins, "Confidence (probability of the called class)")
     return chart, (
         f"Expected calibration error {gap:.3f}, n {len(labels)}, {BINS} bins of equal "
         "width. On the dashed line a confidence is the share of right calls; below it the model is "
-        "too sure. Whiskers: 95 % of the share (Wilson); numbers over the axis: how many are in a "
-        f"bin.{pooled}"
+        "too sure. Whiskers: 95 % of the share (Wilson, of patients); numbers over the axis: how "
+        f"many are in a bin.{shown.pooled}"
     )
 
 
@@ -182,17 +182,19 @@ def add_survival(report: Report, shown: Shown) -> None:
         report.text("All risks are equal: there are no two groups to compare.")
         groups = [("All", np.ones(len(rows), bool))]
     curves = [survivors(name, np.array(times)[who], np.array(events)[who]) for name, who in groups]
-    p = f" Log-rank p {_p(log_rank(times, events, high))}." if len(groups) == 2 else ""
+    again = len({row["patient"] for row in rows}) < len(rows)
+    tested = len(groups) == 2 and not again
+    p = f" Log-rank p {_p(log_rank(times, events, high))}." if tested else ""
     several = " of its run" if len(shown.runs) > 1 else ""
     report.figure(
         survival_chart(curves, "Time (unit of the data table)"),
         f"Kaplan-Meier. High risk: above the median predicted risk{several}.{p} Ticks: last seen "
         f"without event. Under the axis: how many were still followed.{shown.pooled}",
     )
-    if several:
+    if again:
         report.text(
-            "In pooled runs the same patient may stand several times, so that p is too small; "
-            "it describes, it does not test."
+            "Patients stand here several times, once a run that tests them, so that a log-rank "
+            "test of them would find what is not there. Each run's own report has its p."
         )
 
 
@@ -215,7 +217,9 @@ def add_regression(report: Report, shown: Shown) -> None:
 def add_segmentation(report: Report, shown: Shown) -> None:
     """Dice of each slide."""
     report.heading(f"Dice per {shown.what}")
-    told = [row for row in shown.rows if row["dice"]]  # without any positive patch there is none
+    told = [
+        row for row in shown.rows if row["dice"] is not None
+    ]  # without any positive patch there is none
     named = [(row.get("slide") or row["patient"], _number(row, "dice")) for row in told]
     if len(told) < len(shown.rows):
         nothing = len(shown.rows) - len(told)
@@ -249,13 +253,13 @@ def _known(row: Row, column: str, classes: Sequence[str]) -> str:
             f"predictions of '{row.get('slide') or row['patient']}': {column} is {row[column]!r}, "
             f"expected one of the run's classes, {', '.join(classes)}"
         )
-    return row[column]
+    return str(row[column])
 
 
 def _number(row: Row, column: str) -> float:
     try:
         value = float(row[column])
-    except (KeyError, ValueError):
+    except (KeyError, TypeError):
         value = float("nan")
     if not np.isfinite(value):
         raise DataError(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wsizoo.reports.files import KEYS, TASKS, Row, RunFiles
+from wsizoo.prediction_files import COLUMNS, KEYS, PATIENTS, PREDICTIONS, Row
+from wsizoo.reports.files import RunFiles
 from wsizoo.viz.report import Cell, Report
 
 MOST = 300  # rows; predictions.csv has them all
@@ -27,38 +29,46 @@ def add_slides(report: Report, runs: Mapping[str, RunFiles]) -> None:
     """
     first = next(iter(runs.values()))
     task, classes = first.task, first.classes
-    every = [(name, run, row) for name, run in runs.items() for row in run.reported_slides()]
-    ordered = sorted(every, key=lambda one: (_worst_first(one[2], task), one[2]["slide"], one[0]))
+    ordered = worst_first(runs)
     rows = [
         {**({"Run": name} if name else {}), **_shown(row, run, name, task, classes)}
         for name, run, row in ordered[:MOST]
     ]
     report.heading("Slides")
-    wrong = sum(is_wrong(row) for _, _, row in every) if task == "classification" else 0
-    told = f"{len(every)} slides of the reported part"
+    wrong = sum(is_wrong(row) for _, _, row in ordered) if task == "classification" else 0
+    told = f"{len(ordered)} slides of the reported part"
     told += f", {wrong} of them called wrong" if task == "classification" else ""
-    cut = f" The first {MOST} stand here." if len(every) > MOST else ""
-    report.text(f"{told}; {FIRST[task]}.{cut} All rows:")
-    files = ["predictions.csv", "predictions_patients.csv"]
+    cut = f" The first {MOST} stand here." if len(ordered) > MOST else ""
+    linked = any(cell["Slide"].beside for cell in rows)
+    drawn = " Names that are links lead to a heatmap of the slide." if linked else ""
+    report.text(f"{told}; {FIRST[task]}.{cut}{drawn} All rows:")
+    files = [PREDICTIONS, PATIENTS]
     folder = first.folder.parent if any(runs) else first.folder
     report.files({name: name for name in files if (folder / name).exists()})
     columns = ["Slide", *(key for key in rows[0] if key != "Slide")]
     report.table(rows, columns)
 
 
+def worst_first(runs: Mapping[str, RunFiles]) -> list[tuple[str, RunFiles, Row]]:
+    """Slides of the reported part in the order of the table, each with its run."""
+    task = next(iter(runs.values())).task
+    every = [(name, run, row) for name, run in runs.items() for row in run.reported_slides()]
+    return sorted(every, key=lambda one: (_worst_first(one[2], task), one[2]["slide"], one[0]))
+
+
 def is_wrong(row: Row) -> bool:
     """Whether a slide was called another class than its label."""
-    return row["predicted"] != row["label"]
+    return bool(row["predicted"] != row["label"])
 
 
 def _worst_first(row: Row, task: str) -> tuple[bool, float]:
     if task == "classification":
-        return not is_wrong(row), float(row.get(f"p_{row['label']}") or "nan")
+        return not is_wrong(row), float(row.get(f"p_{row['label']}", math.nan))
     if task == "survival":
-        return False, -float(row["risk"])
+        return False, -row["risk"]
     if task == "regression":
-        return False, -abs(float(row["predicted"]) - float(row["value"]))
-    return not row["dice"], float(row["dice"] or 1)
+        return False, -abs(row["predicted"] - row["value"])
+    return row["dice"] is None, row["dice"] or 0.0
 
 
 def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]) -> dict[str, Any]:
@@ -72,14 +82,14 @@ def _shown(row: Row, run: RunFiles, name: str, task: str, classes: Sequence[str]
         cells["Predicted"] = Cell(row["predicted"], marked=wrong)
         cells["Outcome"] = Cell("wrong", marked=True) if wrong else "right"
         return cells | {f"P({one})": _decimals(row[f"p_{one}"]) for one in classes}
-    for key in TASKS[task]:
-        plain = key == "event" or not row[key]  # nothing: no Dice
+    for key in COLUMNS[task]:
+        plain = key == "event" or row[key] is None  # nothing: no Dice
         cells[NAMES.get(key, key.capitalize())] = row[key] if plain else float(row[key])
     if task == "regression":
-        cells["Error"] = float(row["predicted"]) - float(row["value"])
+        cells["Error"] = float(row["predicted"] - row["value"])
     if task == "survival":
         return cells | {f"S({k[2:]})": _decimals(v) for k, v in row.items() if k.startswith("s_")}
-    counts = [key for key in row if key not in (*KEYS, *TASKS[task])]
+    counts = [key for key in row if key not in (*KEYS, *COLUMNS[task])]
     return cells | {key: row[key] for key in counts if task == "segmentation"}
 
 
@@ -92,5 +102,5 @@ def heatmap_of(folder: Path, slide: str) -> str:
     return ""
 
 
-def _decimals(text: str) -> float:
-    return round(float(text), 4)
+def _decimals(value: float) -> float:
+    return round(float(value), 4)

@@ -153,7 +153,7 @@ def check_state_round_trip(subject: Subject) -> None:
     """Weights that were saved and loaded give the same answers; nothing lives outside them."""
     module = subject.awake()
     if subject.kind != "encoder":
-        module.start_training(STEPS)
+        module.start_training(STEPS, [subject.bag()])
         training_scalar(subject, module)
         module.after_step(1, STEPS)
     expected = evaluate(subject, module)
@@ -225,7 +225,7 @@ def check_trains_two_steps(subject: Subject) -> None:
     """The trainer calls start_training once, and after_step after every step, in training mode."""
     module = subject.make()
     module.train()
-    module.start_training(STEPS)
+    module.start_training(STEPS, [subject.bag()])
     _train(subject, module, range(1, 3))
     require(module.training, "after_step leaves the part in eval mode")
     check_finite(evaluate(subject, module), "after two steps")
@@ -234,7 +234,7 @@ def check_trains_two_steps(subject: Subject) -> None:
 def check_resumes(subject: Subject) -> None:
     """A run that was interrupted goes on from state_dict() alone, without start_training."""
     module, resumed = subject.make(0), subject.make(1)
-    module.start_training(STEPS)
+    module.start_training(STEPS, [subject.bag()])
     _train(subject, module, range(1, 3))
     resumed.load_state_dict(module.state_dict())
     for part in (module, resumed):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import numpy
@@ -157,7 +158,7 @@ class ForgetsBiasGroup(Sound):
 
 
 class StepsOnlyOnce(Sound):
-    def start_training(self, total_steps: int) -> None:
+    def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.warm = True
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -186,7 +186,8 @@ class RunConfig:
 
     Args:
         recipe: what this file starts from: a shipped recipe, or another file.
-        model: what `wsizoo.build` takes. overrides: of it; `head.classes` comes from the data.
+        model: what `wsizoo.build` takes. overrides: of it, after the recipe's, of which none is
+            lost; `head.classes` comes from the data.
         init: adapt the trained weights of this name or folder, in place of random ones.
         augment: null: none.
         seeds: a run each.
@@ -215,13 +216,23 @@ GROUPS = {
     "augment": "{mirror: 0.5}, or null",
     "selection": "{metric: auc}",
 }
+OF_GROUP = {
+    "data": DataConfig,
+    "split": SplitConfig,
+    "optimiser": OptimiserConfig,
+    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "augment": AugmentConfig,
+    "selection": SelectionConfig,
+}
 
 
 def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
     """A run from its YAML file (or its content), checked.
 
-    A recipe lies under the file, the overrides lie over it. Paths in a file are relative to its
-    folder, those in overrides to the current one; in the result they are absolute.
+    A recipe lies under the file, the overrides lie over it; `overrides` of the model add up. A file
+    that states every key, as a run's config.yaml, needs its recipe no more. Paths in a file are
+    relative to its folder, those in overrides to the current one; in the result they are absolute.
 
     Args:
         overrides: `"optimiser.lr=1e-3"`, `"seeds=[0,1,2]"`, `"augment=null"`.
@@ -230,16 +241,31 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
         NotFoundError: no such file or recipe.
         SpecError: an unknown key (the near one named), a wrong type, a value out of its range.
     """
-    whose, content = read_whole(source, overrides)
+    whose, content = read_whole(source, overrides, _says_all)
     if "${" in str(content):
         raise SpecError(f"{whose} holds '${{': a config is data, nothing is computed")
     for group, such in GROUPS.items():
         value = content.get(group, {})
         if not isinstance(value, dict) and (value is not None or group != "augment"):
             raise SpecError(f"{whose}: {group} is {value!r}, expected keys, such as {such}")
+    _check_keys(whose, content)
     config = structured(RunConfig, whose, content)
     _check(whose, config)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise SpecError(f"{whose}: seeds is {config.seeds}, expected each once: a seed is a run")
     return config
+
+
+def _says_all(content: Mapping[str, Any]) -> bool:
+    """Whether every key is stated, as `to_yaml` does."""
+    for one in fields(RunConfig):
+        group, stated = one.default_factory, content.get(one.name)
+        keys: set[str] = {each.name for each in fields(group)} if is_dataclass(group) else set()
+        if one.name not in content or (
+            keys and not (isinstance(stated, dict) and keys <= {*stated})
+        ):
+            return False
+    return True
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -250,6 +276,20 @@ def to_yaml(config: RunConfig) -> str:
 def config_digest(config: RunConfig) -> str:
     """sha256 hex of all values."""
     return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def _check_keys(whose: str, content: Mapping[str, Any]) -> None:
+    """Raise SpecError for a key that stands outside of the one group that has it."""
+    for key in content:
+        if key in _names(RunConfig):
+            continue
+        owners = [name for name, group in OF_GROUP.items() if key in _names(group)]
+        if len(owners) == 1:
+            raise SpecError(f"{whose}: unknown field '{key}'. Did you mean '{owners[0]}.{key}'?")
+
+
+def _names(group: Any) -> set[str]:
+    return {one.name for one in fields(group)}
 
 
 def _check(whose: str, of: Any, prefix: str = "") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,16 @@ PATHS = ("data.table", "data.features", "data.instances", "split.file")
 Source = Path | str | Mapping[str, Any]  # a YAML file, or its content
 
 
-def read_whole(source: Source, overrides: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
-    """Whose it is, and the content on its recipe, under its overrides, unchecked."""
+def read_whole(
+    source: Source,
+    overrides: Sequence[str] = (),
+    says_all: Callable[[Mapping[str, Any]], bool] = lambda content: False,
+) -> tuple[str, dict[str, Any]]:
+    """Whose it is, and the content on its recipe, under its overrides, unchecked.
+
+    Args:
+        says_all: whether a content states every key: then it stands on nothing.
+    """
     if isinstance(source, Mapping):
         whose, content = "the config", dict(source)
         _anchor(content, Path.cwd())
@@ -24,9 +32,18 @@ def read_whole(source: Source, overrides: Sequence[str] = ()) -> tuple[str, dict
         whose, content = f"config '{source}'", read_content(Path(source))
     over: dict[str, Any] = {}
     for text in overrides:
-        _lay_over(whose, over, text)
+        over = lay_on(over, _read_override(whose, text))
     _anchor(over, Path.cwd())
-    return whose, _on_recipe(whose, merge(content, over))
+    whole = lay_on(content, over)
+    return whose, whole if says_all(content) else _on_recipe(whose, whole)
+
+
+def lay_on(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`merge`, but what the model of a run is changed by adds up, each text at its last place."""
+    merged, (below, above) = merge(under, over), (each.get("overrides") for each in (under, over))
+    if isinstance(below, list) and isinstance(above, list):
+        merged["overrides"] = [text for text in below if text not in above] + above
+    return merged
 
 
 def merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +64,7 @@ def _on_recipe(whose: str, content: dict[str, Any], above: tuple[Path, ...] = ()
     file = find_recipe(str(name))
     if file in above:
         raise SpecError(f"{whose}: the recipe '{name}' starts from itself")
-    return merge(_on_recipe(f"recipe '{name}'", read_content(file), (*above, file)), content)
+    return lay_on(_on_recipe(f"recipe '{name}'", read_content(file), (*above, file)), content)
 
 
 def read_content(path: Path) -> dict[str, Any]:
@@ -75,7 +92,8 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
             content[group] = {**inside, key: str(folder / inside[key])}
 
 
-def _lay_over(whose: str, content: dict[str, Any], text: str) -> None:
+def _read_override(whose: str, text: str) -> dict[str, Any]:
+    """`a.b=VALUE` as {a: {b: VALUE}}."""
     key, equals, raw = text.partition("=")
     if not equals:
         raise SpecError(
@@ -87,8 +105,7 @@ def _lay_over(whose: str, content: dict[str, Any], text: str) -> None:
         value = read_value(last, raw)
     except ValueError as error:
         raise SpecError(f"{whose}: {cannot_read(text, raw, error)}") from error
-    for step in path:
-        if not isinstance(content.get(step), dict):
-            content[step] = {}
-        content = content[step]
-    content[last] = value
+    content = {last: value}
+    for step in reversed(path):
+        content = {step: content}
+    return content

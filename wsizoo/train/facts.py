@@ -41,7 +41,7 @@ def training_facts(
         f"{record['split_digest']}",
         "seed": record["seed"],
         "recipe": None if config.recipe is None else Path(config.recipe).stem,
-        "adapted_from": None if config.init is None else Path(config.init).name,
+        "adapted_from": None if config.init is None else _source(config.init),
         "trained_with": f"wsizoo {record['version']}",
         "intended_use": _intended(cohort, record),
         "limits": _limits(data, cohort, split, part),
@@ -50,6 +50,11 @@ def training_facts(
         level, values = metrics["level"], metrics[part]
         facts["metrics"] = {"data": data, "part": part, "level": level, "values": values}
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def _source(init: str) -> str:
+    """Whose weights they were: an address on the Hub as it is, of a folder its name."""
+    return init if init.startswith("hf:") else Path(init).name
 
 
 def _intended(cohort: Cohort, record: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from wsizoo.bag import Bag
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, FingerprintError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.model import SlideModel
@@ -20,13 +20,11 @@ from wsizoo.train.loop import common_fingerprint
 MOST_NAMED = 20
 
 
-def check_features(
-    model: SlideModel, cohort: Cohort, overrides: Sequence[str] | None = None
-) -> Fingerprint:
+def check_features(model: SlideModel, cohort: Cohort, untrained: bool = False) -> Fingerprint:
     """What the model is to require of features, once it has been trained on these.
 
     Args:
-        overrides: of a model that starts untrained, so that it may be built for another encoder.
+        untrained: the model may as well be built for another encoder.
 
     Raises:
         DataError: files that are damaged, empty or of another width, all at once, a line a reason;
@@ -50,9 +48,14 @@ def check_features(
         told = "\n  ".join([*lines[:MOST_NAMED], *more])
         raise DataError(
             f"{sum(map(len, wrong.values()))} of {len(found)} feature files cannot be trained on:\n"
-            f"  {told}\n{_mend(model, found, overrides)}"
+            f"  {told}\n{_mend(model, found, untrained)}"
         )
-    return common_fingerprint(model, _empty_bags(slides, found))
+    try:
+        return common_fingerprint(model, _empty_bags(slides, found))
+    except FingerprintError as error:
+        if hint := _mend_encoder(model, found, untrained):
+            raise FingerprintError(f"{error}. {hint}") from None
+        raise
 
 
 @functools.lru_cache(maxsize=1)
@@ -74,18 +77,35 @@ def _why_not(model: SlideModel, found: Inspection) -> str:
     return ""
 
 
-def _mend(model: SlideModel, found: Sequence[Inspection], overrides: Sequence[str] | None) -> str:
+def _mend(model: SlideModel, found: Sequence[Inspection], untrained: bool) -> str:
     """What to type: where all are of one other width, the encoder to build the model for."""
     made = {((one.fingerprint or {}).get("encoder"), one.dim) for one in found if one.n}
     encoder, dim = next(iter(made), (None, None))
     if len(made) > 1 or dim in (None, model.in_dim):
         return "Extract them again, or leave their slides out of the table"
-    if overrides is None:
+    if not untrained:
         whose = model.requires.encoder or f"width {model.in_dim}"
         return f"'{model.name}' is trained, it needs features of {whose}: extract them"
+    return f"To build the model for these features, add: {_built_for(encoder, dim)}"
+
+
+def _mend_encoder(model: SlideModel, found: Sequence[Inspection], untrained: bool) -> str:
+    """The same for features of the model's width; "" where it needs what it was trained on."""
+    made = {((one.fingerprint or {}).get("encoder"), one.dim) for one in found}
+    encoder, dim = next(iter(made))
+    if not untrained or len(made) > 1 or encoder == model.requires.encoder:
+        return ""
+    typed = _built_for(encoder, dim)
+    declared = any((one.fingerprint or {}).get("declared") for one in found)
+    other = f". If data.encoder={encoder} is a slip, state what made them" if declared else ""
+    return f"Or build this one for yours, add: {typed}{other}"
+
+
+def _built_for(encoder: str | None, dim: int | None) -> str:
+    """The override of a run that builds its model for an encoder, to be typed in a shell."""
     use = f"encoder={{name: {encoder or 'ENCODER'}, dim: {dim}}}"
-    texts = json.dumps([*overrides, use], ensure_ascii=False)
-    return f"Build the model for these features: {shlex.quote(f'overrides={texts}')}"
+    texts = json.dumps([use], ensure_ascii=False)
+    return shlex.quote(f"overrides={texts}")
 
 
 def _empty_bags(slides: Sequence[str], found: Sequence[Inspection]) -> list[Bag]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +26,16 @@ class Slides(Protocol):
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Bag: ...
+
+
+@dataclass(frozen=True)
+class EachOf:
+    """Slides one after another, read anew by each loop over them."""
+
+    slides: Slides
+
+    def __iter__(self) -> Iterator[Bag]:
+        return (self.slides[index] for index in range(len(self.slides)))
 
 
 @dataclass(frozen=True)

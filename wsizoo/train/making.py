@@ -25,6 +25,7 @@ from wsizoo.train.samples import Samples
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
 
+SEGMENTATION = "segmentation"
 SPEC_SUFFIXES = (".yaml", ".yml")
 
 
@@ -75,12 +76,23 @@ def classes_of(config: RunConfig, registry: Registry) -> list[str]:
     table lists.
 
     Raises:
-        SpecError: data.classes and head.classes of the overrides differ.
+        SpecError: data.classes and head.classes of the overrides differ; or labels are of patches,
+            and nobody names their classes.
     """
+    found = _stated_classes(config, registry)
+    if not found and spec_of(config, registry).head and task_of(config, registry) == SEGMENTATION:
+        raise SpecError(
+            "labels of patches are numbers: say which classes they are, in order, the negative one "
+            "first: data.classes=[normal,tumour]"
+        )
+    return found
+
+
+def _stated_classes(config: RunConfig, registry: Registry) -> list[str]:
     stated, own = config.data.classes, spec_of(config, registry).classes
     overridden = any(text.startswith(("head.classes=", "head={")) for text in config.overrides)
     if not overridden and config.model in registry.models:
-        return stated or (own if task_of(config, registry) == "segmentation" else [])
+        return stated or (own if task_of(config, registry) == SEGMENTATION else [])
     if overridden and stated and own and stated != own:
         raise SpecError(
             f"data.classes is {stated}, head.classes in overrides {own}: state one of them"
@@ -136,7 +148,7 @@ def _from_data(
     head = spec.head or {}
     if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
-    elif _wants_edges(head, registry):
+    elif _takes_edges(head, registry) and not head.get("edges"):
         found = _edges(config, cohort, train)
     else:
         found = []
@@ -145,10 +157,13 @@ def _from_data(
     return found
 
 
-def _wants_edges(head: dict[str, Any], registry: Registry) -> bool:
-    """Whether a head has bins of time whose edges nobody has stated."""
-    takes = bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
-    return takes and not head.get("edges")
+def has_bins(config: RunConfig, registry: Registry) -> bool:
+    """Whether the model's head has bins of time."""
+    return _takes_edges(spec_of(config, registry).head or {}, registry)
+
+
+def _takes_edges(head: dict[str, Any], registry: Registry) -> bool:
+    return bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
 
 
 def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:

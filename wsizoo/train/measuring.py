@@ -9,7 +9,6 @@ import numpy as np
 
 from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.intervals import (
-    Measured,
     measure_classification,
     measure_regression,
     measure_segmentation,
@@ -18,9 +17,11 @@ from wsizoo.measures.intervals import (
     segmentation_measures,
     survival_measures,
 )
+from wsizoo.measures.measured import Measured
 from wsizoo.measures.probabilities import classification_measures
 from wsizoo.measures.weighted import Floats, Weighted
-from wsizoo.train.predictions import COUNTS, Row
+from wsizoo.prediction_files import Row
+from wsizoo.train.predictions import COUNTS
 
 ALONE_OR_ANY: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "classification": (measure_classification, classification_measures),
@@ -75,10 +76,12 @@ def any_resample(
 def labels_of_two(
     rows: Iterable[Mapping[str, Any]], task: str, classes: Sequence[str] | None
 ) -> dict[Hashable, int] | None:
-    """The class (0 or 1) of each patient; None where there are not two classes to tell."""
+    """The class (0 or 1) of each patient; None where there are not two, or a patient has both."""
     if task != "classification" or classes is None or len(classes) != 2:
         return None
-    return {row["patient"]: list(classes).index(row["label"]) for row in rows}
+    each = {(row["patient"], list(classes).index(row["label"])) for row in rows}
+    found = dict(each)
+    return found if len(found) == len(each) else None
 
 
 def _given(

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import wsizoo
 from wsizoo.augment import CoordinateAugmentation
 from wsizoo.bag import Bag
-from wsizoo.errors import SpecError
 from wsizoo.files import write_json
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
-from wsizoo.names import suggest
+from wsizoo.prediction_files import Row
 from wsizoo.publish import save
 from wsizoo.registry import Registry
 from wsizoo.reports.run import write_report
@@ -26,6 +25,7 @@ from wsizoo.train.config import RunConfig
 from wsizoo.train.environment import environment, peaks
 from wsizoo.train.facts import training_facts
 from wsizoo.train.headers import check_features
+from wsizoo.train.kept_rows import kept_rows
 from wsizoo.train.making import make_model, task_loss_of
 from wsizoo.train.predicting import (
     Censoring,
@@ -36,7 +36,6 @@ from wsizoo.train.predicting import (
     row_of,
     told_of,
 )
-from wsizoo.train.predictions import Row
 from wsizoo.train.run_folder import (
     ENVIRONMENT,
     FINISHED,
@@ -50,6 +49,7 @@ from wsizoo.train.run_folder import (
     is_first,
     read_json,
     write_record,
+    writing,
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.steps import Note
@@ -105,29 +105,30 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     if is_finished(folder, digests):
         say(f"{folder.name} is finished already")
         if is_first() and not (folder / REPORT).is_file():
-            _report(folder)
+            with writing(folder):
+                _report(folder)
         return
     model = make_model(run.config, run.cohort, run.split.train, run.seed, run.registry)
-    untrained = run.config.overrides if run.config.init is None else None
-    requires = check_features(model, run.cohort, untrained)
+    requires = check_features(model, run.cohort, untrained=run.config.init is None)
     record = _begun(run, model, requires, digests)
     if is_first():
-        _write_parts(run, folder)
-        write_json(folder / ENVIRONMENT, environment(run.registry))
-        write_record(folder, record, RUNNING)
+        with writing(folder):
+            _write_parts(run, folder)
+            write_json(folder / ENVIRONMENT, environment(run.registry))
+            write_record(folder, record, RUNNING)
     trained = _train(run, model, folder, say, tick)
     if not is_first():
         return
     model.requires, model.trained = requires, True
-    rows, seconds = _predict(run, model, tick)
+    rows, seconds = _predict(run, model, folder, tick)
     split = {"split_digest": digests["split_digest"]}
-    metrics = run.measuring(model).write(folder, rows, split)
-    facts = training_facts(run.config, run.cohort, run.split, record, metrics)
-    save(model, folder / MODEL, training=facts, overwrite=True)
-    record |= _ended(trained, seconds, len(rows))
-    write_record(folder, record, FINISHED)
-    _report(folder)
-    say(told_of(metrics, folder.name))
+    with writing(folder):
+        metrics = run.measuring(model).write(folder, rows, split)
+        facts = training_facts(run.config, run.cohort, run.split, record, metrics)
+        save(model, folder / MODEL, training=facts, overwrite=True)
+        write_record(folder, {**record, **_ended(trained, seconds, len(rows))}, FINISHED)
+        _report(folder)
+    say(told_of(metrics, folder.name, run.cohort.task))
 
 
 def _begun(
@@ -191,33 +192,17 @@ def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -
 
 
 def settings_of(config: RunConfig, seed: int) -> TrainSettings:
-    """The loop's settings of a config."""
-    loop, choice = config.train, config.selection
-    return TrainSettings(
-        epochs=loop.epochs,
-        seed=seed,
-        batch_size=loop.batch_size,
-        accumulate=loop.accumulate,
-        max_patches=loop.max_patches,
-        clip=loop.clip,
-        precision=loop.precision,
-        ema=loop.ema,
-        optimiser=config.optimiser.name,
-        lr=config.optimiser.lr,
-        weight_decay=config.optimiser.weight_decay,
-        betas=(config.optimiser.betas[0], config.optimiser.betas[1]),
-        momentum=config.optimiser.momentum,
-        schedule=config.schedule.name,
-        warmup_epochs=config.schedule.warmup_epochs,
-        end_factor=config.schedule.end_factor,
-        metric=choice.metric,
-        checkpoint="best" if choice.checkpoint == "best" else "last",
-        patience=loop.patience,
-        workers=loop.workers,
-        device=loop.device,
-        checkpoint_steps=loop.checkpoint_steps,
-        loggers=tuple(loop.loggers),
-    )
+    """The loop's settings of a config: its keys, which four groups hold and no two share."""
+    optimiser, schedule = config.optimiser, config.schedule
+    told: dict[str, Any] = {
+        **vars(config.train),
+        **vars(optimiser),
+        **vars(schedule),
+        **vars(config.selection),
+    }
+    told |= {"seed": seed, "optimiser": optimiser.name, "schedule": schedule.name}
+    told = {key: tuple(value) if isinstance(value, list) else value for key, value in told.items()}
+    return TrainSettings(**{one.name: told[one.name] for one in fields(TrainSettings)})
 
 
 def _note(task: str, val: Samples) -> Note:
@@ -230,32 +215,24 @@ def _note(task: str, val: Samples) -> Note:
 
 
 def _measure_for_choice(run: OneRun) -> Callable[[SlideModel, Sequence[Row]], dict[str, float]]:
-    """The measure of the validation part after an epoch that the choice is made by.
-
-    Raises:
-        SpecError: the task has no such measure.
-    """
+    """The measure of the validation part after an epoch that the choice is made by."""
     wanted = run.config.selection.metric
 
     def measure(model: SlideModel, rows: Sequence[Row]) -> dict[str, float]:
-        measured = run.measuring(model).measure(rows, resamples=0)
-        if wanted not in measured:
-            hint = suggest(wanted, measured, "Measures: ")
-            task = run.cohort.task
-            raise SpecError(f"selection.metric is '{wanted}', which {task} lacks. {hint}")
-        return {wanted: measured[wanted].value}
+        return {wanted: run.measuring(model).measure(rows, resamples=0)[wanted].value}
 
     return measure
 
 
-def _predict(run: OneRun, model: SlideModel, tick: Tick) -> tuple[list[Row], float]:
+def _predict(run: OneRun, model: SlideModel, folder: Path, tick: Tick) -> tuple[list[Row], float]:
     rows: list[Row] = []
-    seconds, workers = 0.0, run.config.train.workers
-    for part in MEASURED:
-        samples = run.samples(part, None)
-        found, spent = predict_samples(samples, part, run.cohort.task, model, tick, workers)
-        rows += found
-        seconds += spent
+    seconds, workers, task = 0.0, run.config.train.workers, run.cohort.task
+    with kept_rows(folder, model, run.cohort) as kept:
+        for part in MEASURED:
+            samples = run.samples(part, None)
+            found, spent = predict_samples(samples, part, task, model, tick, workers, kept)
+            rows += found
+            seconds += spent
     return rows, seconds
 
 

@@ -15,13 +15,15 @@ from wsizoo.bag import Bag
 from wsizoo.files import write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.bootstrap import RESAMPLES
-from wsizoo.measures.intervals import Measured, to_json
-from wsizoo.measures.names import MAIN
+from wsizoo.measures.measured import Measured, to_json
+from wsizoo.measures.names import MAIN, UNDEFINED, title
 from wsizoo.model import SlideModel
+from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, write_rows
+from wsizoo.train.kept_rows import KeptRows
 from wsizoo.train.loading import read_ahead
 from wsizoo.train.measuring import measure_rows
-from wsizoo.train.predictions import Row, by_patient, one_target_each, prediction, write_rows
-from wsizoo.train.run_folder import METRICS, PATIENTS, PREDICTIONS
+from wsizoo.train.predictions import by_patient, one_target_each, prediction
+from wsizoo.train.run_folder import METRICS
 from wsizoo.train.samples import Sample, Samples
 
 Tick = Callable[[str, int, int], None]
@@ -80,23 +82,28 @@ def predict_samples(
     model: SlideModel,
     tick: Tick = lambda what, done, total: None,
     workers: int = 2,
+    kept: KeptRows | None = None,
 ) -> tuple[list[Row], float]:
     """Rows of predictions.csv of one part, and the seconds that the model took for them.
 
     Args:
-        workers: threads that read ahead.
+        workers: threads that read ahead. kept: rows that are there, and where new ones go.
     """
-    rows: list[Row] = []
-    seconds = 0.0
+    every = samples.samples
+    found = {i: kept.row(part, sample) for i, sample in enumerate(every)} if kept else {}
+    told = {i: one for i, one in found.items() if one is not None}
+    wanted = [i for i in range(len(samples)) if i not in told]
     model.eval()
-    ahead = read_ahead(samples, range(len(samples)), workers, lambda bag, _: bag)
+    ahead = read_ahead(samples, wanted, workers, lambda bag, _: bag)
     with torch.inference_mode(), closing(ahead) as reader:
-        for i, bag in enumerate(reader):
+        for i, bag in zip(wanted, reader, strict=True):
             start = time.perf_counter()
-            rows.append(row_of(samples.samples[i], bag, part, task, model, model(bag)))
-            seconds += time.perf_counter() - start
-            tick(f"{part} slides predicted", i + 1, len(samples))
-    return rows, seconds
+            row = row_of(every[i], bag, part, task, model, model(bag))
+            told[i] = row, time.perf_counter() - start
+            if kept:
+                kept.add(part, every[i], *told[i])
+            tick(f"{part} slides predicted", len(told), len(samples))
+    return [told[i][0] for i in range(len(samples))], sum(spent for _, spent in told.values())
 
 
 def row_of(
@@ -113,8 +120,8 @@ def edges_of(model: SlideModel) -> list[float] | None:
     return None if edges is None else list(edges)
 
 
-def told_of(metrics: Mapping[str, Any], whose: str) -> str:
-    """One line of the first measures of the first part that there is."""
+def told_of(metrics: Mapping[str, Any], whose: str, task: str) -> str:
+    """One line of the first measures of the first part that there is, or why there are none."""
     part = next((name for name in PARTS if name in metrics), "")
     measured = metrics.get(part, {})
     shown = [
@@ -122,4 +129,7 @@ def told_of(metrics: Mapping[str, Any], whose: str) -> str:
         for name in sorted(measured, key=lambda name: name not in MAIN.values())
         if measured[name]["value"] is not None
     ]
-    return f"{whose}: {part} {', '.join(shown[:3])}" if shown else f"{whose}: nothing to measure"
+    if measured and measured.get(MAIN[task], {}).get("value") is None:
+        shown.insert(0, f"{title(MAIN[task])} is not defined, {UNDEFINED[task]}")
+    told = f"{part} {', '.join(shown[:3])}" if shown else "no test or validation slides"
+    return f"{whose}: {told}"

@@ -7,19 +7,17 @@ that stand beside it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from wsizoo.errors import DataError
-from wsizoo.files import write_csv
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
+from wsizoo.prediction_files import Row
 from wsizoo.viz.classes import read_classes
 
-Row = dict[str, Any]
 DIGITS = 7  # significant ones that float32 has
 COUNTS = ("tp", "fp", "fn")
 
@@ -171,12 +169,6 @@ def one_target_each(rows: Sequence[Row], task: str) -> bool:
     except DataError:
         return False
     return True
-
-
-def write_rows(file: Path, rows: Sequence[Row]) -> None:
-    """A csv with every column that a row has; numbers as they are."""
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    write_csv(file, rows, columns or ["slide", "patient", "part"])
 
 
 def rounded(value: Any) -> float:

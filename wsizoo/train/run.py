@@ -21,7 +21,8 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.making import classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
-from wsizoo.train.run_folder import SPLIT, claim, is_first
+from wsizoo.train.rehearsal import cannot_be_measured, check_choice
+from wsizoo.train.run_folder import SPLIT, claim, is_first, writing
 from wsizoo.train.summary import summarise
 
 Say = Callable[[str], None]
@@ -61,8 +62,10 @@ def run_training(
     )
     splits = splits_of(config, cohort)
     check_folds(splits)
+    check_choice(config, cohort, splits, registry)
     say(told_of(cohort, splits))
-    for line in warnings_of(cohort, splits):
+    unmeasured = cannot_be_measured(config, cohort, splits, registry)
+    for line in [*warnings_of(cohort, splits), *unmeasured]:
         say(line)
     if not is_first():
         return _each(config, cohort, splits, out, registry, say, tick)
@@ -97,9 +100,10 @@ def _each(
         say(f"Run {i + 1} of {len(runs)}: {folder.name}")
         train_one(run, folder, say, tick)
     if is_first():
-        write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
-        if summarise(out, folders, cohort)["mean"]:
-            write_report(out)
+        with writing(out):
+            write_split(out / SPLIT, splits, cohort.slides, cohort.patients, cohort.sites)
+            if summarise(out, folders, cohort)["mean"]:
+                write_report(out)
     return out
 
 

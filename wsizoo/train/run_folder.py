@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,8 @@ from wsizoo.files import write_json, write_text
 from wsizoo.train.config import RunConfig, load_config, to_yaml
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 
-CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
+CONFIG, RUN, METRICS, EPOCHS = "config.yaml", "run.json", "metrics.json", "epochs.csv"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
-PREDICTIONS, PATIENTS = "predictions.csv", "predictions_patients.csv"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
 MOST_TOLD = 6
@@ -28,6 +28,25 @@ CHANGED = {
 }
 
 
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What stands inside writes files of a run, each whole or not at all.
+
+    Raises:
+        DataError: there is no room, or no right, to write one.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"'{folder}' could not be written into ({error}); no file in it is half written. Make "
+            "room, or get the right to write there, then give the same command again: it goes on "
+            "from there"
+        ) from error
+
+
 def is_first() -> bool:
     """Whether this process writes: the only one, or the first of those that torchrun started."""
     return int(os.environ.get("RANK", "0")) == 0
@@ -36,11 +55,11 @@ def is_first() -> bool:
 def claim(folder: Path, config: RunConfig) -> None:
     """Make the folder that of this config, or see that it is.
 
-    One in which nothing was begun, as its features or model were refused, is made this one's.
+    One in which nothing was trained, as what it was told was refused, is made this one's.
 
     Raises:
         DataError: it is that of another config, the keys that differ are named; or it holds
-            something else.
+            something else; it cannot be written into.
     """
     file = folder / CONFIG
     if not file.is_file():
@@ -49,11 +68,10 @@ def claim(folder: Path, config: RunConfig) -> None:
             raise DataError(
                 f"'{folder}' holds {', '.join(others[:3])} and is no run; give a new folder: -o RUN"
             )
-        write_text(file, to_yaml(config))
-        return
-    differing = differences(load_config(file), config)
-    if differing and not _is_begun(folder):
-        write_text(file, to_yaml(config))
+    differing = differences(load_config(file), config) if file.is_file() else {}
+    if not file.is_file() or (differing and not _is_begun(folder)):
+        with writing(folder):
+            write_text(file, to_yaml(config))
     elif differing:
         told = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differing.items())
         raise DataError(
@@ -63,9 +81,9 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether it, or that of a fold in it, holds more than configs and locks."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(path.name != CONFIG and not path.name.startswith(".") for path in files)
+    """Whether it, or that of a fold in it, holds what a training has written."""
+    written = (path for pattern in (EPOCHS, "*.ckpt", METRICS) for path in folder.rglob(pattern))
+    return next(written, None) is not None
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -112,7 +130,7 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
     Raises:
         DataError: it was begun with other labels, parts or features: which of them is told.
     """
-    record = read_record(folder)
+    record = read_record(folder) if _is_begun(folder) else {}
     changed = [name for name, digest in digests.items() if record and record.get(name) != digest]
     if changed:
         told = "; ".join(

@@ -83,7 +83,8 @@ class TrainSettings:
                 )
         for logger in self.loggers:
             if logger not in LOGGERS:
-                raise SpecError(f"No logger '{logger}', expected some of {', '.join(LOGGERS)}")
+                told = ", ".join(LOGGERS)
+                raise SpecError(f"train.loggers names '{logger}', expected some of {told}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:
@@ -98,6 +99,8 @@ class TrainSettings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise SpecError(f"{name} is {value}, expected more than 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise SpecError(f"betas is {self.betas}, expected two from 0 to below 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise SpecError(f"ema is {self.ema}, expected a decay between 0 and 1, as 0.999")
 

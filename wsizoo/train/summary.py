@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,15 +9,14 @@ from typing import Any
 
 from wsizoo.files import write_json
 from wsizoo.measures.compare import mean_std
-from wsizoo.measures.intervals import Measured, to_json
+from wsizoo.measures.measured import Measured, to_json
 from wsizoo.measures.runs import Run, measure_runs
+from wsizoo.prediction_files import PREDICTIONS, Row, read_rows, write_rows
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.measuring import any_resample, labels_of_two, measure_rows
 from wsizoo.train.predicting import Censoring
-from wsizoo.train.predictions import Row, by_patient, write_rows
-from wsizoo.train.run_folder import METRICS, PREDICTIONS, read_json, read_record
-
-NAMES = ("slide", "patient", "part", "label")  # columns of text
+from wsizoo.train.predictions import by_patient
+from wsizoo.train.run_folder import METRICS, read_json, read_record
 
 
 def summarise(out: Path, folders: Sequence[Path], cohort: Cohort) -> dict[str, Any]:
@@ -121,20 +119,3 @@ def _number(value: float | None) -> float:
 
 def _shown(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def read_rows(file: Path, task: str) -> list[Row]:
-    """predictions.csv as it was before it was written."""
-    text = {*NAMES, *(["predicted"] if task == "classification" else [])}
-    with open(file, newline="", encoding="utf-8") as lines:
-        return [_numbers(row, text) for row in csv.DictReader(lines)]
-
-
-def _numbers(row: Mapping[str, str], text: set[str]) -> Row:
-    return {key: value if key in text else _cell(value) for key, value in row.items()}
-
-
-def _cell(value: str) -> float | int | None:
-    if not value:
-        return None
-    return int(value) if value.lstrip("-").isdecimal() else float(value)

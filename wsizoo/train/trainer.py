@@ -15,7 +15,6 @@ import torch
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.measures.names import LOWER_IS_BETTER
-from wsizoo.mil.standardise import measure_features
 from wsizoo.model import SlideModel
 from wsizoo.objectives import TaskLoss
 from wsizoo.train.checkpointing import (
@@ -25,9 +24,11 @@ from wsizoo.train.checkpointing import (
     remove_halves,
     write_checkpoint,
 )
-from wsizoo.train.loading import Augment, Slides, Step, read_ahead, some_patches, steps_of
+from wsizoo.train.loading import Augment, EachOf, Slides, Step, read_ahead, some_patches, steps_of
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
+from wsizoo.train.loop import check_steps
 from wsizoo.train.randomness import For, generator_for, random_states_kept
+from wsizoo.train.run_folder import writing
 from wsizoo.train.settings import TrainSettings
 from wsizoo.train.steps import Note, Stepper
 
@@ -92,8 +93,10 @@ def train_model(
             (naming the slides; the last checkpoint stays), a checkpoint of another training, no
             room for one, nothing to choose the best epoch by.
         NotFoundError: Lightning Fabric, a logger or the device is not there.
+        SpecError: a head whose loss compares slides, and steps of one.
         FingerprintError: features of different encoders, or of another than the model requires.
     """
+    check_steps(model, settings.batch_size, task_loss)
     _check(train, val, settings, measure)
     with random_states_kept():
         model.train()
@@ -173,9 +176,7 @@ class _Training:
             content = read_checkpoint(self.last) if self.last.exists() else None
         content = self.stepper.fabric.broadcast(content)
         if content is None:
-            slides = (self.train[index] for index in range(len(self.train)))
-            measure_features(self.stepper.model, slides)
-            self.stepper.begin(None)
+            self.stepper.start(EachOf(self.train))
         else:
             self._go_on(content)
         if self.stepper.first:
@@ -185,7 +186,7 @@ class _Training:
         check_same(self.last, content["identity"], self.identity)
         self.history, self.best_epoch = list(content["history"]), content["best_epoch"]
         self.loss_sum = content["loss_sum"]
-        self.stepper.begin(content["stepper"])
+        self.stepper.go_on(content["stepper"])
         if self.stepper.first and self.history:
             write_logs(self.folder, self.history)
         steps = self.stepper.done - len(self.history) * self.stepper.per_epoch
@@ -197,8 +198,14 @@ class _Training:
         for epoch in range(len(self.history), self.settings.epochs):
             if self._patience_is_over():
                 break
-            start, self.stepper.waited = time.perf_counter(), 0.0
+            start, self.stepper.waited, self.stepper.idle = time.perf_counter(), 0.0, 0
             self._show_all(epoch)
+            if idle := self.stepper.idle:
+                self.say(
+                    f"Warning: {idle} of {self.stepper.per_epoch} steps of epoch {epoch + 1} "
+                    "taught nothing, their gradient is 0: for instance no event among slides that "
+                    "are compared. Look at the targets, or take more at once: train.batch_size"
+                )
             row = {
                 "epoch": epoch + 1,
                 "lr": self.stepper.lr,
@@ -261,7 +268,8 @@ class _Training:
                 write_checkpoint(self.best, {"epoch": self.best_epoch, "model": weights})
         self._save()
         if self.stepper.first:
-            write_logs(self.folder, self.history)
+            with writing(self.folder):
+                write_logs(self.folder, self.history)
         for logger in self.loggers:
             logger.log(row)
         self.say(line_of(row, self.settings.epochs))

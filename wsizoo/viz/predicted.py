@@ -150,12 +150,9 @@ def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
 
 
 def write_pictures(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> dict[str, Path]:
-    """`heatmaps/<name>.png` over the thumbnail, `geojson/<name>.geojson`, and of a model that
+    """The heatmap, `geojson/<name>.geojson`, and of a model that segments
 
-    segments `regions/<name>.geojson`. The heatmap shows scores; without them, or where the model
-    segments, the last class's probability; without both the selector's scores; and is left out
-    without any. Dropped patches are not coloured, kept ones are outlined. GeoJSON is for level-0
-    px only.
+    `regions/<name>.geojson`. GeoJSON is for level-0 px only.
 
     Args:
         bag: with coords and footprint.
@@ -168,20 +165,25 @@ def write_pictures(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> dict[st
         written["geojson"] = _write_geojson(drawing, bag, answers)
         if answers.segments and bag.spacing is not None:
             written["regions"] = _write_regions(drawing, bag, answers)
-    drawn = answers.drawn()
-    if drawn is not None:
-        written["heatmap"] = _write_heatmap(drawing, bag, answers, *drawn)
+    heatmap = write_heatmap(drawing, bag, answers)
+    if heatmap is not None:
+        written["heatmap"] = heatmap
     return written
 
 
-def _write_heatmap(
-    drawing: Drawing,
-    bag: Bag,
-    answers: PatchAnswers,
-    values: Floats,
-    ends: tuple[str, str],
-    label: str,
-) -> Path:
+def write_heatmap(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path | None:
+    """`heatmaps/<name>.png` over the thumbnail, else on white; None where nothing is to be shown.
+
+    It shows scores; without them, or where the model segments, the last class's probability;
+    without both the selector's scores. Dropped patches are not coloured, kept ones are outlined.
+
+    Args:
+        bag: with coords and footprint.
+    """
+    drawn = answers.drawn()
+    if drawn is None:
+        return None
+    values, ends, label = drawn
     coords, footprint = _squares(bag)
     image, downsample = canvas(drawing.own, coords, footprint)
     outline = None if answers.kept is None else np.arange(len(values))

@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsizoo.ops import Neighbourhood
+from wsizoo.ops import Neighbourhood, OffsetBias
 from wsizoo.ops.grid_attention import check_attention
 from wsizoo.ops.neighbourhoods import Groups
 
@@ -66,7 +66,7 @@ def why_not(
     k: Tensor | None = None,
     v: Tensor | None = None,
     neighbourhood: Neighbourhood | None = None,
-    bias: Tensor | None = None,
+    bias: Tensor | OffsetBias | None = None,
     dropout: float = 0.0,
 ) -> str | None:
     """It needs a CUDA device from Ampere on, half precision, and tokens that share their keys."""
@@ -86,7 +86,11 @@ def _lacking() -> str | None:
 
 
 def _unfit(
-    q: Tensor, k: Tensor, v: Tensor, neighbourhood: Neighbourhood, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbourhood: Neighbourhood,
+    bias: Tensor | OffsetBias | None,
 ) -> str | None:
     side = neighbourhood.group_side
     if q.device.type != DEVICE:
@@ -96,6 +100,8 @@ def _unfit(
         return f"q, k, v are {kinds}; flash attention takes bfloat16 or float16 (try autocast)"
     if side is None:
         return f"tokens of {type(neighbourhood).__name__} do not share their keys"
+    if bias is not None and not isinstance(bias, Tensor):
+        return "the bias is a function, groups take a table"
     if (width := _width(q, bias, side)) > WIDEST:
         return f"a head and its bias take {width} channels, {WIDEST} is the most"
     return None

@@ -1,0 +1,285 @@
+"""Grid attention of tokens in strips: dense products of slices, forward and backward.
+
+Nothing of a pair is kept: the backward pass computes the weights again, from the log-sum-exp of a
+token's scores, and draws the dropout again, so that memory is linear in tokens. Scores are in base
+2, as in `blocked`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from wsizoo.ops._dispatch import why_not_under_torch_func
+from wsizoo.ops.blocked import LN_2, LOG2_E, NEVER, NOBODY, keep_mask
+from wsizoo.ops.grid_attention import OffsetBias, bias_at, check_attention
+from wsizoo.ops.memory import scratch
+from wsizoo.ops.neighbourhoods import Neighbourhood
+from wsizoo.ops.products import stacked
+from wsizoo.ops.strips import ROWS, Strip
+
+TABLE, TABLE_PER_TOKEN = 1 << 16, 64  # offsets; beyond both, a pair's value is made for the pair
+SILENT = 1e30  # a log-sum-exp that makes all weights 0
+
+
+class _Added:
+    """What is added to the score of a pair: its bias; `NEVER` where it does not count.
+
+    Args:
+        like: of the dtype and on the device of scores.
+    """
+
+    def __init__(
+        self, nearby: Neighbourhood, bias: Tensor | OffsetBias | None, heads: int, like: Tensor
+    ) -> None:
+        self.nearby, self.bias, self.heads, self.like = nearby, bias, heads, like
+        self.strips = nearby.strips
+        self.nothing = bias is None and self.strips.limit is None
+        few = self.strips.n_offsets <= max(TABLE, TABLE_PER_TOKEN * len(nearby))
+        self.table: Tensor | None = None  # (H or 1, offsets) by number
+        if isinstance(bias, Tensor) or (few and not self.nothing):
+            self.table = self._of(self.strips.offsets(like.device))
+        self.slopes: Tensor | None = None  # as the table
+        if isinstance(bias, Tensor):
+            self.slopes = like.new_zeros(heads, self.strips.n_offsets)
+
+    def _of(self, offset: Tensor) -> Tensor:
+        """(H or 1, ...) for offsets (..., 2)."""
+        added = self.like.new_zeros(1, *offset.shape[:-1])
+        if isinstance(self.bias, Tensor):
+            added = self.bias.flatten(1)[:, self._places(offset)].to(added.dtype) * LOG2_E
+        elif self.bias is not None:
+            added = bias_at(self.bias, offset, self.heads).to(added.dtype) * LOG2_E
+        if (limit := self.strips.limit) is not None:
+            far = math.isqrt(limit) + 1
+            near = offset.clamp(-far, far).square().sum(-1) <= limit
+            added = torch.where(near, added, NEVER)
+        return added.clamp(min=NEVER)  # of an infinite bias
+
+    def _places(self, offset: Tensor) -> Tensor:
+        """(..., 2) -> (...) of offsets in a table by offset, flattened."""
+        reach = self.nearby.reach
+        row, column = (offset.clamp(-reach, reach) + reach).unbind(-1)
+        return row * (2 * reach + 1) + column
+
+    def _numbers(self, strip: Strip, queries: slice, keys: slice) -> Tensor:
+        """(L * K,) of the offsets of pairs."""
+        ours = strip.query_at[queries] - self.strips.number_of_zero
+        at = strip.key_at[keys] - ours[:, None]
+        return at.clamp_(0, self.strips.n_offsets - 1).flatten()
+
+    def _at(self, strip: Strip, queries: slice, keys: slice) -> Tensor:
+        """(H or 1, L, K) for a block."""
+        if self.table is not None:
+            at = self._numbers(strip, queries, keys)
+            added = self.table.index_select(1, at).view(len(self.table), -1, keys.stop - keys.start)
+        else:
+            cells = self.nearby.cells
+            ours, theirs = cells[strip.queries[queries]], cells[strip.keys[keys]]
+            added = self._of(theirs - ours[:, None])
+        if self.bias is None and len(strip.blocks[queries.start // ROWS][1]) == 1:
+            strip.far[queries.start] = (added[0] != 0).to(torch.int8)
+        return added
+
+    def add(self, scores: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
+        """To the scores (H, L, K) of a block, in place."""
+        if self.bias is None and queries.start in strip.far:
+            scores.add_(strip.far[queries.start].to(scores.dtype), alpha=NEVER)
+        elif not self.nothing:
+            scores += self._at(strip, queries, keys)
+        if keys.stop > strip.n_keys:
+            scores[..., max(0, strip.n_keys - keys.start) :] = NEVER
+
+    def take_slopes(self, slopes: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
+        """Where the bias is a table: of the scores (H, L, K) of a block."""
+        if self.slopes is not None:
+            at = self._numbers(strip, queries, keys)
+            self.slopes.index_add_(1, at, slopes.flatten(1))
+
+    def slope(self) -> Tensor | None:
+        """Gradient of the bias, of all slopes that were taken."""
+        if self.slopes is None or not isinstance(self.bias, Tensor):
+            return None
+        at = self._places(self.strips.offsets(self.like.device))
+        flat = self.slopes.new_zeros(self.heads, self.bias[0].numel())
+        return flat.index_add_(1, at, self.slopes).view_as(self.bias).to(self.bias.dtype)
+
+
+class _Pass:
+    """All blocks once, forward or backward.
+
+    Args:
+        like: of the dtype and on the device of scores. seed: of the dropout's draws.
+    """
+
+    def __init__(
+        self,
+        nearby: Neighbourhood,
+        bias: Tensor | OffsetBias | None,
+        shape: torch.Size,
+        like: Tensor,
+        dropout: float,
+        seed: int,
+    ) -> None:
+        self.strips, self.scale = nearby.strips.strips, LOG2_E / math.sqrt(shape[2])
+        self.added = _Added(nearby, bias, shape[1], like)
+        self.dropout, self.dtype = dropout, like.dtype
+        # on a CPU it hardly matters which keys of weight 0 lie in between where a sum is float64
+        self.summing = torch.float64 if like.device.type == "cpu" else like.dtype
+        self.draws = torch.Generator(like.device).manual_seed(seed)
+
+    def gathered(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(T, H, D) -> (H, n, D)."""
+        return x.index_select(0, rows).to(self.dtype).transpose(0, 1).contiguous()
+
+    def queries(self, q: Tensor, strip: Strip) -> Tensor:
+        return self.gathered(q, strip.queries) * self.scale
+
+    def scores(self, q: Tensor, k: Tensor, strip: Strip, some: slice, part: slice) -> Tensor:
+        """(H, L, K) in base 2."""
+        scores = stacked(q[:, some], k[:, part].mT)
+        self.added.add(scores, strip, some, part)
+        return scores
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
+        for strip in self.strips:
+            queries = self.queries(q, strip)
+            keys, values = (self.gathered(x, strip.keys) for x in (k, v))
+            for some, parts in strip.blocks:
+                mixed, level = self._block(queries, keys, values, strip, some, parts)
+                rows = strip.queries[some.start : min(some.stop, strip.n_queries)]
+                out.index_copy_(0, rows, mixed[:, : len(rows)].transpose(0, 1))
+                lse.index_copy_(0, rows, level[:, : len(rows), 0].t())
+
+    def _block(
+        self, q: Tensor, k: Tensor, v: Tensor, strip: Strip, some: slice, parts: tuple[slice, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """(H, L, D) what a block's queries attend to, and (H, L, 1) their log-sum-exp."""
+        sums: tuple[Tensor, ...] = ()
+        for part in parts:
+            scores = self.scores(q, k, strip, some, part)
+            highest = scores.amax(-1, keepdim=True)
+            weights = torch.exp2(scores.sub_(highest), out=scores)
+            total = weights.sum(-1, keepdim=True, dtype=self.summing).to(self.dtype)
+            if self.dropout:
+                weights *= keep_mask(weights, self.dropout, self.draws)
+            sums = _merged(sums, (stacked(weights, v[:, part]), total, highest))
+        mixed, total, highest = sums
+        alone = highest < NOBODY
+        mixed = mixed.div_(total * (1 - self.dropout)).masked_fill_(alone, 0)
+        return mixed, total.log2_().add_(highest).masked_fill_(alone, SILENT)
+
+    def backward(self, saved: tuple[Tensor, ...], slope: Tensor, slopes: list[Tensor]) -> None:
+        """Add to the gradients `slopes` of q, k, v what `slope`, that of the output, gives."""
+        q, k, v, out, lse = saved
+        delta = torch.linalg.vecdot(slope, out)  # (T, H)
+        for strip in self.strips:
+            queries, given = self.queries(q, strip), self.gathered(slope, strip.queries)
+            keys, values = (self.gathered(x, strip.keys) for x in (k, v))
+            level, inner = (self.gathered(x[..., None], strip.queries) for x in (lse, delta))
+            given[:, strip.n_queries :], inner[:, strip.n_queries :] = 0, 0
+            of = [scratch(*x.shape, like=x).zero_() for x in (queries, keys, values)]
+            for some, parts in strip.blocks:
+                for part in parts:
+                    scores = self.scores(queries, keys, strip, some, part)
+                    weights = torch.exp2(scores.sub_(level[:, some]), out=scores)
+                    mine = stacked(given[:, some], values[:, part].mT)
+                    kept = weights
+                    if self.dropout:
+                        keep = keep_mask(weights, self.dropout, self.draws) / (1 - self.dropout)
+                        kept = weights * keep
+                        mine *= keep
+                    mine.sub_(inner[:, some]).mul_(weights)  # of the scores
+                    self.added.take_slopes(mine, strip, some, part)
+                    of[0][:, some] += stacked(mine, keys[:, part])
+                    of[1][:, part] += stacked(mine.mT, queries[:, some])
+                    of[2][:, part] += stacked(kept.mT, given[:, some])
+            rows = strip.queries[: strip.n_queries], strip.keys, strip.keys
+            for total, at, own in zip(slopes, rows, of, strict=True):
+                total.index_add_(0, at, own[:, : len(at)].transpose(0, 1))
+        slopes[0] *= 1 / math.sqrt(q.shape[2])
+        slopes[1] *= LN_2
+
+
+def _merged(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sums of weighted values and of weights, and the score that both are relative to."""
+    if not old:
+        return new
+    highest = torch.maximum(old[2], new[2])
+    for sums in (old, new):
+        shrunk = torch.exp2(sums[2] - highest)
+        sums[0].mul_(shrunk), sums[1].mul_(shrunk)
+    return old[0].add_(new[0]), old[1].add_(new[1]), highest
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class _GridAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        bias: Tensor | OffsetBias | None,
+        nearby: Neighbourhood,
+        dropout: float,
+    ) -> Tensor:
+        ctx.rest = nearby, dropout, int(torch.randint(1 << 62, ())) if dropout else 0
+        lse = _wide(q.new_empty(q.shape[:2]))
+        out = scratch(*q.shape, like=lse)
+        nearby, *drawn = ctx.rest
+        _Pass(nearby, bias, q.shape, lse, *drawn).forward(q, k, v, out, lse)
+        ctx.function = None if isinstance(bias, Tensor) else bias
+        ctx.save_for_backward(q, k, v, out, lse, bias if isinstance(bias, Tensor) else None)
+        return out.to(q.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, table = ctx.saved_tensors
+        nearby, dropout, seed = ctx.rest
+        bias = ctx.function if table is None else table
+        with torch.autocast(slope.device.type, enabled=False):
+            q, lse = saved[0], saved[-1]
+            back = _Pass(nearby, bias, q.shape, lse, dropout, seed)
+            slopes = [scratch(*q.shape, like=lse).zero_() for _ in range(3)]
+            back.backward(tuple(saved), _wide(slope), slopes)
+            of = (x.to(own.dtype) for x, own in zip(slopes, saved, strict=False))
+            return *of, back.added.slope(), None, None
+
+
+def why_not(
+    q: Tensor | None = None,
+    k: Tensor | None = None,
+    v: Tensor | None = None,
+    neighbourhood: Neighbourhood | None = None,
+    bias: Tensor | OffsetBias | None = None,
+    dropout: float = 0.0,
+) -> str | None:
+    """It needs a neighbourhood in strips."""
+    if neighbourhood is not None and not neighbourhood.in_strips:
+        return f"a {type(neighbourhood).__name__} is not made of strips"
+    return why_not_under_torch_func()
+
+
+def grid_attention_striped(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    neighbourhood: Neighbourhood,
+    bias: Tensor | OffsetBias | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """As `grid_attention`; memory is linear in tokens."""
+    check_attention(q, k, v, neighbourhood, bias)
+    apply: Any = _GridAttention.apply
+    with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
+        attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
+    return attended
