@@ -167,7 +167,7 @@ def test_resamples_that_an_interval_lacks_are_told(tmp_path):
 def test_the_kept_epoch_is_marked_in_the_learning_curves(tmp_path):
     found = page(write_run(tmp_path / "run"))
     assert found.words.count("kept: epoch 7") == 2
-    assert "Loss by epoch. The dashed line is the epoch whose weights were kept." in found.text
+    assert "Loss by epoch. The upright line is the epoch whose weights were kept." in found.text
 
 
 def test_wrong_slides_come_first_the_surest_on_top_and_are_marked(tmp_path):

@@ -155,7 +155,7 @@ def _add_learning(report: Report, run: RunFiles) -> None:
     }
     best = run.facts.get("best_epoch")
     mark = None if best is None else (float(best), f"kept: epoch {best}")
-    kept = "" if best is None else " The dashed line is the epoch whose weights were kept."
+    kept = "" if best is None else " The upright line is the epoch whose weights were kept."
     drawn = []
     if any(math.isfinite(v) for values in losses.values() for v in values):
         drawn.append((curve_chart("Loss", epochs, losses, mark=mark), f"Loss by epoch.{kept}"))
