@@ -241,6 +241,19 @@ def test_five_classes_have_a_curve_each(tmp_path):
         assert any(word.startswith(f"Label {name}, n ") for word in found.words)
 
 
+def test_what_differs_between_runs_is_told_from_the_least_to_the_most(tmp_path):
+    runs = write_runs(tmp_path / "runs", n=6)
+    for i, cell in enumerate(sorted(runs.glob("fold*"))):
+        facts = json.loads((cell / "run.json").read_text())
+        facts |= {"slides": {"train": 20, "val": 6 + i % 2, "test": 1014}, "peak_mb": 400.0 - i}
+        facts |= {"composition": ["abmil", "cox"], "encoder": {"encoder": "uni", "mpp": 0.5}}
+        (cell / "run.json").write_text(json.dumps(facts))
+    told = page(runs).text
+    assert "20 train, 6 to 7 val, 1014 test" in told
+    assert re.search(r"Peak memory 39\d to 400 MiB", told)
+    assert "uni -> abmil -> cox" in told
+
+
 def test_several_runs_have_mean_deviation_and_a_link_each(tmp_path):
     runs = write_runs(tmp_path / "runs")
     for cell in ("fold0-seed0", "fold0-seed1", "fold1-seed0", "fold1-seed1"):

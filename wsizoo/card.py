@@ -27,7 +27,7 @@ def model_card(config: dict[str, Any]) -> str:
         f"# {config['name']}",
         str(spec.get("summary", "")),
         "A slide model of [wsizoo](https://pypi.org/project/wsizoo): "
-        + " -> ".join(_composition(spec))
+        + " -> ".join(composition(spec))
         + ".",
         "## Use",
         f'```python\nimport wsizoo\n\nmodel = wsizoo.load("hf:OWNER/{config["name"]}@COMMIT")\n'
@@ -133,7 +133,8 @@ def _rounded(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _composition(spec: dict[str, Any]) -> list[str]:
+def composition(spec: Mapping[str, Any]) -> list[str]:
+    """Names of a model's parts, in the order in which a slide goes through them."""
     parts = (spec.get(part) for part in ("encoder", "selector", "aggregator", "model", "head"))
     return [str(part["name"]) for part in parts if part]
 

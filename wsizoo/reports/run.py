@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from wsizoo.viz.svg import SERIES
 FEW = 100  # patients; of fewer the report says that intervals are wide
 FEW_OF_A_CLASS = 10
 FEW_DIFFERENT = 5  # values of runs that are told one by one
+SPANNED = frozenset(
+    {"Parameters", "Slides", "Training time", "Peak memory", "Peak memory of the GPU"}
+)  # of several runs: from the least to the most
+NUMBER = re.compile(r"\d[\d,]*\d|\d")
 
 
 def write_report(run: Path | str) -> Path:
@@ -102,12 +107,23 @@ def _add_what(report: Report, runs: Sequence[RunFiles]) -> None:
     names = dict.fromkeys(name for one in told for name in one)
     each = {name: dict.fromkeys(one[name] for one in told if name in one) for name in names}
     report.heading("What was run")
-    report.facts(
-        {
-            name: ", ".join(values) if len(values) <= FEW_DIFFERENT else f"{len(values)} different"
-            for name, values in each.items()
-        }
-    )
+    report.facts({name: _of_all(name, list(values)) for name, values in each.items()})
+
+
+def _of_all(name: str, values: Sequence[str]) -> str:
+    """The different values of several runs as one text."""
+    if name in SPANNED and len({NUMBER.sub("", value) for value in values}) == 1:
+        columns = zip(*(NUMBER.findall(value) for value in values), strict=True)
+        spans = iter([_span(column) for column in columns])
+        return NUMBER.sub(lambda _: next(spans), values[0])
+    if len(values) > FEW_DIFFERENT:
+        return f"{len(values)} different"
+    return ("; " if any(", " in value for value in values) else ", ").join(values)
+
+
+def _span(numbers: Sequence[str]) -> str:
+    ordered = sorted(numbers, key=lambda text: int(text.replace(",", "")))
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _what(run: RunFiles) -> dict[str, str]:
@@ -118,6 +134,7 @@ def _what(run: RunFiles) -> dict[str, str]:
     slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
+        "Composition": _composition(facts),
         "Evaluated": shown_path(str(facts.get("evaluated") or ""), run.folder),
         "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
@@ -235,6 +252,13 @@ def _unit(value: Any, style: str, unit: str) -> str | None:
 
 def _short(digest: Any) -> str | None:
     return f"sha256 {str(digest)[:16]}" if digest else None
+
+
+def _composition(facts: Mapping[str, Any]) -> str:
+    """Its parts by name, what made the features first; "" where the files do not state them."""
+    parts, encoder = facts.get("composition"), facts.get("encoder")
+    made = [encoder["encoder"]] if isinstance(encoder, Mapping) and encoder.get("encoder") else []
+    return " -> ".join([*made, *parts]) if parts else ""
 
 
 def _encoder(told: Any) -> str | None:

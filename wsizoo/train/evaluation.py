@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import wsizoo
+from wsizoo.card import composition
 from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
@@ -17,10 +18,11 @@ from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
 from wsizoo.reports.slides import HEATMAPS
+from wsizoo.spec import model_record
 from wsizoo.splits.files import read_split, split_digest
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
-from wsizoo.train.environment import environment, peaks
+from wsizoo.train.environment import environment, forget_peaks, peaks
 from wsizoo.train.headers import check_features
 from wsizoo.train.heatmaps import draw_heatmaps
 from wsizoo.train.kept_rows import kept_rows
@@ -115,6 +117,7 @@ def evaluate_run(
     """
     registry, out, device = registry or default(), Path(out), found_device(device)
     check_device(device)
+    forget_peaks()
     found = _source(source, overrides, registry)
     model = found.model.to(device)
     task = _task_of(found)
@@ -175,6 +178,7 @@ def _record(
     return {
         "version": wsizoo.__version__,
         "model": model.name,
+        "composition": composition(model_record(model.spec)),
         "task": cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
