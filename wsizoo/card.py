@@ -27,7 +27,7 @@ def model_card(config: dict[str, Any]) -> str:
         f"# {config['name']}",
         str(spec.get("summary", "")),
         "A slide model of [wsizoo](https://pypi.org/project/wsizoo): "
-        + " -> ".join(composition(spec))
+        + " -> ".join(composition(spec, config["fingerprint"]))
         + ".",
         "## Use",
         f'```python\nimport wsizoo\n\nmodel = wsizoo.load("hf:OWNER/{config["name"]}@COMMIT")\n'
@@ -133,10 +133,16 @@ def _rounded(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def composition(spec: Mapping[str, Any]) -> list[str]:
-    """Names of a model's parts, in the order in which a slide goes through them."""
-    parts = (spec.get(part) for part in ("encoder", "selector", "aggregator", "model", "head"))
-    return [str(part["name"]) for part in parts if part]
+def composition(spec: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
+    """Names of a model's parts, in the order in which a slide goes through them.
+
+    Args:
+        spec: its parts. fingerprint: of its features; their encoder counts, as an entry whose
+            weights were not taken may name another.
+    """
+    parts = (spec.get(part) for part in ("selector", "aggregator", "model", "head"))
+    encoder = fingerprint.get("encoder") or (spec.get("encoder") or {}).get("name")
+    return [*([str(encoder)] if encoder else []), *(str(part["name"]) for part in parts if part)]
 
 
 def _stated(training: dict[str, Any]) -> list[str]:

@@ -134,7 +134,7 @@ def _what(run: RunFiles) -> dict[str, str]:
     slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
-        "Composition": _composition(facts),
+        "Composition": " -> ".join(facts.get("composition") or ()),
         "Evaluated": shown_path(str(facts.get("evaluated") or ""), run.folder),
         "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
@@ -252,13 +252,6 @@ def _unit(value: Any, style: str, unit: str) -> str | None:
 
 def _short(digest: Any) -> str | None:
     return f"sha256 {str(digest)[:16]}" if digest else None
-
-
-def _composition(facts: Mapping[str, Any]) -> str:
-    """Its parts by name, what made the features first; "" where the files do not state them."""
-    parts, encoder = facts.get("composition"), facts.get("encoder")
-    made = [encoder["encoder"]] if isinstance(encoder, Mapping) and encoder.get("encoder") else []
-    return " -> ".join([*made, *parts]) if parts else ""
 
 
 def _encoder(told: Any) -> str | None:

@@ -178,7 +178,7 @@ def _record(
     return {
         "version": wsizoo.__version__,
         "model": model.name,
-        "composition": composition(model_record(model.spec)),
+        "composition": composition(model_record(model.spec), model.requires.to_json()),
         "task": cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),

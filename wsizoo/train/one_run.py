@@ -142,7 +142,7 @@ def _begun(
     return {
         "version": wsizoo.__version__,
         "model": model.name,
-        "composition": composition(model_record(model.spec)),
+        "composition": composition(model_record(model.spec), requires.to_json()),
         "task": run.cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
