@@ -236,7 +236,9 @@ def test_push_takes_a_run(
     assert result.output.startswith("hf:lab/toy@")
     _, front, body = hub.files("lab/toy")["README.md"].decode().split("---\n", 2)
     (listed,) = yaml.safe_load(front)["model-index"]
-    assert listed["name"] == "toy"
+    assert listed["name"] == "abmil-classification-made-up"
+    assert yaml.safe_load(front)["license"] == "unknown"
+    assert "made-up -> abmil -> classification, trained on slides of 'slides'" in body
     measured = json.loads((finished / "run" / "metrics.json").read_text())["test"]
     (results,) = listed["results"]
     assert results["dataset"] == {"name": "slides", "type": "slides"}
@@ -248,14 +250,14 @@ def test_push_takes_a_run(
     assert "Research: it predicts the class of a slide (benign, malign) from made-up" in body
     assert "Measured on 4 slides of the same table that were held out" in body
     (finished / "begun").mkdir()
-    (finished / "begun" / "run.json").write_text('{"state": "running"}')
+    (finished / "begun" / "config.yaml").write_text("model: toy")
     told = refused(monkeypatch, capsys, "push", finished / "begun", "lab/toy")
     assert "is not finished, so it has no model yet" in told
     for name in ("a", "b"):
-        (finished / "folds" / name).mkdir(parents=True)
-        (finished / "folds" / name / "run.json").write_text('{"state": "finished"}')
+        (finished / "folds" / name / "model").mkdir(parents=True)
+        (finished / "folds" / name / "model" / "config.json").write_text("{}")
     told = refused(monkeypatch, capsys, "push", finished / "folds", "lab/toy")
-    assert "holds 2 models (a, b, ...): name one, " in told
+    assert "folds' is no model and no run of one; it holds 2 (a, b): name one, " in told
 
 
 # Bad input: told before anything is trained, and nothing is lost

@@ -17,6 +17,7 @@ SPDX_ON_HUB = {
     "CC0-1.0": "cc0-1.0",
     "CC-BY-NC-4.0": "cc-by-nc-4.0",
     "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0",
+    "unknown": "unknown",
 }
 
 
@@ -33,6 +34,11 @@ def model_card(config: dict[str, Any]) -> str:
         f'```python\nimport wsizoo\n\nmodel = wsizoo.load("hf:OWNER/{config["name"]}@COMMIT")\n'
         'out = model(wsizoo.read_bag("slide.h5"))\n```',
         _features(config["fingerprint"]),
+        *(
+            ["Under which licence its weights may be used, nobody has stated."]
+            if spec["licence"] == "unknown"
+            else []
+        ),
         "## Training and results",
         *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
         *(_stated(training) or ["Not stated by the publisher."]),

@@ -25,7 +25,7 @@ from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.environment import environment, forget_peaks, peaks
-from wsizoo.train.facts import training_facts
+from wsizoo.train.facts import name_as_trained, training_facts
 from wsizoo.train.headers import check_features
 from wsizoo.train.kept_rows import kept_rows
 from wsizoo.train.making import make_model, task_loss_of
@@ -127,6 +127,7 @@ def train_one(run: OneRun, folder: Path, say: Say, tick: Tick) -> None:
     split = {"split_digest": digests["split_digest"]}
     with writing(folder):
         metrics = run.measuring(model).write(folder, rows, split)
+        name_as_trained(model, run.config)
         facts = training_facts(run.config, run.cohort, run.split, record, metrics)
         save(model, folder / MODEL, training=facts, overwrite=True)
         write_record(folder, {**record, **_ended(trained, seconds, len(rows))}, FINISHED)

@@ -115,8 +115,8 @@ def curve_chart(
     Args:
         name: what is measured, the y axis' label. xs: (P,) ascending.
         series: name -> (P,) values; None or NaN leaves a gap.
-        mark: an x that matters, and what it is called; an upright line there, not dashed as a series
-            may be.
+        mark: an x that matters, and what it is called; an upright line there, solid, as a
+            series may be dashed.
 
     Raises:
         DataError: lengths that differ, or nothing finite to draw.
