@@ -25,6 +25,7 @@ def test_measures_stand_beside_their_intervals() -> None:
     values = {
         "auc": {"value": 0.91, "low": 0.8, "high": 0.97, "n": 40},
         "ece": {"value": 0.125, "low": None, "high": None, "n": 40},
+        "recall_of_in situ": {"value": 0.75, "low": None, "high": None, "n": 40},
         "auprc": {"value": None, "low": None, "high": None, "n": 40},
     }
     metrics = {"data": "My Table", "part": "test", "level": "patient", "values": values}
@@ -42,6 +43,7 @@ def test_measures_stand_beside_their_intervals() -> None:
             "metrics": [
                 {"type": "auc", "name": "auc (test)", "value": 0.91},
                 {"type": "ece", "name": "ece (test)", "value": 0.125},
+                {"type": "recall", "name": "recall_of_in situ (test)", "value": 0.75},
             ],
         }
     ]

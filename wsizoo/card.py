@@ -83,7 +83,11 @@ def _index(name: str, pipeline: str, results: dict[str, Any]) -> dict[str, Any]:
     Source: https://huggingface.co/docs/hub/model-cards (evaluation results).
     """
     metrics = [
-        {"type": metric, "name": f"{metric} ({results['part']})", "value": one["value"]}
+        {
+            "type": "recall" if metric.startswith("recall_of_") else metric,  # a word of the Hub's
+            "name": f"{metric} ({results['part']})",
+            "value": one["value"],
+        }
         for metric, one in results.get("values", {}).items()
         if one.get("value") is not None
     ]
