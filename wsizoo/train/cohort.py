@@ -13,7 +13,7 @@ from typing import Any, cast
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, NotFoundError
 from wsizoo.formats.detect import contents_of
-from wsizoo.formats.read import ReadAs, read_with_report
+from wsizoo.formats.read import ReadAs, read_places, read_with_report
 from wsizoo.formats.regrid import Rule
 from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.sources import FEATURE_SUFFIXES
@@ -138,16 +138,23 @@ class Cohort:
             raise DataError(f"'{record.file}' holds no patches")
         target: dict[str, Any] = dict(record.target)
         if self.task == "segmentation":
-            if record.instances is not None:
-                target["instances"] = read_patch_labels(record.instances, bag, self.classes)
-            elif "instances" in (bag.target or {}):
-                target["instances"] = cast(Mapping[str, Any], bag.target)["instances"]
-            else:
-                raise DataError(
-                    f"'{record.file}' holds no labels of patches; say where they lie: "
-                    "data.instances=FOLDER"
-                )
+            target["instances"] = self._labels_of_patches(record, bag)
         return bag.replace(target=target)
+
+    def labels_of_patches(self, index: int) -> Any:
+        """(N,) as the bag's target `instances`; the features are not read. Raises as `bag`."""
+        record = self.records[index]
+        return self._labels_of_patches(record, read_places(record.file, self.reading, record.slide))
+
+    def _labels_of_patches(self, record: Record, bag: Bag) -> Any:
+        if record.instances is not None:
+            return read_patch_labels(record.instances, bag, self.classes)
+        if "instances" not in (bag.target or {}):
+            raise DataError(
+                f"'{record.file}' holds no labels of patches; say where they lie: "
+                "data.instances=FOLDER"
+            )
+        return cast(Mapping[str, Any], bag.target)["instances"]
 
     @property
     def reading(self) -> ReadAs:

@@ -195,7 +195,7 @@ def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> f
     threshold = float(head.get("threshold") or 0.5)
     labels = []
     for row in train:
-        share = torch.as_tensor((cohort.bag(row).target or {})["instances"])
+        share = torch.as_tensor(cohort.labels_of_patches(row))
         labels.append(torch.where(share < 0, -1, (share >= threshold).long()))
     return positive_weight(torch.cat(labels))
 
