@@ -212,7 +212,7 @@ def read_cohort(
     chosen, table = config.task or task or "", read_table(config.table)
     _check_columns(table, config, chosen)
     names = [slide_name(row[config.slide]) for row in table.rows]
-    origins = _origins(table, names, config)
+    origins = origins_of(table, names, config)
     classes = config.classes or classes or ()
     if chosen == "classification":
         classes = classes_of(table, config.label, classes)
@@ -310,7 +310,7 @@ class FeatureFiles:
         return found[0]
 
 
-def _origins(table: Table, names: Sequence[str], config: DataConfig) -> Origins:
+def origins_of(table: Table, names: Sequence[str], config: DataConfig) -> Origins:
     """Patients and sites; the default column of patients is one that may be called otherwise."""
     told = None if config.patient == DataConfig.patient else config.patient
     keys = ("data.patient", "data.site")
