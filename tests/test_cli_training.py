@@ -362,7 +362,7 @@ def test_evaluate_tells_scripts_too_what_it_left_out(finished: Path, own_cohort:
     told = json.loads(result.stdout)
     assert told["left_out"] == {"train": 5, "val": 4, "dropped": 3}
     assert told["test"]["auc"]["n"] == 4
-    assert "Left out 3 slides, first 's00': have no label" in result.stderr
+    assert "Left out 3 slides:\n  3 have no label (column label): s00, s01, s02\n" in result.stderr
     assert "Left out 5 of the train part and 4 of the val part" in result.stderr
     own = invoke("evaluate", finished / "run", "-o", own_cohort / "own", "--json", "--part", "all")
     assert json.loads(own.stdout)["left_out"] == {} and "Left out" not in own.stderr
@@ -398,7 +398,7 @@ def test_a_declared_encoder_may_be_a_slip(
         np.save(file.with_suffix(".npy"), np.zeros((4, 8), np.float32))
     told = refused(
         monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run",
-        "data.encoder=madeup",
+        "data.encoder=madeup", "data.format=npy",
     )  # fmt: skip
     assert (
         "Or build this one for yours, add: 'overrides=[\"encoder={name: madeup, dim: 8}\"]'" in told

@@ -1,6 +1,7 @@
 """wsizoo.train.cohort: slides, patients, targets and files of a table; what is wrong, at once."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,18 @@ def test_the_digest_is_of_slides_patients_and_targets_in_any_order(
 )  # fmt: skip
 def test_the_name_of_a_slide_has_no_suffix_of_an_image(cell: str, name: str) -> None:
     assert slide_name(cell) == name
+
+
+def test_files_that_cannot_be_read_are_told_with_those_that_are_missing(tmp_path: Path) -> None:
+    folder = features(tmp_path, "a", "b", "c")
+    (tmp_path / "features" / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n cut off")
+    rows = ("a,p,x", "b,q,y", "c,r,y", "d,s,x", "e,t,")
+    file = table(tmp_path, *rows, head="slide,patient,label\n")
+    with pytest.raises(DataError) as caught:
+        read(table=file, features=folder)
+    told = str(caught.value)
+    assert "1 have no feature file in" in told and "1 have no label (column label): e" in told
+    assert re.search(r"1 have a file that cannot be read \(.*b\.h5.*\): b", told)
 
 
 # Labels of patches
