@@ -128,7 +128,8 @@ def _span(numbers: Sequence[str]) -> str:
 
 def _what(run: RunFiles) -> dict[str, str]:
     """Names and values of one run; what its files do not state is left out."""
-    facts, data, made = run.facts, run.config.get("data") or {}, run.environment
+    facts, made = run.facts, run.environment
+    data = run.config.get("data") or _shown_paths(facts.get("data") or {}, run.folder)
     libraries = {**(made.get("plugins") or {}), **(made.get("libraries") or {})}
     versions = {"wsizoo": facts.get("version"), **libraries}
     slides = facts.get("slides") or {}
@@ -155,6 +156,14 @@ def _what(run: RunFiles) -> dict[str, str]:
         "Python": " on ".join(str(made[k]) for k in ("python", "platform") if made.get(k)),
     }
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
+
+
+def _shown_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What an evaluation says of its data, as `RunFiles.config` has that of a run."""
+    return {
+        key: shown_path(value, folder) if isinstance(value, str) else value
+        for key, value in data.items()
+    }
 
 
 def _add_learning(report: Report, run: RunFiles) -> None:

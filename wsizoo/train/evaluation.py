@@ -184,6 +184,8 @@ def _record(
         "edges": edges_of(model),
         "encoder": model.requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "data": vars(found.config.data),
+        "split_digest": found.record.get("split_digest"),
         "trained_on": found.record.get("data_digest"),
         "slides": {name: len(chosen) for name, chosen in parts.items()},
         "seconds_per_slide": round(seconds_per_slide, 6),
