@@ -214,8 +214,7 @@ def read_cohort(
                 if config.missing == "error":
                     problems.add(str(error), name)
                 dropped.append((name, str(error)))
-    if problems.slides and files:  # what is wrong with the others, told with it
-        _add_unreadable(problems, records.values(), config)
+    _add_unreadable(problems, records.values(), config)
     hint = "To leave out slides without features or target: data.missing=drop" if dropped else ""
     problems.raise_if_any(f"slides of table '{table.path}'", hint)
     if not records:
@@ -227,8 +226,11 @@ def read_cohort(
 
 
 def _add_unreadable(problems: Problems, records: Iterable[Record], config: DataConfig) -> None:
-    for record in records:
-        found = inspect(record.file, _reading(config))
+    """Where something is wrong already: what is wrong with the files of the others."""
+    for record in records if problems.slides else ():
+        if record.features is None:
+            continue
+        found = inspect(record.features, _reading(config))
         if not found.complete:
             problems.add(f"have a file that cannot be read ({found.reason})", record.slide)
 

@@ -117,7 +117,6 @@ def evaluate_run(
     """
     registry, out, device = registry or default(), Path(out), found_device(device)
     check_device(device)
-    forget_peaks()
     found = _source(source, overrides, registry)
     model = found.model.to(device)
     task = _task_of(found)
@@ -280,6 +279,7 @@ def _predict(
     tick: Tick,
 ) -> tuple[list[Row], float]:
     """All rows, of which those that an interrupted evaluation left in `out` are not made again."""
+    forget_peaks()
     rows: list[Row] = []
     seconds, workers = 0.0, found.config.train.workers
     with kept_rows(out, found.model, cohort) as kept:
