@@ -19,13 +19,17 @@ from wsizoo.cli import cli
 from wsizoo.errors import DataError
 from wsizoo.splits.audit import audit_split
 from wsizoo.splits.contents import read_contents, sizes_of
-from wsizoo.splits.files import Assigned, read_assigned
+from wsizoo.splits.files import Assigned, read_assigned, split_digest, split_rows
 from wsizoo.splits.tables import SlideColumns, numbers, read_columns
 from wsizoo.tables import read_table
+from wsizoo.train.cohort import read_cohort
+from wsizoo.train.config import load_config
+from wsizoo.train.run import splits_of
 
 DATA = os.environ.get("WSIZOO_DATA")
 real_tables = pytest.mark.skipif(not DATA, reason="needs the tables in WSIZOO_DATA")
 SLIDES = [f"s{i}" for i in range(12)]
+SIXTY = [f"s{i}" for i in range(60)]
 PATIENTS = [f"p{i // 2}" for i in range(12)]
 LABELS = ["a" if i // 2 % 2 else "b" for i in range(12)]
 PARTS = ["train"] * 4 + ["val"] * 4 + ["test"] * 4
@@ -262,6 +266,30 @@ def test_make_goes_by_survival_size_column_and_file(
         result = invoke("make", survival, "-o", out, "--overwrite", *options, *own)
         assert result.exit_code == 0, result.output
     assert sorted(read_assigned(out)[0]) == sorted(CLEAN)
+
+
+def test_make_takes_times_as_train_does_where_there_is_no_label(tmp_path: Path) -> None:
+    rows = [(slide, f"p{i}", i * 7 % 60, i % 2) for i, slide in enumerate(SIXTY)]
+    table = write(tmp_path / "t.csv", ("slide", "patient", "time", "event"), *rows)
+    result = invoke("make", table, "-o", tmp_path / "out.csv", "--json")
+    assert result.stderr == ""
+    data = {"table": str(table), "features": str(tmp_path)}
+    config = load_config({"model": "abmil-demo", "data": data})
+    (split,) = splits_of(config, read_cohort(config.data, task="survival", bags=False))
+    assert json.loads(result.stdout)["digests"] == [split_digest(split_rows(split, SIXTY))]
+    told = invoke("make", table, "-o", tmp_path / "told.csv", "--time", "time", "--event", "event")
+    assert told.exit_code == 0
+    assert (tmp_path / "told.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_make_says_that_there_is_nothing_to_stratify_by(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", ("slide", "grade"), *((s, "a") for s in SLIDES))
+    assert (
+        "t.csv' has no column label, nor time and event"
+        in invoke("make", table, "-o", tmp_path / "out.csv").stderr
+    )
+    for more in (["--no-stratify"], ["--label", "grade"]):
+        assert invoke("make", table, "-o", tmp_path / "out.csv", *more).stderr == ""
 
 
 def test_make_stratifies_unless_told_not_to(table: Path, tmp_path: Path) -> None:

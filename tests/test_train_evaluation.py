@@ -155,3 +155,17 @@ def test_an_evaluation_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert found_device("auto") == "cpu"
     assert inspect.signature(evaluate_run).parameters["device"].default == "auto"
+
+
+def test_an_evaluation_tells_its_data_and_the_split_of_its_run(
+    source: Path, tmp_path: Path
+) -> None:
+    run = source / "run"
+    evaluate_run(run, tmp_path / "lab" / "e", ["data.bins=3"], part="val")
+    told = read(tmp_path / "lab" / "e" / "run.json")
+    assert told["split_digest"] == read(run / "run.json")["split_digest"]
+    assert (told["data"]["table"], told["data"]["bins"]) == (str(source / "slides.csv"), 3)
+    assert told["composition"] == read(run / "run.json")["composition"]
+    page = (tmp_path / "lab" / "e" / "report.html").read_text()
+    assert "slides.csv" in page and str(source) not in page
+    assert f"sha256 {told['split_digest'][:16]}" in page

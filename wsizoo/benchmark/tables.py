@@ -144,6 +144,8 @@ def result_records(outcomes: Sequence[Outcome], results: Sequence[Result]) -> li
                 "state": "failed" if result is None else "finished",
                 "folder": f"cells/{cell.folder}",
                 "reason": outcome.reason,
+                "recipe": Path(cell.config.recipe or "").stem,
+                **(result.digests if result else {}),
                 **{name: _known(value) for name, value in numbers.items()},
             }
         )

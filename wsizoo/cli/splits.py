@@ -73,8 +73,11 @@ def split_command() -> None:
 @click.option("--repeats", type=click.IntRange(1), default=1, help="With seeds of their own [1].")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--label", help="Column to stratify by [label].")
-@click.option("--time", help="Column of survival times, to stratify by.")
-@click.option("--event", help="Column, 1: the event was seen.")
+@click.option(
+    "--time",
+    help="Column of survival times, to stratify by [time, where there is no column label].",
+)
+@click.option("--event", help="Column, 1: the event was seen [event].")
 @click.option("--censorship", help="Column, 1: censored, in place of --event.")
 @click.option(
     "--no-stratify",
@@ -116,10 +119,17 @@ def make_command(
     from wsizoo.splits.files import check_same_split, read_assigned, write_split
     from wsizoo.splits.tables import read_columns
 
+    asked |= _usual_survival(table, label, asked)
     survival = asked["event"] or asked["censorship"]
     labels = [label] if label else [survival] if survival else []
     content, columns = read_columns(table, slide, patient, site_column, labels)
     splits = _made(content, columns, asked)
+    if asked["stratify"] and not columns.labels and asked["kind"] not in ("file", "column"):
+        click.echo(
+            f"Not stratified: '{table}' has no column label, nor time and event. Say which: "
+            "--label COLUMN; or that it is meant: --no-stratify",
+            err=True,
+        )
     if not overwrite:
         check_same_split(out, splits, columns.slides, "--overwrite")
     write_split(out, splits, columns.slides, columns.patients, columns.sites)
@@ -157,6 +167,16 @@ def _made(table: Table, columns: SlideColumns, asked: dict[str, Any]) -> list[Sp
         site=asked["sites"],
         **{name: asked[name] for name in same},
     )
+
+
+def _usual_survival(table: Path, label: str | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """The columns of times that train takes too, where a table has no other label."""
+    from wsizoo.tables import read_table
+
+    columns = read_table(table).columns
+    told = label or any(asked[name] for name in ("time", "event", "censorship"))
+    usual = not told and "label" not in columns and {"time", "event"} <= set(columns)
+    return {"time": "time", "event": "event"} if usual else {}
 
 
 def _survival(

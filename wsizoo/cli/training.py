@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from wsizoo.cli.options import device_option, out_option
-from wsizoo.cli.progress import bar
+from wsizoo.cli.progress import bar, tell
 from wsizoo.cli.text import print_table
 
 
@@ -96,7 +96,7 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
 
         def say(text: str) -> None:
             if first:
-                click.echo(text, err=as_json)
+                tell(text, err=as_json)
 
         run_training(asked, out, say=say, tick=tick)
     if first:
@@ -169,7 +169,7 @@ def evaluate_command(
             device=device,
             heatmaps=heatmaps,
             overwrite=overwrite,
-            say=lambda text: click.echo(text, err=as_json),
+            say=lambda text: tell(text, err=as_json),
             tick=tick,
         )
     _tell(out, as_json)

@@ -33,13 +33,13 @@ BESIDE = {
 
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "mae", "rmse", "integrated_brier"})
 
-AT_TUNED = " at tuned threshold"
+AT_TUNED = "_at_tuned_threshold"
 
 
 def is_share(name: str) -> bool:
     """Whether a measure is the share of rows (of a class) that are right."""
     plain = name.removesuffix(AT_TUNED)
-    return plain == "accuracy" or plain.startswith("recall of ")
+    return plain == "accuracy" or plain.startswith("recall_of_")
 
 
 TITLES = {

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import wsizoo
+from wsizoo.card import composition
 from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
@@ -17,10 +18,11 @@ from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
 from wsizoo.reports.slides import HEATMAPS
+from wsizoo.spec import model_record
 from wsizoo.splits.files import read_split, split_digest
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
-from wsizoo.train.environment import environment, peaks
+from wsizoo.train.environment import environment, forget_peaks, peaks
 from wsizoo.train.headers import check_features
 from wsizoo.train.heatmaps import draw_heatmaps
 from wsizoo.train.kept_rows import kept_rows
@@ -175,11 +177,14 @@ def _record(
     return {
         "version": wsizoo.__version__,
         "model": model.name,
+        "composition": composition(model_record(model.spec), model.requires.to_json()),
         "task": cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
         "encoder": model.requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "data": vars(found.config.data),
+        "split_digest": found.record.get("split_digest"),
         "trained_on": found.record.get("data_digest"),
         "slides": {name: len(chosen) for name, chosen in parts.items()},
         "seconds_per_slide": round(seconds_per_slide, 6),
@@ -274,6 +279,7 @@ def _predict(
     tick: Tick,
 ) -> tuple[list[Row], float]:
     """All rows, of which those that an interrupted evaluation left in `out` are not made again."""
+    forget_peaks()
     rows: list[Row] = []
     seconds, workers = 0.0, found.config.train.workers
     with kept_rows(out, found.model, cohort) as kept:

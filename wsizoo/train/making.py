@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -19,8 +20,10 @@ from wsizoo.objectives import TaskLoss
 from wsizoo.registry import Entry, Registry
 from wsizoo.spec import ModelSpec, model_spec
 from wsizoo.stored import CONFIG, PUBLISHER, find_stored, read_config
-from wsizoo.train.cohort import Cohort
-from wsizoo.train.config import RunConfig
+from wsizoo.tables import read_table
+from wsizoo.train.cohort import Cohort, origins_of, slide_name
+from wsizoo.train.config import DataConfig, RunConfig
+from wsizoo.train.row_targets import LackingError, Target, target_of
 from wsizoo.train.samples import Samples
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
@@ -106,8 +109,8 @@ def make_model(
     """Build, or adapt, the model for this data.
 
     Filled in where the config is silent: head.classes; head.edges, from the events of the training
-    part (`data.bins_from=whole_cohort`: of all); head.pos_weight of one logit, from the patches of
-    the training part.
+    part (`data.bins_from=whole_cohort`: of the whole table, patients without features too);
+    head.pos_weight of one logit, from the patches of the training part.
 
     Args:
         train: rows of the cohort. seed: of random weights.
@@ -182,12 +185,25 @@ def _edges(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> list[str]
     """
     if stated := [text for text in config.overrides if text.startswith("head.bins=")]:
         raise SpecError(f"bins of times come from data.bins: leave out {stated[0]} of overrides")
-    rows = train if config.data.bins_from == "train" else range(len(cohort))
-    of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
+    if config.data.bins_from == "train":
+        of_patient = {cohort.records[row].patient: cohort.records[row].target for row in train}
+    else:
+        of_patient = _targets_of_table(config.data, cohort.task)
     times = [target["time"] for target in of_patient.values()]
     events = [target["event"] for target in of_patient.values()]
     edges = time_edges(times, events, config.data.bins).tolist()
     return [f"head.bins={len(edges) + 1}", f"head.edges={json.dumps(edges)}"]
+
+
+def _targets_of_table(config: DataConfig, task: str) -> dict[str, Target]:
+    """The target of every patient of the table that has one, with feature files or without."""
+    table = read_table(config.table)
+    names = [slide_name(row[config.slide]) for row in table.rows]
+    found = {}
+    for patient, row in zip(origins_of(table, names, config).patients, table.rows, strict=True):
+        with contextlib.suppress(LackingError):
+            found[patient] = target_of(row, config, task, ())
+    return found
 
 
 def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> float:
@@ -195,7 +211,7 @@ def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> f
     threshold = float(head.get("threshold") or 0.5)
     labels = []
     for row in train:
-        share = torch.as_tensor((cohort.bag(row).target or {})["instances"])
+        share = torch.as_tensor(cohort.labels_of_patches(row))
         labels.append(torch.where(share < 0, -1, (share >= threshold).long()))
     return positive_weight(torch.cat(labels))
 
