@@ -44,7 +44,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     _check_tested(folds)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
-    for candidate in candidates:
+    for candidate in dict.fromkeys(each for some in candidates.values() for each in some):
         check_choice(asked.config(candidate), first, folds, registry)
     digests = {name: whole_digest(cohort) for name, cohort in cohorts.items()}
     cells = []

@@ -50,11 +50,14 @@ def test_the_less_memory_the_shorter_the_pieces(monkeypatch):
     monkeypatch.setattr(
         "wsizoo_plugin_pixelmamba.network.swept", lambda x, *rest: (seen.append(rest[-1]), x)[1]
     )
-    for working_mb in (1, 2):
-        made(working_mb=working_mb, d_state=16, alpha=0.0)(regions(n=200))
-    first, later = seen[0], seen[len(seen) // 2]
-    assert later // 2 in (first, first + 1)
-    assert len(seen) == 2 * len(LAYERS)
+    lengths = []
+    for working_mb in (1, 2, 512):
+        seen.clear()
+        made(working_mb=working_mb, alpha=0.0)(regions(n=200))
+        lengths.append(max(seen, default=None))
+    assert lengths[0] < lengths[1] < 200 * 17
+    assert lengths[1] // 2 in (lengths[0], lengths[0] + 1)
+    assert lengths[2] is None  # all at once
 
 
 def test_several_slides_are_those_one_by_one():
