@@ -301,6 +301,18 @@ def test_pin_takes_an_encoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "Now: wsizoo.load_encoder('uni')" in result.stderr
 
 
+def test_doctor_plans_the_memory_of_a_slide() -> None:
+    told = json.loads(invoke("doctor", "--plan", "pixel-mamba-tiny", "--json").output)
+    assert 0 < told["forward"] < told["forward and backward"]
+    more = invoke("doctor", "--plan", "pixel-mamba-tiny", "--patches", "3000").output
+    assert re.search(r"^forward +0\.\d\d GB", more)
+    changed = invoke("doctor", "--plan", "pixel-mamba-tiny", "aggregator.recompute=false", "--json")
+    assert json.loads(changed.output)["forward and backward"] > told["forward and backward"]
+    refused = invoke("doctor", "a=1")
+    assert refused.exit_code == 2
+    assert "'a=1' overrides no model: --plan MODEL a=1" in refused.output
+
+
 def test_doctor_finds_the_core_working() -> None:
     result = invoke("doctor")
     assert result.exit_code == 0

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+import wsizoo
 from wsizoo import doctor, hub
 from wsizoo.doctor import Finding, diagnose
-from wsizoo.errors import GatedError
+from wsizoo.errors import GatedError, NotFoundError, SpecError
+from wsizoo.interfaces import Aggregator
 from wsizoo.plugins import Plugin, discover
 from wsizoo.registry import Entry, Registry
 
@@ -142,3 +144,32 @@ def test_access_to_gated_encoders_is_asked_only_when_wanted(
     findings = found(diagnose(access=True, registry=registry), "Access")
     assert {name: f.works for name, f in findings.items()} == {"closed": False, "open": True}
     assert "not granted" in findings["closed"].detail
+
+
+class Planned(Aggregator):
+    """Says what it takes."""
+
+    def __init__(self, in_dim: int) -> None:
+        super().__init__(in_dim, 1)
+
+    def peak_bytes(self, patches: int, patch_size: int, training: bool) -> int:
+        return patches * patch_size * (3 if training else 1)
+
+
+def test_a_plan_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = wsizoo.build("mean-uni", "head=null")
+    model.aggregator = Planned(4)
+    given: list[Any] = []
+    monkeypatch.setattr("wsizoo.zoo.build", lambda *args, **_: (given.append(args), model)[1])
+    size = model.requires.patch_size or 224
+    assert doctor.plan("mean-uni", 10, "encoder.dim=4") == [10 * size, 30 * size]
+    assert given == [("mean-uni", "head=null", "encoder.dim=4")]
+
+
+def test_a_plan_that_cannot_be_made_says_why() -> None:
+    with pytest.raises(SpecError, match=r"'mean-uni' does not say what memory it takes"):
+        doctor.plan("mean-uni", 10)
+    with pytest.raises(SpecError, match=r"a slide of 0 patches, expected 1 or more"):
+        doctor.plan("mean-uni", 0)
+    with pytest.raises(NotFoundError, match="mean-unni"):
+        doctor.plan("mean-unni", 10)

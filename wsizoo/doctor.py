@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from wsizoo.catalogue import why_not_here
-from wsizoo.errors import WsizooError
+from wsizoo.errors import SpecError, WsizooError
 from wsizoo.names import describe
 from wsizoo.registry import Registry, default
 
@@ -60,6 +60,33 @@ def diagnose(access: bool = False, registry: Registry | None = None) -> list[Fin
     if access:
         areas["Access"] = lambda: _access(registry)
     return [finding for area, look in areas.items() for finding in _guarded(area, look)]
+
+
+def plan(name: str, patches: int, *overrides: str, registry: Registry | None = None) -> list[int]:
+    """Bytes that the tensors of a slide take at most: forward, and forward and backward.
+
+    Beside the weights and their gradients. Known of models whose aggregator (or whole model) has
+    `peak_bytes(patches, patch_size, training)`.
+
+    Args:
+        name, overrides: as `wsizoo.build`, without its head. patches: of the slide.
+
+    Raises:
+        SpecError: the model does not say, or there are no patches. Others: as `build`.
+    """
+    from wsizoo.zoo import build
+
+    if patches < 1:
+        raise SpecError(f"a slide of {patches} patches, expected 1 or more: --patches 300")
+    registry = registry or default()
+    record = registry.models[name].record if name in registry.models else {}
+    model = build(
+        name, *(["head=null"] if record.get("head") else []), *overrides, registry=registry
+    )
+    peak = getattr(model.aggregator or model.whole, "peak_bytes", None)
+    if peak is None:
+        raise SpecError(f"'{name}' does not say what memory it takes; models of pixel-mamba do")
+    return [peak(patches, model.requires.patch_size or 224, mode) for mode in (False, True)]
 
 
 def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

@@ -19,18 +19,35 @@ if TYPE_CHECKING:
 @click.option(
     "--access", is_flag=True, help="Also ask the Hub whether gated encoders are granted to you."
 )
+@click.option("--plan", "model", metavar="MODEL", help="Say what memory a slide takes instead.")
+@click.option("--patches", type=int, default=300, show_default=True, help="Of the planned slide.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
-def doctor_command(access: bool, as_json: bool) -> None:
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+def doctor_command(
+    access: bool, model: str | None, patches: int, as_json: bool, overrides: tuple[str, ...]
+) -> None:
     """Say which devices, readers, encoders, op backends, extras and plugins work here.
 
-    Exit code 1 if something that the core needs is broken.
+    Exit code 1 if something that the core needs is broken. With --plan: the most memory that the
+    tensors of a slide take at once, before anything runs; KEY=VALUE override the model.
 
     \b
     Example:
       wsizoo doctor
+      wsizoo doctor --plan pixel-mamba-6m --patches 300
     """
-    from wsizoo.doctor import diagnose
+    from wsizoo.doctor import diagnose, plan
 
+    if model is not None:
+        names = ("forward", "forward and backward")
+        told = dict(zip(names, plan(model, patches, *overrides), strict=True))
+        if as_json:
+            click.echo(json.dumps(told))
+        for name, size in told.items() if not as_json else ():
+            print_field(f"{name:<21} ", f"{size / 1e9:.2f} GB")
+        return
+    if overrides:
+        raise click.UsageError(f"'{overrides[0]}' overrides no model: --plan MODEL {overrides[0]}")
     findings = diagnose(access=access)
     if as_json:
         click.echo(json.dumps([vars(finding) for finding in findings], indent=2))

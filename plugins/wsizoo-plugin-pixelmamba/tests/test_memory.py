@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from wsizoo_plugin_pixelmamba.memory import peak_bytes, piece_of
+from wsizoo_plugin_pixelmamba.model import PixelMamba
 from wsizoo_plugin_pixelmamba.network import Network
 from wsizoo_plugin_pixelmamba.settings import Settings
 
@@ -81,3 +82,10 @@ def test_a_whole_slide_needs_a_few_gigabytes_where_plain_autograd_needs_dozens()
     plain = Settings(recompute=False)
     assert peak_bytes(Settings(), 300) < 4e9 < 40e9 < peak_bytes(plain, 300)
     assert peak_bytes(Settings(), 300, training=False) < 1.5e9
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_aggregator_tells_the_same(training):
+    settings = Settings(size="tiny", alpha=0.4)
+    told = PixelMamba(3, size="tiny", alpha=0.4).peak_bytes(50, 32, training)
+    assert told == peak_bytes(settings, 50, (32, 32), training)

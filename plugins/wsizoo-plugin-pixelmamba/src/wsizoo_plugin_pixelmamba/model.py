@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import BagError, SpecError
+from wsizoo_plugin_pixelmamba.memory import peak_bytes
 from wsizoo_plugin_pixelmamba.network import Found, Network
 from wsizoo_plugin_pixelmamba.serialise import bag_order
 from wsizoo_plugin_pixelmamba.settings import Settings
@@ -94,6 +95,10 @@ class PixelMamba(Aggregator):
             {"params": decayed, "lr": base_lr},
             {"params": kept, "lr": base_lr, "weight_decay": 0.0},
         ]
+
+    def peak_bytes(self, patches: int, patch_size: int, training: bool) -> int:
+        """For `wsizoo doctor --plan`; see `memory.peak_bytes`."""
+        return peak_bytes(self.settings, patches, (patch_size, patch_size), training)
 
     def normalised(self, regions: Tensor) -> Tensor:
         """Regions (..., 3, h, w) uint8 as the network sees them."""
