@@ -50,6 +50,15 @@ def test_missing_regions_are_left_out_of_the_path():
     assert bag_order(bag_of(cells)).tolist() == [0, 1, 3, 2, 4]
 
 
+def test_the_slides_of_a_patient_follow_one_another():
+    first = bag_of([[0, 0], [1, 0], [0, 1], [1, 1]])
+    second = bag_of([[5, 9], [6, 9], [7, 9], [6, 10]])
+    both = wsizoo.Bag.concat([first, second])
+    assert bag_order(both).tolist() == [0, 1, 3, 2, 4, 5, 6, 7]
+    orders = [bag_order(first), bag_order(second) + 4]
+    assert torch.equal(bag_order(both), torch.cat(orders))
+
+
 def test_two_regions_in_one_cell_are_refused():
     with pytest.raises(BagError, match="1 patches share a grid cell with another"):
         bag_order(bag_of([[0, 0], [1, 0], [1, 0]]))

@@ -7,6 +7,7 @@ docs/pixelmamba.md.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -114,13 +115,22 @@ def bag_order(bag: Bag, outer: str = "snake") -> Tensor:
     """Rows (N,) int64 of a bag in the order in which its regions are visited (C2).
 
     Rows of the grid count from the uppermost one that holds a region, so that the order does not
-    depend on where the slide lies; with no region missing it is the order of `serialise`.
+    depend on where the slide lies; with no region missing it is the order of `serialise`. The
+    slides of a patient follow one another.
 
     Raises:
         BagError: no coords or spacing, or two regions in one cell.
     """
     cells = bag.require_unique_cells()
-    column, row = (cells - cells.amin(0)).unbind(1)  # (N,)
+    ends = [0, len(bag)] if bag.parts is None else bag.parts.tolist()
+    slides = [cells[a:b] for a, b in itertools.pairwise(ends) if b > a]
+    places = torch.cat([slide - slide.amin(0) for slide in slides])  # (N, 2)
+    column, row = places.unbind(1)
+    width = column.max() + 1
     if outer == "snake":
-        column = torch.where(row % 2 == 0, column, column.max() - column)
-    return torch.argsort(row * (column.max() + 1) + column)
+        column = torch.where(row % 2 == 0, column, width - 1 - column)
+    number = torch.repeat_interleave(
+        torch.arange(len(slides), device=cells.device),
+        torch.tensor([len(slide) for slide in slides], device=cells.device),
+    )
+    return torch.argsort((number * (row.max() + 1) + row) * width + column)
