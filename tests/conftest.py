@@ -3,6 +3,7 @@
 import atexit
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,8 @@ os.environ["HF_HOME"] = _home
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A suite that a script started with & ignores Ctrl-C, and so would processes that it interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 if "torch" in sys.modules:
     sys.modules["torch"].set_num_threads(1)
 
