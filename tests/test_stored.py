@@ -16,6 +16,7 @@ from safetensors.torch import save as to_safetensors
 
 import wsizoo
 from wsizoo.errors import (
+    DataError,
     DigestError,
     NotFoundError,
     NotPinnedError,
@@ -140,6 +141,23 @@ def test_a_bare_name_is_the_zoos_a_folder_has_a_slash(
     assert find_stored(Path(NAME), registry).name == NAME
     folder.rename(folder.parent / "mine")
     assert find_stored("mine", registry).name == NAME
+
+
+def test_the_folder_of_a_run_means_its_model_and_of_several_one_is_to_be_named(
+    folder: Path, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = folder.parent / "runs"
+    for name in ("a", "b"):
+        (runs / name).mkdir(parents=True)
+        (runs / name / "config.yaml").write_text("model: toy")
+    folder.rename(runs / "a" / "model")
+    monkeypatch.chdir(runs)
+    for run in ("a", "./a", Path("a"), runs / "a" / "model"):
+        assert find_stored(run, registry).name == NAME
+    with pytest.raises(DataError, match="run 'b' is not finished, so it has no model yet"):
+        find_stored("b", registry)
+    with pytest.raises(DataError, match=r"runs' is no model and no run of one; it holds 1 \(a\)"):
+        find_stored(runs, registry)
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "golden.safetensors"])

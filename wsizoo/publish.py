@@ -30,6 +30,7 @@ from wsizoo.stored import (
     UNUSED,
     WEIGHTS,
     find_stored,
+    model_folder,
     read_config,
     stored_files,
 )
@@ -37,7 +38,6 @@ from wsizoo.weights import read_tensors, write_tensors
 from wsizoo.zoo import load_stored
 
 GOLDEN_PATCHES = 32
-RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a run of `wsizoo train`
 TOLERANCES = {  # rtol, atol on another machine and thread count, by the recorded dtype
     torch.float16: (1e-2, 1e-2),
     torch.bfloat16: (5e-2, 5e-2),
@@ -235,33 +235,6 @@ def push(
         source, name=name, licence=licence, untrained=untrained, registry=registry
     ) as folder:
         return f"hf:{repo}@{hub_upload(folder, repo, private, message)}"
-
-
-def model_folder(folder: Path) -> Path:
-    """The folder of the saved model: of a run of `wsizoo train` its `model`, else itself.
-
-    Raises:
-        DataError: a run that is not finished, or a folder that holds models and is none.
-    """
-    if (folder / CONFIG).is_file():
-        return folder
-    begun = (folder / RUN_CONFIG).is_file()
-    if begun and (folder / RUN_MODEL / CONFIG).is_file():
-        return folder / RUN_MODEL
-    saved = [path.parent for path in folder.glob(f"*/{CONFIG}")]
-    runs = [path.parent.parent for path in folder.glob(f"*/{RUN_MODEL}/{CONFIG}")]
-    if several := sorted(path.name for path in [*saved, *runs]):
-        more = ", ..." if len(several) > 3 else ""
-        raise DataError(
-            f"'{folder}' is no model and no run of one; it holds {len(several)} "
-            f"({', '.join(several[:3])}{more}): name one, {folder / several[0]}"
-        )
-    if begun:
-        raise DataError(
-            f"the run '{folder}' is not finished, so it has no model yet. The command that began "
-            f"it goes on with it: wsizoo train {folder / RUN_CONFIG} -o {folder}"
-        )
-    return folder
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

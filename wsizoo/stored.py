@@ -39,6 +39,7 @@ CARD = "README.md"
 FORMAT = 1
 UNUSED = "unused."  # prefix of tensors that a model carries along and never reads
 HUB_PREFIX = "hf:"
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a run of `wsizoo train`
 PUBLISHER = "its publisher"  # owner of an entry that no registry holds
 
 log = logging.getLogger(__name__)
@@ -131,17 +132,17 @@ def find_stored(name: str | Path, registry: Registry) -> StoredModel:
     """Trained weights by name, Hub address or folder, checked and read. Raises as `load`.
 
     Text with a slash, and any `Path`, is a folder; a bare name is a model of the zoo, and only if
-    there is none a folder.
+    there is none a folder. A folder is that of a saved model or of a run, see `model_folder`.
     """
     if isinstance(name, Path) or (
         not name.startswith(HUB_PREFIX) and ("/" in name or "\\" in name)
     ):
-        return read_stored(Path(name))
+        return read_stored(model_folder(Path(name)))
     if name.startswith(HUB_PREFIX):
         return _from_hub(name)
     known = name in registry.models or name in registry.aliases
-    if not known and (Path(name) / CONFIG).is_file():
-        return read_stored(Path(name))
+    if not known and Path(name).is_dir():
+        return read_stored(model_folder(Path(name)))
     entry = registry.model(name)
     spec = registry.model_spec(entry.name)
     weights = pinned(entry.name, spec)
@@ -151,6 +152,33 @@ def find_stored(name: str | Path, registry: Registry) -> StoredModel:
     path = hub.hub_file(weights.repo, weights.revision, weights.file, weights.sha256)
     tensors, metadata = read_tensors(path)
     return StoredModel.of(entry, spec, tensors, metadata)
+
+
+def model_folder(folder: Path) -> Path:
+    """The folder of the saved model: of a run of `wsizoo train` its `model`, else itself.
+
+    Raises:
+        DataError: a run that is not finished, or a folder that holds models and is none.
+    """
+    if (folder / CONFIG).is_file():
+        return folder
+    begun = (folder / RUN_CONFIG).is_file()
+    if begun and (folder / RUN_MODEL / CONFIG).is_file():
+        return folder / RUN_MODEL
+    saved = [path.parent for path in folder.glob(f"*/{CONFIG}")]
+    runs = [path.parent.parent for path in folder.glob(f"*/{RUN_MODEL}/{CONFIG}")]
+    if several := sorted(path.name for path in [*saved, *runs]):
+        more = ", ..." if len(several) > 3 else ""
+        raise DataError(
+            f"'{folder}' is no model and no run of one; it holds {len(several)} "
+            f"({', '.join(several[:3])}{more}): name one, {folder / several[0]}"
+        )
+    if begun:
+        raise DataError(
+            f"the run '{folder}' is not finished, so it has no model yet. The command that began "
+            f"it goes on with it: wsizoo train {folder / RUN_CONFIG} -o {folder}"
+        )
+    return folder
 
 
 def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
@@ -164,8 +192,8 @@ def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
     """
     if not (folder / CONFIG).is_file():
         raise NotFoundError(
-            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it. "
-            "From the Hub: hf:owner/name@COMMIT"
+            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it, or "
+            "a run of wsizoo train. From the Hub: hf:owner/name@COMMIT"
         )
     return StoredModel.from_config(
         folder / CONFIG, lambda file, expected: check_digest(folder / file, expected), sha256

@@ -53,11 +53,11 @@ def load(
     A folder that was saved untrained is loaded with a warning and `trained` False.
 
     Args:
-        name: a registry entry; `"hf:owner/name@COMMIT"`; or a folder that `wsizoo.save` wrote.
+        name: a registry entry; `"hf:owner/name@COMMIT"`; or the folder of a model or run.
         overrides: such as leave every tensor, and what it was trained to say, as it is.
 
     Raises:
-        NoWeightsError: nobody has released weights. NotPinnedError: no trusted commit and digest.
+        NoWeightsError: none released. NotPinnedError: no commit and digest. DataError: many runs.
         DigestError, StrictnessError, GatedError, OfflineError, RepoNotFoundError: as named.
         SpecError: an override that changes a tensor's shape, or the head or its classes (`adapt`).
     """

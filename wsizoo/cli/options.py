@@ -89,7 +89,10 @@ def out_option(help_text: str) -> Callable[[Command], Command]:
 
 
 model_option = click.option(
-    "-m", "--model", required=True, help="Name, hf:owner/name@COMMIT, or a folder of wsizoo.save."
+    "-m",
+    "--model",
+    required=True,
+    help="Name, hf:owner/name@COMMIT, or the folder of a saved model or of a run.",
 )
 device_option = click.option(
     "--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."

@@ -136,7 +136,7 @@ def predict_command(
     \b
     Examples:
       wsizoo predict slide.svs -m abmil-demo -o out
-      wsizoo predict features/ -m ./my-model -o out --no-pictures
+      wsizoo predict features/ -m RUN -o out --no-pictures
     """
     from wsizoo.inference import predict
     from wsizoo.sources import list_inputs

@@ -43,8 +43,8 @@ def convert_weights_command(
     could run code is refused). Every tensor must fit. The model is saved as wsizoo.save does, with
     a golden bag that was replayed.
 
-    Without, SOURCE is a model (a folder, hf:owner/name@COMMIT or a name), written as that code
-    would publish it.
+    Without, SOURCE is a model (a folder, a run, hf:owner/name@COMMIT or a name), written as that
+    code would publish it.
 
     \b
     Examples:
@@ -77,7 +77,7 @@ def convert_weights_command(
 @click.argument("names", nargs=-1, required=True)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON each.")
 def verify_command(names: tuple[str, ...], as_json: bool) -> None:
-    """Verify NAMES: models (name, hf:owner/name@COMMIT, folder), feature files, folders of .h5.
+    """Verify NAMES: models (name, hf:owner/name@COMMIT, folder or run), feature files, or folders.
 
     A model: digests, strict loading, and its golden bag replayed. A feature file of wsizoo:
     complete, and its content equal to its digest; of another tool, which has none: readable, a row

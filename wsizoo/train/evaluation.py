@@ -14,7 +14,6 @@ from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
 from wsizoo.model import SlideModel
 from wsizoo.prediction_files import Row
-from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
 from wsizoo.reports.slides import HEATMAPS
@@ -220,7 +219,7 @@ def _source(source: Path | str, overrides: Sequence[str], registry: Registry) ->
         config = load_config({"model": str(source)}, overrides)
         return _Source(str(source), None, load(source, registry=registry), config, {})
     config = load_config(folder / CONFIG, overrides)
-    model = load(model_folder(folder).absolute(), registry=registry)
+    model = load(folder, registry=registry)
     return _Source(folder.name, folder, model, config, read_record(folder))
 
 

@@ -11,7 +11,6 @@ from wsizoo.errors import DataError
 from wsizoo.extraction.folders import check_device
 from wsizoo.formats.detect import contents_of
 from wsizoo.model import SlideModel
-from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.files import cells_of, check_not_benchmark, read_run
 from wsizoo.reports.slides import worst_first
@@ -59,7 +58,7 @@ def heatmaps_of_run(
                 f"'{cell}' holds no {CONFIG}, so no model to draw with. Of an evaluation draw at "
                 f"once: wsizoo evaluate RUN -o {cell} --heatmaps {most}"
             )
-        model = load(model_folder(cell).absolute(), registry=registry).to(device)
+        model = load(cell, registry=registry).to(device)
         if cohort is None:  # all runs of a folder are of one table
             data = load_config(cell / CONFIG).data
             task = read_run(cell).task
