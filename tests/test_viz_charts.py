@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from wsizoo.errors import DataError
 from wsizoo.viz.charts import bar_chart, curve_chart, roc_chart
-from wsizoo.viz.svg import Plot, Scale, nice_ticks, shared_decimals, tick_labels
+from wsizoo.viz.svg import ROW, Plot, Scale, nice_ticks, shared_decimals, tick_labels
 
 EVIL = '<script>alert("x")</script>&'
 
@@ -88,6 +88,19 @@ def test_roc_starts_at_one_corner_of_its_axes_and_ends_at_the_other():
 def test_rates_that_are_none_are_refused(curves, message):
     with pytest.raises(DataError, match=message):
         roc_chart(curves)
+
+
+def test_short_names_of_the_key_share_a_row_and_long_ones_do_not():
+    def rows(names):
+        plot = Plot("t", [0, 1], [0, 1], x_label="x", y_label="y")
+        before = plot.height
+        plot.key(names)
+        return (plot.height - before - 8) / ROW
+
+    assert rows([f"head {i}" for i in range(4)]) == 1
+    assert rows([f"head {i}" for i in range(5)]) == 2
+    assert rows(["a name of some length, of a model", "b"]) == 2
+    assert rows(["x" * 300] * 3) == 3
 
 
 def test_a_bar_is_as_long_as_its_value_and_names_its_interval():

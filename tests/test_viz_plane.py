@@ -5,14 +5,15 @@ import pytest
 
 from wsizoo.errors import DataError
 from wsizoo.viz.colour import colours
-from wsizoo.viz.plane import EDGE, GLASS, UNSEEN, attention_map, side_by_side
+from wsizoo.viz.heatmap import INK
+from wsizoo.viz.plane import EDGE, GLASS, LARGEST, LETTERS, UNSEEN, attention_map
 
 CELLS = np.array([[5, 9], [6, 9], [8, 9], [5, 10]])
 
 
 def test_cells_have_the_colour_of_their_weight_and_grey_without() -> None:
-    picture = attention_map(CELLS, np.array([0.5, 0.25, 0.0, 0.25]), 0, "weights")
-    step = min(EDGE // 4, 84)
+    picture = attention_map(CELLS, np.array([0.5, 0.25, 0.0, 0.25]), 0)
+    step = min(EDGE // 4, LARGEST)
 
     def middle(column: int, row: int) -> list[int]:
         rgb: list[int] = picture[row * step + step // 2, column * step + step // 2].tolist()
@@ -29,8 +30,8 @@ def test_cells_have_the_colour_of_their_weight_and_grey_without() -> None:
 
 def test_cells_that_repeat_add_up() -> None:
     cells = np.array([[0, 0], [0, 0], [1, 0]])
-    picture = attention_map(cells, np.array([0.25, 0.25, 0.5]), 2, "weights")
-    assert picture[42, 42].tolist() == picture[42, 84 + 42].tolist() == colours(1.0).tolist()
+    picture = attention_map(cells, np.array([0.25, 0.25, 0.5]), 2)
+    assert picture[9, 9].tolist() == picture[9, LARGEST + 9].tolist() == colours(1.0).tolist()
 
 
 def test_what_does_not_fit_is_an_error() -> None:
@@ -40,12 +41,22 @@ def test_what_does_not_fit_is_an_error() -> None:
         (CELLS, np.zeros(4), 4),
     ):
         with pytest.raises(DataError, match="an attention map got"):
-            attention_map(cells, weights, query, "weights")
+            attention_map(cells, weights, query)
 
 
-def test_pictures_stand_side_by_side_in_rows() -> None:
-    pictures = [np.full((10 + i, 20, 3), i, np.uint8) for i in range(3)]
-    joined = side_by_side(pictures, columns=2, gap=4)
-    assert joined.shape == (11 + 4 + 12, 44, 3)
-    assert joined[5, 5, 0] == 0 and joined[5, 30, 0] == 1 and joined[20, 5, 0] == 2
-    assert joined[10, 5, 0] == GLASS and joined[5, 22, 0] == GLASS
+def line_of_the_scale(picture: np.ndarray, rows: int) -> int:
+    """Its length in px, below a map of so many."""
+    first = (picture[rows + LETTERS, :] == INK).all(1)
+    return int(first[: int(np.argmin(first[LETTERS:])) + LETTERS].sum())
+
+
+def test_a_scale_is_a_round_number_of_patches_whatever_a_cell_is() -> None:
+    cells = np.stack([np.arange(40), np.zeros(40, np.int64)], 1)
+    weights = np.full(40, 1 / 40)
+    step = EDGE // 40
+    assert line_of_the_scale(attention_map(cells, weights, 0), step) == 10 * step + 1
+    assert line_of_the_scale(attention_map(cells, weights, 0, unit=2.0), step) == 20 * step / 2 + 1
+    halves = attention_map(cells, weights, 0, unit=3.5)
+    assert line_of_the_scale(halves, step) == round(20 * step / 3.5) + 1
+    plain, told = (attention_map(cells, weights, 0, um=um) for um in (None, 112.0))
+    assert (plain[:step] == told[:step]).all() and (plain != told).any(), "microns are told"

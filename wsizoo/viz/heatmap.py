@@ -165,18 +165,21 @@ def place(thumbnail: Pixels, downsample: Downsample, coords: ArrayLike, footprin
     return Boxes(low[:, 0], low[:, 1], high[:, 0], high[:, 1], height, width)
 
 
-def with_legend(image: Pixels, low: float | str, high: float | str, label: str) -> Pixels:
+def with_legend(
+    image: Pixels, low: float | str, high: float | str, label: str, size: int | None = None
+) -> Pixels:
     """The image with a strip below it that shows the scale.
 
     Args:
         image: (h, w, 3) uint8. low, high: what the two ends of the scale mean.
         label: what the colours show, cut to the width.
+        size: of the letters, px; None: a 42nd of the width, 11 to 40.
 
     Returns:
         (h + strip, w, 3) uint8; the first h rows are `image`.
     """
     width = image.shape[1]
-    size = int(np.clip(width / 42, 11, 40))
+    size = size or int(np.clip(width / 42, 11, 40))
     margin = size
     font = ImageFont.load_default(size)
     strip = Image.new("RGB", (width, size * 6), PAPER)

@@ -25,6 +25,7 @@ from wsizoo.viz.svg import shared_decimals
 Picture = NDArray[np.uint8] | Image.Image | Path | str
 
 JPEG_QUALITY = 88
+MISSING = "-"  # in a column of numbers
 FEW_COLOURS = 256  # up to so many, PNG is smaller and exact
 EMBEDDED_AS_IS = {"JPEG": "image/jpeg", "PNG": "image/png"}
 
@@ -135,6 +136,14 @@ class Report:
             f"<li>{_figure(_img(image, caption, None), caption)}</li>" for image, caption in items
         )
         return self._add(f'<ul class="gallery">{cells}</ul>')
+
+    def pictures(self, items: Sequence[tuple[Picture, str]], width: int) -> Self:
+        """Pictures to read, (image, caption) each: as wide as said, side by side where that fits.
+
+        Args:
+            width: largest width shown, CSS px.
+        """
+        return self.pair([(_img(image, caption, width), caption) for image, caption in items])
 
     def figure(self, drawing: str, caption: str = "") -> Self:
         """A drawing as made by `Drawing.svg()`, trusted as it is."""
@@ -261,7 +270,7 @@ def _shown(value: Any) -> str:
 
 
 def _is_numeric(values: Sequence[Any]) -> bool:
-    known = [value for value in values if value is not None]
+    known = [value for value in values if value not in (None, MISSING)]
     kinds = (int, float, np.integer, np.floating)
     return bool(known) and all(isinstance(v, kinds) and not isinstance(v, bool) for v in known)
 

@@ -237,13 +237,16 @@ class Plot(Drawing):
             run = []
 
     def key(self, names: Sequence[str]) -> None:
-        """One row a series under the axes, in the order of their indices."""
+        """The series under the axes, in the order of their indices; short names share a row."""
+        room = self.x.end - self.x.start
+        wide = 34 + (max(map(len, names), default=0) + 2) * CHARACTER
+        columns = max(1, int(room / wide))
         for index, name in enumerate(names):
-            y = self.height + ROW * index + 10
-            self.path([(self.x.start, y), (self.x.start + 24, y)], index)
-            room = self.x.end - self.x.start - 34
-            self.text((self.x.start + 34, y + FONT * 0.35), name, room=room)
-        self.height += ROW * len(names) + 8
+            x = self.x.start + index % columns * room / columns
+            y = self.height + ROW * (index // columns) + 10
+            self.path([(x, y), (x + 24, y)], index)
+            self.text((x + 34, y + FONT * 0.35), name, room=room / columns - 34)
+        self.height += ROW * math.ceil(len(names) / columns) + 8
 
 
 def _dash(series: int) -> str:
