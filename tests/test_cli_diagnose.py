@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 import wsizoo
 from wsizoo.bag import Bag
 from wsizoo.cli import cli, main
+from wsizoo.diagnosis.untrained import build_untrained
+from wsizoo.errors import NotFoundError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.slides.store import write_bag
 
@@ -75,7 +78,7 @@ def test_json_is_a_line_a_slide(folder: Path) -> None:
     assert [(one["slide_id"], one["patches"], one["window"]) for one in told] == [
         ("s0", 30, 12), ("s1", 31, 12),
     ]  # fmt: skip
-    assert {"effective_rank", "bound_2d_holds", "distance_um"} <= set(told[0]["heads"][0])
+    assert {"effective_rank", "bound_2d", "distance_um"} <= set(told[0]["heads"][0])
 
 
 def test_a_window_is_told(folder: Path) -> None:
@@ -102,6 +105,46 @@ def test_random_weights_are_asked_for_by_name(
     for name in ("span-mil-uni", "span-unet-uni"):
         result = invoke("attention", name, file, "--untrained")
         assert result.exit_code == 0, result.output
+
+
+def test_a_trained_model_has_an_untrained_twin_that_overrides_change(
+    folder: Path, tmp_path: Path
+) -> None:
+    model = wsizoo.load(folder / "model")
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.mul_(2)
+    wsizoo.save(model, tmp_path / "moved")
+
+    def told(*arguments: str | Path) -> dict[str, Any]:
+        file = folder / "features" / "s0.h5"
+        result = invoke("attention", *arguments, file, "--json")
+        assert result.exit_code == 0, result.output
+        found: dict[str, Any] = json.loads(result.stdout)
+        return found
+
+    trained, twin = told(tmp_path / "moved"), told(tmp_path / "moved", "--untrained")
+    assert twin == told("span-mil-uni", *WIDE, "--untrained") != trained
+    wider = told(tmp_path / "moved", "aggregator.dim=12", "--untrained")
+    assert (len(twin["heads"]), len(wider["heads"])) == (3 * 2, 3 * 3)
+
+
+def test_an_untrained_twin_refuses_the_features_that_the_trained_one_does(folder: Path) -> None:
+    requires = wsizoo.load(folder / "model").requires
+    for name in (folder / "model", str(folder / "model")):
+        twin = build_untrained(name)
+        assert twin.requires == requires and not twin.trained
+    assert build_untrained(folder / "model", "encoder=resnet50-trunc").requires.encoder != "uni"
+    with pytest.raises(NotFoundError, match=r"No model named 'span-mil-unu'\. Did you mean"):
+        build_untrained("span-mil-unu")
+
+
+def test_overrides_of_a_trained_model_leave_its_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = folder / "features" / "s0.h5"
+    told = refused(monkeypatch, capsys, "attention", folder / "model", file, "aggregator.dim=12")
+    assert told.startswith("SpecError: load(") and "load keeps every trained tensor" in told
 
 
 def test_what_cannot_be_diagnosed_says_why(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from wsizoo.diagnosis.attention import Diagnosed
     from wsizoo.model import SlideModel
 
+OVERRIDE = re.compile(r"\w+(\.\w+)*=")  # a file of such a name: ./a=b.h5
+
 
 @click.group("diagnose")
 def diagnose_command() -> None:
@@ -25,7 +29,7 @@ def diagnose_command() -> None:
 
 @diagnose_command.command("attention")
 @click.argument("model")
-@click.argument("features", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("given", nargs=-1, required=True, metavar="FEATURES... [KEY=VALUE]...")
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for tables and pictures [none]."
 )
@@ -34,49 +38,63 @@ def diagnose_command() -> None:
     type=click.IntRange(2),
     default=1000,
     show_default=True,
-    help="More are left out: those far from the centre of the tissue.",
+    help="The model sees no more of a slide: those nearest to the middle of its tissue.",
 )
 @click.option(
     "--patch",
     type=click.IntRange(0),
-    help="Row of the patch whose attention is drawn, in place of that centre.",
+    help="Row, in the feature file, of the patch whose attention is drawn, and nearest to which "
+    "the patches are taken [the one in the middle of the tissue].",
 )
 @click.option(
-    "--radius", type=ABOVE_0, default=10.0, show_default=True, help="Of 'within', in patches."
+    "--radius",
+    type=ABOVE_0,
+    default=10.0,
+    show_default=True,
+    help="In patches: the column 'within' is the share of attention that goes no farther.",
 )
-@click.option("--untrained", is_flag=True, help="A model of the registry with random weights.")
+@click.option(
+    "--untrained", is_flag=True, help="Random weights instead of MODEL's, to compare with."
+)
 @click.option("--encoder", help="That made the features of files which name none.")
-@click.option("--force", is_flag=True, help="Features of another encoder than the model's.")
+@click.option(
+    "--force", is_flag=True, help="Go on with features of another encoder than the model's."
+)
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON a slide.")
 def attention_command(
     model: str,
-    features: tuple[Path, ...],
+    given: tuple[str, ...],
     out: Path | None,
     untrained: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
-    """Rank, sparsity and reach of the attention of MODEL on the slides FEATURES.
+    """Rank, sparsity and reach of MODEL's attention on FEATURES.
 
-    MODEL is a name, hf:owner/name@COMMIT, or the folder of a saved model or of a training run.
-    FEATURES are feature files of any tool, folders of them, or manifests (.csv).
+    MODEL is a name, hf:owner/name@COMMIT, or the folder of a saved model or of a run. FEATURES are
+    feature files of any tool, folders of them, or manifests (.csv). KEY=VALUE changes a key of the
+    model, as far as its weights allow.
 
     Of each layer and head: rank, ranks at thresholds and effective rank of the n x n weights, their
-    sparsity, lower bounds of the rank and whether they hold, mean attended distance, and the share
-    of attention within a radius. OUT gets attention.csv, attention.json and attention.html with
-    spectra, distances and a map. A matrix is decomposed in O(n^3), so the model sees no more than
-    --max-patches; the output says so. A slide that fails is reported and the others go on (exit
-    code 1).
+    sparsity, lower bounds of the rank ("-" where they do not hold), mean attended distance, and the
+    share of attention within a radius. OUT gets attention.csv, attention.json and attention.html
+    with spectra, distances and a map. A matrix is decomposed in O(n^3), so the model sees no more
+    than --max-patches; the output says so. A slide that fails is reported and the others go on
+    (exit code 1).
 
     \b
     Examples:
       wsizoo diagnose attention RUN features/slide.h5 -o diagnosis
+      wsizoo diagnose attention RUN features/slide.h5 -o before --untrained
       wsizoo diagnose attention ./my-model features/ --max-patches 500 --json
+      wsizoo diagnose attention longmil-uni s.h5 aggregator.radius=5 --untrained
     """
     from wsizoo.diagnosis.attention import CAVEAT, PAGE, diagnose_attention
     from wsizoo.sources import list_inputs
 
-    network = _network(model, untrained)
+    overrides = [text for text in given if OVERRIDE.match(text)]
+    features = [Path(text) for text in given if text not in overrides]
+    network = _network(model, overrides, untrained)
     with slide_bars(len(list_inputs(features)), quiet=as_json) as (tick, after):
         results = diagnose_attention(
             network,
@@ -95,15 +113,15 @@ def attention_command(
     sys.exit(1 if any(result.reason for result in results) else 0)
 
 
-def _network(name: str, untrained: bool) -> SlideModel:
+def _network(name: str, overrides: Sequence[str], untrained: bool) -> SlideModel:
+    from wsizoo.diagnosis.untrained import build_untrained
     from wsizoo.errors import NoWeightsError
-    from wsizoo.publish import model_folder
-    from wsizoo.zoo import build, load
+    from wsizoo.zoo import load
 
     if untrained:
-        return build(name, "head=null")
+        return build_untrained(name, *overrides)
     try:
-        return load(model_folder(Path(name)).absolute() if Path(name).is_dir() else name)
+        return load(name, *overrides)
     except NoWeightsError as error:
         raise NoWeightsError(f"{error}. To diagnose random ones: --untrained") from None
 
@@ -127,7 +145,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
     told = {name.replace("_", " "): row[name] for name in names}
     told["sparsity"] = f"{row['sparsity']:.3f}"
     for name in ("bound_1d", "bound_2d"):
-        told[name.replace("_", " ")] = f"{row[name]}{'' if row[f'{name}_holds'] else ' (no)'}"
+        told[name.replace("_", " ")] = "-" if row[name] is None else row[name]
     told["distance"] = f"{row['distance']:.2f}"
     told["um"] = "-" if row["distance_um"] is None else f"{row['distance_um']:.0f}"
     return told | {"within": f"{row['within_radius']:.3f}"}
