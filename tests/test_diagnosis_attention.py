@@ -1,6 +1,7 @@
 """wsizoo.diagnosis: a model whose attention is known, listened to and measured."""
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -12,8 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag
-from wsizoo.diagnosis.attention import Asked, diagnose_attention, diagnose_bag, window
+from wsizoo.diagnosis.attention import (
+    Asked,
+    diagnose_attention,
+    diagnose_bag,
+    window,
+    write_results,
+)
 from wsizoo.diagnosis.layers import attention_layers
+from wsizoo.diagnosis.page import write_page
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import Aggregated, Aggregator
@@ -74,6 +82,42 @@ def square(side: int = SIDE, **fields: Any) -> Bag:
     features = torch.randn(side**2, DIM, generator=draw)
     fields = {"mpp": 0.5, "slide_id": "A1", **fields}
     return Bag(features, (cells * SPACING).long(), spacing=SPACING, **fields)
+
+
+class Sized(LocalGlobal):
+    """Cells of 3.5 patches, of 2 x 2 of them in the last layer."""
+
+    cell_px = 3.5 * SPACING
+
+    def forward(self, bag: Bag) -> Aggregated:
+        assert bag.coords is not None
+        cells = torch.round((bag.coords - bag.coords.amin(0)) / self.cell_px).long()
+        x = self.local(bag.features, Disk(cells, 2.0))
+        pooled, at = torch.unique(cells // 2, dim=0, return_inverse=True)
+        tokens = x.new_zeros(len(pooled), DIM).index_add_(0, at, x)
+        tokens = self.far(tokens, Everywhere(pooled, torch.tensor([0, len(pooled)])))
+        return Aggregated(slide=tokens.mean(0))
+
+
+@pytest.mark.parametrize("side", [5, 9, 15, 30])
+def test_a_model_states_the_edge_of_cells_that_are_not_the_grid(side: int) -> None:
+    toy, bag = model(Sized()), square(side)
+    assert isinstance(toy.aggregator, LocalGlobal)
+    nn.init.zeros_(toy.aggregator.local.queries.weight)  # all scores equal
+    near, far = attention_layers(toy, bag)
+    assert (near.unit, far.unit) == (3.5, 7.0)
+    found = diagnose_bag(toy, bag, Asked(radius=3.5))
+    assert bag.coords is not None
+    cells = np.rint((bag.coords - bag.coords.amin(0)).numpy() / (3.5 * SPACING))
+    apart = np.hypot(*np.moveaxis(cells[:, None] - cells[None], -1, 0))
+    seen = apart <= 2
+    by_hand = (3.5 * apart * seen / seen.sum(1, keepdims=True)).sum() / len(bag)
+    assert found.heads[0].distance == pytest.approx(by_hand)
+    within = (seen & (apart <= 1)) / seen.sum(1, keepdims=True)
+    assert found.heads[0].within == pytest.approx(within.sum() / len(bag))
+    for patch in range(0, len(bag), len(bag) // 4):
+        one = diagnose_bag(toy, bag, Asked(patch=patch)).seen[0]
+        assert one.cells[one.query].tolist() == cells[patch].tolist()
 
 
 def test_every_call_of_the_op_is_a_layer_with_the_module_that_made_it() -> None:
@@ -205,7 +249,7 @@ def test_table_numbers_and_page_say_the_same(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "attention.html").read_text()
     for words in ("random weights", "has full rank nearly always", "window of 60 of 144 patches"):
         assert words in page
-    assert page.count("<svg") == 2 * 3 * 2 and page.count("<img") == 2
+    assert page.count("<svg") == 2 * 3 * 2 and page.count("<img") == 2 * 3
 
 
 def test_a_slide_that_fails_is_told_and_the_others_go_on(tmp_path: Path) -> None:
@@ -256,3 +300,40 @@ def test_attention_that_is_not_finite_is_an_error() -> None:
 def test_a_single_patch_attends_to_itself() -> None:
     found = diagnose_bag(model(), square(1))
     assert [(h.rank, h.effective_rank, h.distance) for h in found.heads] == [(1, 1.0, 0.0)] * 6
+
+
+def test_the_title_names_the_encoder_of_the_features_not_that_of_the_entry(tmp_path: Path) -> None:
+    spec = ModelSpec("s", "MIT", "x", aggregator={"name": "longmil"})
+    toy = SlideModel("longmil-uni", spec, DIM, aggregator=LocalGlobal())
+    toy.requires = Fingerprint("made-up")
+    toy.trained = True
+    diagnose_attention(toy, write(tmp_path), tmp_path / "out")
+    page = (tmp_path / "out" / "attention.html").read_text()
+    assert "<h1>Attention in made-up → longmil</h1>" in page
+    assert "Model longmil-uni, trained; 1 of 1 slides" in page
+
+
+@pytest.mark.parametrize("lowest", [0.5, 1e-8, 1e-12])
+def test_a_spectrum_tells_what_was_cut_only_where_it_was(tmp_path: Path, lowest: float) -> None:
+    found = diagnose_bag(model(), square(3))
+    heads = [
+        dataclasses.replace(head, spectrum=np.linspace(1, lowest, head.tokens))
+        for head in found.heads
+    ]
+    page = tmp_path / "page.html"
+    write_page(model(), [dataclasses.replace(found, heads=heads)], page, radius=10.0)
+    told = page.read_text().count("those below 1e-08 are drawn there")
+    assert told == (3 if lowest < 1e-8 else 0)
+
+
+def test_a_bound_that_does_not_hold_is_no_number(tmp_path: Path) -> None:
+    bag = square().subset(torch.arange(100))  # rows of tissue that differ in length
+    found = diagnose_bag(model(), bag)
+    head = found.heads[0]
+    assert head.plane.holds and not head.band.holds
+    assert head.row()["bound_1d"] is None and head.row()["bound_2d"] == head.plane.rank
+    write_results(model(), [found], tmp_path, radius=10.0)
+    with open(tmp_path / "attention.csv", newline="", encoding="utf-8") as file:
+        assert next(csv.DictReader(file))["bound_1d"] == ""
+    shown = f'<td class="number">-</td><td class="number">{head.plane.rank}</td>'
+    assert shown in (tmp_path / "attention.html").read_text()

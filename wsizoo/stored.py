@@ -192,8 +192,8 @@ def read_stored(folder: Path, sha256: str | None = None) -> StoredModel:
     """
     if not (folder / CONFIG).is_file():
         raise NotFoundError(
-            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it, or "
-            "a run of wsizoo train. From the Hub: hf:owner/name@COMMIT"
+            f"No model at '{folder}': expected a folder with {CONFIG}, as wsizoo.save writes it, "
+            "or a run of wsizoo train. From the Hub: hf:owner/name@COMMIT"
         )
     return StoredModel.from_config(
         folder / CONFIG, lambda file, expected: check_digest(folder / file, expected), sha256

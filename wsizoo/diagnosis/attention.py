@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from wsizoo.bag import Bag
+from wsizoo.card import composition
 from wsizoo.diagnosis.heads import HeadFacts, head_facts
-from wsizoo.diagnosis.layers import Layer, attention_layers
+from wsizoo.diagnosis.layers import Layer, attention_layers, finest_edge
 from wsizoo.diagnosis.rank import TAU
 from wsizoo.errors import DataError, reason_of
 from wsizoo.extraction.folders import check_writable
@@ -22,6 +23,7 @@ from wsizoo.formats.read import ReadAs, read_with_report
 from wsizoo.model import SlideModel
 from wsizoo.slides.manifest import SlideEntry
 from wsizoo.sources import is_features, list_inputs, meet
+from wsizoo.spec import model_record
 
 Cells = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -49,7 +51,7 @@ class Seen:
 
     layer: int
     module: str
-    unit: int
+    unit: float
     cells: Cells
     weights: Floats
     query: int
@@ -150,7 +152,8 @@ def diagnose_bag(model: SlideModel, bag: Bag, asked: Asked | None = None) -> Dia
     asked = asked or Asked()
     rows, patch = window(bag, asked.max_patches, asked.patch)
     part = bag.subset(rows)
-    layers = attention_layers(model, part)
+    layers, edge = attention_layers(model, part), finest_edge(model, part)
+    row = int((rows == patch).nonzero()[0])
     total = sum(len(layer.weights) for layer in layers)
     heads: list[HeadFacts] = []
     seen: list[Seen] = []
@@ -158,7 +161,7 @@ def diagnose_bag(model: SlideModel, bag: Bag, asked: Asked | None = None) -> Dia
         for head in head_facts(layer, at, asked.radius):
             heads.append(head)
             asked.progress(f"{bag.slide_id}, layer {at}", len(heads), total)
-        seen += _seen(layer, at, part, int((rows == patch).nonzero()[0]))
+        seen += _seen(layer, at, part, row, edge)
     um = None if bag.mpp is None or bag.spacing is None else bag.mpp * bag.spacing
     return Diagnosed(bag.slide_id, len(bag), len(rows), patch, um, heads, seen)
 
@@ -196,15 +199,21 @@ def _attempt(model: SlideModel, entry: SlideEntry, asked: Asked) -> Diagnosed:
         return Diagnosed(entry.slide_id, reason=reason_of(error))
 
 
-def _seen(layer: Layer, at: int, part: Bag, patch: int) -> Iterator[Seen]:
+def _seen(layer: Layer, at: int, part: Bag, patch: int, edge: float) -> Iterator[Seen]:
     """What the patch, or the token of the cell nearest to it, attends to."""
     if len(layer.cells) == 0 or part.coords is None or part.spacing is None:
         return
-    place = (part.grid() - part.grid().amin(0))[patch].cpu().numpy() // layer.unit  # (2,)
+    from_corner = (part.coords[patch] - part.coords.amin(0)).cpu().numpy()  # (2,) px
+    place = np.rint(from_corner / part.spacing / edge) // (layer.unit / edge)
     apart = layer.cells - layer.cells.min(0) - place
     query = int((apart**2).sum(1).argmin())
     weights = layer.weights[:, query].mean(0)
     yield Seen(at, layer.name, layer.unit, layer.cells, weights, query)
+
+
+def parts_of(model: SlideModel) -> list[str]:
+    """Names of its parts, the encoder of its features first; its own name where none are told."""
+    return composition(model_record(model.spec), model.requires.to_json()) or [model.name]
 
 
 def write_results(
@@ -231,6 +240,12 @@ def write_results(
         }
         for one in results
     ]
-    told = {"model": model.name, "trained": model.trained, "radius": radius, "tau": TAU}
+    told = {
+        "model": model.name,
+        "parts": parts_of(model),
+        "trained": model.trained,
+        "radius": radius,
+        "tau": TAU,
+    }
     write_json(out / NUMBERS, {**told, "caveat": CAVEAT, "slides": slides})
     write_page(model, results, out / PAGE, radius)

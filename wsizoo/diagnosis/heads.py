@@ -28,7 +28,7 @@ class HeadFacts:
 
     Args:
         layer, head: from 0, in the order they are computed. module: of the layer.
-        tokens: n. unit: edge of a token's cell in patches.
+        tokens: n. unit: edge of a token's cell in patches, a whole number or not.
         rank: up to rounding. ranks: singular values above each of THRESHOLDS times the largest.
         band, plane: lower bounds of the rank.
         distance: mean attended distance in patches, Euclidean. within: share of the attention that
@@ -41,7 +41,7 @@ class HeadFacts:
     module: str
     head: int
     tokens: int
-    unit: int
+    unit: float
     rank: int
     ranks: dict[float, int]
     effective_rank: float
@@ -54,7 +54,11 @@ class HeadFacts:
     reached: Floats
 
     def row(self, um: float | None = None) -> dict[str, Any]:
-        """As columns of a table. um: edge of a patch in microns, where it is known."""
+        """As columns of a table; None for a bound that does not hold, and for microns not known.
+
+        Args:
+            um: edge of a patch in microns, where it is known.
+        """
         told: dict[str, Any] = {
             name: getattr(self, name) for name in ("layer", "module", "head", "tokens", "unit")
         }
@@ -63,7 +67,7 @@ class HeadFacts:
         told |= {"effective_rank": round(self.effective_rank, 2)}
         told |= {"sparsity": round(self.sparsity, 6)}
         for name, bound in (("bound_1d", self.band), ("bound_2d", self.plane)):
-            told |= {name: bound.rank, f"{name}_holds": bound.holds}
+            told |= {name: bound.rank if bound.holds else None}
         told |= {"distance": round(self.distance, 4)}
         told |= {"distance_um": None if um is None else round(self.distance * um, 2)}
         return told | {"within_radius": round(self.within, 6)}

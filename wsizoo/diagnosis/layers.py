@@ -39,7 +39,7 @@ class Layer:
     weights: Floats
     cells: Cells
     allowed: Flags
-    unit: int
+    unit: float
 
 
 def attention_layers(model: SlideModel, bag: Bag) -> list[Layer]:
@@ -55,7 +55,18 @@ def attention_layers(model: SlideModel, bag: Bag) -> list[Layer]:
             named.calls = calls
             model(bag)
         named.claim()
-    return [_layer(name, call, bag) for name, call in zip(named.names(), calls, strict=True)]
+    edge = finest_edge(model, bag)
+    return [_layer(name, call, bag, edge) for name, call in zip(named.names(), calls, strict=True)]
+
+
+def finest_edge(model: SlideModel, bag: Bag) -> float:
+    """Edge in patches of the cells that a model puts patches into, before it joins any: 1 mostly.
+
+    An aggregator (or whole model) whose cells are not the grid of the patches states their edge in
+    level-0 px as `cell_px`.
+    """
+    stated = getattr(model.aggregator or model.whole, "cell_px", None)
+    return 1.0 if stated is None or bag.spacing is None else float(stated) / bag.spacing
 
 
 class _Names:
@@ -104,7 +115,7 @@ def _naming(model: nn.Module) -> Iterator[_Names]:
             handle.remove()
 
 
-def _layer(name: str, call: dict[str, Any], bag: Bag) -> Layer:
+def _layer(name: str, call: dict[str, Any], bag: Bag, edge: float) -> Layer:
     neighbourhood = call["neighbourhood"]
     q, k = call["q"].double(), call["k"].double()
     cells = neighbourhood.cells.cpu().numpy()
@@ -115,16 +126,17 @@ def _layer(name: str, call: dict[str, Any], bag: Bag) -> Layer:
         raise DataError(f"slide '{bag.slide_id}': the attention of '{name}' is not finite")
     equal = torch.zeros_like(q)  # scores that leave it to neighbourhood and bias
     allowed = _array(attention_weights(equal, equal, neighbourhood, call["bias"]))[at] > 0
-    return Layer(name, weights, cells[order], allowed, _unit(cells, bag))
+    return Layer(name, weights, cells[order], allowed, _unit(cells, bag, edge))
 
 
-def _unit(cells: Cells, bag: Bag) -> int:
-    """Edge of a cell in patches: the power of 2 nearest to the ratio of what both grids span."""
+def _unit(cells: Cells, bag: Bag, edge: float) -> float:
+    """Edge of a cell in patches: the finest one times a power of 2, as what both grids span."""
     if len(cells) == 0 or bag.coords is None or bag.spacing is None:
-        return 1
-    patches = int(np.ptp(bag.grid().cpu().numpy(), axis=0).max()) + 1
+        return edge
+    farthest = float(np.ptp(bag.coords.cpu().numpy(), axis=0).max())  # level-0 px
+    finest = round(farthest / bag.spacing / edge) + 1
     spanned = int(np.ptp(cells, axis=0).max()) + 1
-    return int(2 ** max(0, round(np.log2(patches / spanned))))
+    return edge * 2.0 ** max(0, round(np.log2(finest / spanned)))
 
 
 def _array(tensor: Tensor) -> Floats:

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from wsizoo.diagnosis.attention import CAVEAT, NUMBERS, TABLE, Diagnosed, Seen
+from wsizoo.diagnosis.attention import CAVEAT, NUMBERS, TABLE, Diagnosed, Seen, parts_of
 from wsizoo.diagnosis.heads import HeadFacts
 from wsizoo.diagnosis.rank import TAU
 from wsizoo.model import SlideModel
 from wsizoo.viz.charts import curve_chart
-from wsizoo.viz.plane import attention_map, side_by_side
+from wsizoo.viz.plane import attention_map
 from wsizoo.viz.report import Report
 
 POINTS = 101  # of a spectrum
+MAP = 420  # CSS px
 FLOOR = 1e-8  # of the largest singular value, below which all are drawn alike
 
 WORDS = f"""Attention in a layer is a matrix of n x n weights, [query, key], a row 1 in all. Rank is
@@ -28,16 +29,19 @@ the entropy of singular values over their sum. {CAVEAT}
 Under "> 0.01" stands how many singular values exceed that share of the largest. Sparsity is the
 share of weights that are not above {TAU:g} / n (LongMIL, Eq. 8-9). The lower bounds of the rank
 follow from who may attend to whom alone: "≥ 1-D" with the tokens in raster order (LongMIL, Eq.
-12-14), "≥ 2-D" on the plane. They hold if the triangle of weights that they rest on is there; else
-(no) stands beside them. Attention to all patches has the bound 1. Distances are between centres of
-cells, Euclidean, weighted by attention."""
+12-14), "≥ 2-D" on the plane. They rest on a triangle of weights; where that is not there, they are
+no bounds: "-". Attention to all patches has the bound 1. Distances are between centres of cells,
+Euclidean, weighted by attention."""
 
 
 def write_page(model: SlideModel, results: Sequence[Diagnosed], file: Path, radius: float) -> None:
     """One HTML file. radius: in patches, of the share of attention within."""
-    state = "" if model.trained else " (random weights)"
+    state = "trained" if model.trained else "random weights"
     found = [one for one in results if one.heads]
-    report = Report(f"Attention of {model.name}{state}", f"{len(found)} of {len(results)} slides")
+    report = Report(
+        f"Attention in {' → '.join(parts_of(model))}",
+        f"Model {model.name}, {state}; {len(found)} of {len(results)} slides",
+    )
     report.heading("What the numbers mean").text(WORDS)
     report.files({"all numbers as CSV": TABLE, "with singular values, as JSON": NUMBERS})
     for one in found:
@@ -57,7 +61,7 @@ def _add_slide(report: Report, one: Diagnosed, radius: float) -> None:
         heads = list(group)
         report.pair([_spectra(heads), _distances(heads, radius)])
     if one.seen:
-        report.image(side_by_side([_map(seen) for seen in one.seen]), _caption(one))
+        report.text(_maps_told(one)).pictures([_map(seen, one.um) for seen in one.seen], MAP)
 
 
 def _told(one: Diagnosed) -> str:
@@ -79,7 +83,7 @@ def _shown(head: HeadFacts, um: float | None, radius: float) -> dict[str, Any]:
     row |= {f"> {threshold:g}": head.ranks[threshold] for threshold in (0.01, 0.001)}
     row |= {"Effective": head.effective_rank, "Sparsity": round(head.sparsity, 3)}
     for name, bound in (("≥ 1-D", head.band), ("≥ 2-D", head.plane)):
-        row |= {name: f"{bound.rank}{'' if bound.holds else ' (no)'}"}
+        row |= {name: bound.rank if bound.holds else "-"}
     row |= {"Distance": round(head.distance, 2)}
     if um is not None:
         row |= {"um": round(head.distance * um)}
@@ -92,13 +96,14 @@ def _spectra(heads: Sequence[HeadFacts]) -> tuple[str, str]:
     for head in heads:
         values = head.spectrum[np.rint(at * (head.tokens - 1)).astype(np.intp)]
         lines[f"head {head.head}"] = [math.log10(max(v, FLOOR)) for v in values]
-    first = heads[0]
+    first, lowest = heads[0], min(float(head.spectrum[-1]) for head in heads)
+    below = f"; those below {FLOOR:g} are drawn there" if lowest < FLOOR else ""
     chart = curve_chart(
         "log10 of singular value", (at * 100).tolist(), lines, x_label="Of all singular values, %"
     )
     return chart, (
         f"Layer {first.layer}, {first.module}: {first.tokens} tokens. Singular values over the "
-        f"largest, descending; the lowest are {FLOOR:g} or less."
+        f"largest, descending{below}."
     )
 
 
@@ -112,19 +117,19 @@ def _distances(heads: Sequence[HeadFacts], radius: float) -> tuple[str, str]:
     mark = (radius, f"radius {radius:g}") if at[0] <= radius <= at[-1] else None
     chart = curve_chart("Attention, %", at, lines, x_label="Distance, patches", mark=mark)
     means = ", ".join(f"{head.distance:.3g}" for head in heads)
-    step = "patch" if unit == 1 else f"{unit} patches"
+    step = "patch" if unit == 1 else f"{unit:g} patches"
     return chart, f"Attention by distance, a point every {step}; mean distance {means}."
 
 
-def _map(seen: Seen) -> Any:
-    side = "one patch" if seen.unit == 1 else f"{seen.unit} x {seen.unit} patches"
-    return attention_map(
-        seen.cells, seen.weights, seen.query, f"Layer {seen.layer}, a cell is {side}"
-    )
+def _map(seen: Seen, um: float | None) -> tuple[Any, str]:
+    side = "one patch" if seen.unit == 1 else f"{seen.unit:g} x {seen.unit:g} patches"
+    picture = attention_map(seen.cells, seen.weights, seen.query, seen.unit, um)
+    return picture, f"Layer {seen.layer}, {seen.module}: a cell is {side}."
 
 
-def _caption(one: Diagnosed) -> str:
+def _maps_told(one: Diagnosed) -> str:
     return (
         f"What patch {one.patch} (boxed) attends to in each layer, mean of heads; grey patches not "
-        "at all."
+        "at all. The colours of each map run from 0 to its own largest share, which stands under "
+        "it: maps that look alike may differ in their numbers."
     )

@@ -6,7 +6,10 @@ from wsizoo_plugin_longmil.positions import Clamped, alibi_slopes, published_tur
 from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag
+from wsizoo.diagnosis.layers import attention_layers
 from wsizoo.errors import BagError, SpecError
+from wsizoo.model import SlideModel
+from wsizoo.spec import ModelSpec
 
 
 def made(**options):
@@ -32,6 +35,19 @@ def test_cells_are_two_patches_and_halves_go_to_the_even_one():
     cells = made().cells_of(bag_of([[1000 + 448 * i, 50] for i in range(10)]))
     assert cells[:, 0].tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4]
     assert made(unit=448).cells_of(bag_of([[9, 8], [457, 8]])).tolist() == [[0, 0], [1, 0]]
+
+
+@pytest.mark.parametrize("spacing", [256, 320, 448, 512])
+def test_diagnose_measures_cells_in_the_patches_of_the_slide(spacing):
+    at = torch.arange(400)
+    coords = torch.stack([at % 20, at // 20], 1) * spacing
+    bag = Bag(torch.randn(400, 24), coords, spacing=float(spacing), mpp=0.25)
+    model = SlideModel("v1", ModelSpec("s", "MIT", "x"), 24, aggregator=made()).eval()
+    (_, _, last) = attention_layers(model, bag)
+    assert last.unit == 896 / spacing
+    ends = last.cells[[0, -1]]  # first and last patch, in cells
+    apart = last.unit * (ends[1] - ends[0]) * spacing
+    assert abs(apart - 19 * spacing).max() <= 448, "half a cell of level-0 px"
 
 
 def test_only_the_head_with_the_largest_slope_is_masked():

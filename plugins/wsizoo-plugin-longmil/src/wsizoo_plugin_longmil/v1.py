@@ -91,6 +91,11 @@ class LongMILV1(OnGrid):
         self.norm = nn.LayerNorm(dim)
         self.register_buffer("slopes", alibi_slopes(heads), persistent=False)
 
+    @property
+    def cell_px(self) -> float:
+        """Edge of a cell in level-0 px, for `wsizoo diagnose`."""
+        return self.unit
+
     def run(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Scores]:
         (bag,) = bags
         stages, scores = self.stages(features, self.cells_of(bag))
