@@ -139,6 +139,15 @@ def test_an_untrained_twin_refuses_the_features_that_the_trained_one_does(folder
         build_untrained("span-mil-unu")
 
 
+def test_a_file_named_like_an_override_is_given_with_its_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "s=0.h5").write_bytes((folder / "features" / "s0.h5").read_bytes())
+    monkeypatch.chdir(tmp_path)
+    result = invoke("attention", folder / "model", "./s=0.h5")
+    assert result.exit_code == 0 and result.stdout.startswith("done     s=0")
+
+
 def test_overrides_of_a_trained_model_leave_its_weights(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,7 +136,7 @@ def _unit(cells: Cells, bag: Bag, edge: float) -> float:
     farthest = float(np.ptp(bag.coords.cpu().numpy(), axis=0).max())  # level-0 px
     finest = round(farthest / bag.spacing / edge) + 1
     spanned = int(np.ptp(cells, axis=0).max()) + 1
-    return edge * 2.0 ** max(0, round(np.log2(finest / spanned)))
+    return edge * float(2 ** max(0, round(np.log2(finest / spanned))))
 
 
 def _array(tensor: Tensor) -> Floats:
