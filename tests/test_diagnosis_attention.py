@@ -337,3 +337,20 @@ def test_a_bound_that_does_not_hold_is_no_number(tmp_path: Path) -> None:
         assert next(csv.DictReader(file))["bound_1d"] == ""
     shown = f'<td class="number">-</td><td class="number">{head.plane.rank}</td>'
     assert shown in (tmp_path / "attention.html").read_text()
+
+
+class Everyone(Masked):
+    """The same without patches that know how far they lie apart."""
+
+    uses_coords = False
+
+    def forward(self, bag: Bag) -> Aggregated:
+        return super().forward(bag.replace(spacing=SPACING))
+
+
+def test_without_a_spacing_distances_are_in_cells_and_the_page_says_so(tmp_path: Path) -> None:
+    found = diagnose_bag(model(Everyone(DIM, DIM)), square().replace(spacing=None))
+    write_results(model(), [found], tmp_path, radius=10.0)
+    page = (tmp_path / "attention.html").read_text()
+    assert "Distances are in cells" in page and "no map is drawn" in page
+    assert found.um is None and "<img" not in page

@@ -56,7 +56,7 @@ def _add_slide(report: Report, one: Diagnosed, radius: float) -> None:
     report.heading(one.slide_id)
     report.text(_told(one))
     rows = [_shown(head, one.um, radius) for head in one.heads]
-    report.table(rows, list(rows[0]), "Distances are in patches")
+    report.table(rows, list(rows[0]), "Distances are in " + ("patches" if one.seen else "cells"))
     for _, group in itertools.groupby(one.heads, lambda head: head.layer):
         heads = list(group)
         report.pair([_spectra(heads), _distances(heads, radius)])
@@ -73,6 +73,8 @@ def _told(one: Diagnosed) -> str:
             f"{one.patch}: the model saw no others, and full attention in it has as many rows"
         )
     size = "of unknown size" if one.um is None else f"of {one.um:.4g} um"
+    if not one.seen:
+        size += " and spacing: distances are in cells of the model, and no map is drawn"
     return f"{saw}. A patch is {size}."
 
 
