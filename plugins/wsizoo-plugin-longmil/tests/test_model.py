@@ -250,8 +250,31 @@ def test_patches_in_one_place_count_one_by_one():
     x = torch.tensor([[3.0], [6.0], [0.0], [5.0]])
     assert pooled.mean(x).tolist() == [[3.0], [5.0]]
     torch.testing.assert_close(
-        pooled.spread(torch.tensor([0.6, 0.4])), torch.tensor([0.2, 0.2, 0.2, 0.4])
+        pooled.spread(torch.tensor([0.6, 0.4])), torch.tensor([0.6, 0.6, 0.6, 0.4]) / 2.2
     )
+
+
+def ranks(values):
+    """Of the rounded values, ties in the middle."""
+    below = values[None].lt(values[:, None]).sum(1)
+    return (below + values[None].eq(values[:, None]).sum(1) / 2).double()
+
+
+def test_the_ranking_of_scores_survives_a_grid_that_begins_a_patch_earlier():
+    full = torch.cartesian_prod(torch.arange(1, 25), torch.arange(1, 25))
+    cells = full[torch.rand(576, generator=torch.Generator().manual_seed(0)) < 0.6]
+    features = torch.zeros(len(cells), 24)
+    features[:, :2] = (cells / 8).sin()  # tissue that changes slowly
+    corner = torch.zeros(1, 2).long()
+    bag = Bag(features, cells * 224, spacing=224.0)
+    more = Bag(torch.cat([features[:1], features]), torch.cat([corner, bag.coords]), spacing=224.0)
+    module = made(slopes=[0.0])
+    with torch.no_grad():
+        module.glob.qkv.weight.mul_(4)  # else all receive nearly the same
+        here = module(bag).scores
+        there = module(more).scores[1:]
+    both = torch.stack([ranks(here), ranks(there)])
+    assert float(torch.corrcoef(both)[0, 1]) > 0.8
 
 
 def test_blocks_of_two_slides_are_never_one():

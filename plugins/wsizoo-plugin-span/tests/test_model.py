@@ -184,12 +184,22 @@ def test_scores_follow_the_attention_of_the_global_tokens():
     torch.testing.assert_close(module(bag).scores, paid / paid.sum())
 
 
-def test_a_cells_score_is_shared_by_the_patches_under_it():
+def test_the_patches_under_a_cell_have_its_score():
     module = made(Span, layers="01", pooling="last")
     # nine rows of cells get one before them, so that these four end up under one kernel
     alone, four = [[0, 0]], [[7, 7], [7, 8], [8, 7], [8, 8]]
     scores = module(bag_of(alone + four)).scores
     torch.testing.assert_close(scores[1:], scores[1].expand(4))
+
+
+@pytest.mark.parametrize("layers", ["11", "111"])
+def test_a_patch_alone_under_its_cell_is_as_bright_as_many(layers):
+    module = made(Span, layers=layers, positions="none")
+    cells = GEOMETRIES["a full square"] + [[12, i] for i in range(0, 12, 4)]  # at its border
+    bag = bag_of(cells)
+    bag = bag.replace(features=bag.features[:1].expand(len(bag), -1))  # all the same
+    scores = module(bag).scores * len(bag)
+    assert float(scores.max() / scores.min()) < 1.5
 
 
 @pytest.mark.parametrize("token", [0, "0.0", "fix0", "lrn0"])

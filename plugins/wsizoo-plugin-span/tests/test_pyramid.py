@@ -92,19 +92,38 @@ def test_only_downsampling_that_tiles_the_grid_packs():
     assert not Plan(Step(3, 3, 1), (Step(2, 2, 1),), 3).packs
 
 
-def test_weights_of_cells_go_to_the_patches_under_them_in_equal_parts():
+def test_patches_have_the_weight_of_the_cell_over_them_and_stages_keep_their_totals():
     cells = torch.tensor([[0, 0], [7, 7], [7, 8], [8, 7]])
     plan = Plan(Step(2, 2, 1), (Step(2, 2, 1),), half_window=3, published=True)
     pyramid = build([cells], plan)
     rows = pyramid.patches(torch.arange(len(pyramid.levels[0])))  # of the patches
     coarse = torch.zeros(len(pyramid.levels[1]))
     book = pyramid.rulebooks[0]
-    coarse[book.parents[rows[1]]] = 6.0  # over three patches
+    coarse[book.parents[rows[1]]] = 1.0  # over three patches
+    coarse[book.parents[rows[0]]] = 1.0  # over one
     fine = torch.zeros(len(pyramid.levels[0]))
     fine[rows[0]] = 1.0
-    fine[0] = 5.0  # a pad's weight is nobody's
-    given = pyramid.to_patches({0: fine, 1: coarse})
-    assert given.tolist() == [1.0, 2.0, 2.0, 2.0]
+    fine[0] = 3.0  # a pad's: the patches share the total as they share the rest
+    assert pyramid.to_patches({1: coarse}).tolist() == [0.5, 0.5, 0.5, 0.5]
+    assert pyramid.to_patches({0: fine, 1: coarse}).tolist() == [4.5, 0.5, 0.5, 0.5]
+
+
+def test_where_kernels_overlap_a_patch_has_the_mean_of_the_cells_over_it():
+    step = Step(3, 2, 1)
+    pyramid = build([SQUARE], Plan(step, (step,) * 2, half_window=3))
+    for stage in (1, 2):
+        weights = torch.ones(len(pyramid.levels[stage]))
+        given = pyramid.to_patches({stage: weights})
+        torch.testing.assert_close(given, (weights.sum() / 64).expand(64))
+
+
+def test_packed_slides_share_out_the_totals_that_each_has_alone():
+    slides = [random_cells(50, 31, 12), random_cells(90, 5, 40, seed=2)]
+    packed, alone = build(slides, TWICE), [build([cells], TWICE) for cells in slides]
+    weights = torch.rand(len(packed.levels[2]))
+    parts = weights.split([len(each.levels[2]) for each in alone])
+    expected = [each.to_patches({2: part}) for each, part in zip(alone, parts, strict=True)]
+    torch.testing.assert_close(packed.to_patches({2: weights}), torch.cat(expected))
 
 
 def test_far_islands_cost_no_memory_for_the_sea_between():

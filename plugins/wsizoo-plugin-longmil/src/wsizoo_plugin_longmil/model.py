@@ -78,8 +78,8 @@ class LongMIL(_Packed):
 
     Returns (forward): `slide` (E,), `scores` (N,), which sum to 1: the attention that a token
     receives in the global layer, mean over heads and over the tokens that pay it (the slide vector
-    is their mean), in equal parts to the patches under it. None for "cross-scan-mamba", which pays
-    no attention. No `instances`: the method is one of slides.
+    is their mean); each patch has that of the token over it, undivided, scaled to the sum. None for
+    "cross-scan-mamba", which pays no attention. No `instances`: the method is one of slides.
 
     Patches may share a cell: they are neighbours at distance 0, and each counts in the pooling.
 

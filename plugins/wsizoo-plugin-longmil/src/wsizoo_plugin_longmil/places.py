@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wsizoo.bag import Bag, segment_ids
 from wsizoo.errors import BagError
-from wsizoo.ops import Disk, Everywhere
+from wsizoo.ops import Disk, Everywhere, segment_sum
 from wsizoo.ops.neighbourhoods import compact
 
 SLACK = 0.25  # of a cell that patches may lie apart from one grid
@@ -90,8 +90,13 @@ class Pooled(Places):
         return (total / self.counts[:, None]).to(x.dtype)
 
     def spread(self, shares: Tensor) -> Tensor:
-        """(T,) of blocks -> (N,), in equal parts to the patches of each."""
-        return (shares / self.counts)[self.number]
+        """(T,) of blocks -> (N,): each patch has its block's, scaled to sum to 1 over a slide.
+
+        Undivided: a block that the border of the tissue leaves one patch would make it four times
+        as bright, so that a map would show where the grid begins.
+        """
+        total = segment_sum(shares * self.counts, self.offsets)  # (B,)
+        return (shares / total[self._segments])[self.number]
 
 
 def place(bags: Sequence[Bag]) -> Places:

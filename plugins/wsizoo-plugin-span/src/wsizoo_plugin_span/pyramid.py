@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
-from wsizoo.ops import Grids, Rulebook, Windows, rulebook, scratch
+from wsizoo.ops import Grids, Rulebook, Windows, rulebook, scratch, segment_sum
 from wsizoo_plugin_span.positions import angles
 
 Size = tuple[int, int]
@@ -200,31 +200,25 @@ class Pyramid:
     def to_patches(self, weights: dict[int, Tensor]) -> Tensor:
         """(N,) weights of patches, from those of cells.
 
-        A cell's weight goes in equal parts to the patches under it (where kernels overlap, to each
-        path to a patch).
+        A patch has the weight of the cell over it, where kernels overlap the mean of those over it.
+        Undivided: a cell that the border of the tissue leaves few patches would make them bright.
+        A stage's are then scaled to its total, slide by slide, so that coarse stages, whose cells
+        hold more patches, count no more than they did.
 
         Args:
             weights: by stage, (T,) of its cells. Without gradients.
         """
         first = next(iter(weights.values()))
-        counts = [self.tokens(first.new_ones(int(self.offsets[-1]), 1))[:, 0]]
-        for book in self.rulebooks:
-            counts.append(counts[-1] if book is None else _up(counts[-1], book))
-        share = torch.zeros_like(counts[-1])  # (T,) a path
-        for stage in reversed(range(len(self.levels))):
-            if stage in weights:
-                share = share + weights[stage] / counts[stage].clamp(min=1)
-            if stage and (book := self.rulebooks[stage - 1]) is not None:
-                share = _down(share, book)
-        return self.patches(share)
-
-
-def _up(values: Tensor, book: Rulebook) -> Tensor:
-    """(T,) -> (T_out,), summed under each kernel."""
-    out = values.new_zeros(len(book.out_cells))
-    for inputs, outputs in book.pairs:
-        out.index_add_(0, outputs, values[inputs])
-    return out
+        given = first.new_zeros(int(self.offsets[-1]))
+        for stage, own in weights.items():
+            wanted = segment_sum(own, self.levels[stage].offsets)  # (B,)
+            for book in reversed(self.rulebooks[:stage]):
+                if book is not None:
+                    own = _down(own, book) / _down(torch.ones_like(own), book).clamp(min=1)
+            found = self.patches(own)  # (N,)
+            scale = wanted / segment_sum(found, self.offsets).clamp(min=1e-30)  # (B,)
+            given += found * scale.repeat_interleave(self.offsets.diff())
+        return given
 
 
 def _down(values: Tensor, book: Rulebook) -> Tensor:

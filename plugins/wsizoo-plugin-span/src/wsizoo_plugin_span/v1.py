@@ -52,8 +52,8 @@ class SpanV1(Aggregator):
             training only.
 
     Returns (forward): `slide` (E,), `scores` (N,) the pooling weight of the top's cell over each
-    patch, shared equally among the patches under it (they sum to 1; pooling "global": the weights
-    with which the last layer's global tokens attend to the cells, mean over heads and tokens).
+    patch, undivided, scaled to sum to 1 (pooling "global": the weights with which the last layer's
+    global tokens attend to the cells, mean over heads and tokens).
 
     Raises:
         SpecError: arguments that do not fit together.
