@@ -252,6 +252,34 @@ def test_without_models_every_aggregator_that_fits_is_run(data: Path, tmp_path: 
     assert [text for text in told if not text.startswith("left out ")] == []
 
 
+@pytest.mark.parametrize(
+    ("model", "lacks", "reason"),
+    [
+        ("longmil", ("coords", "spacing"), "it needs coordinates, which the feature files lack"),
+        ("longmil", ("spacing",), "it needs the spacing of coordinates, which the feature files"),
+        ("longmil-v1", ("coords", "spacing"), "it needs coordinates, which the feature files lack"),
+        ("longmil-v1", ("spacing",), None),
+    ],
+)
+def test_what_features_lack_leaves_out_those_that_need_it(
+    tmp_path: Path, model: str, lacks: tuple[str, ...], reason: str | None
+) -> None:
+    pytest.importorskip("wsizoo_plugin_longmil")
+    made = Fingerprint("handcrafted-he", mpp=0.5, patch_size=224)
+    coords = torch.tensor([[0, 0], [448, 0]])
+    for i in range(SLIDES):
+        bag = Bag(torch.randn(2, 208), coords, spacing=448.0, encoder=made, slide_id=f"S{i}")
+        write_bag(bag.replace(**dict.fromkeys(lacks)), tmp_path / "he" / f"S{i}.h5")
+    lines = [f"S{i},{('normal', 'tumour')[i % 2]}" for i in range(SLIDES)]
+    (tmp_path / "slides.csv").write_text("\n".join(["slide,label", *lines]) + "\n")
+    asked = content(tmp_path, models=[model], seeds=[0])
+    if reason is None:
+        assert states(run_benchmark(asked, tmp_path / "out", run_one=pretend)) == ["done"]
+    else:
+        with pytest.raises(SpecError, match=f"the model '{model}' does not fit 'he': {reason}"):
+            run_benchmark(asked, tmp_path / "out", run_one=pretend)
+
+
 def test_a_model_entry_may_have_overrides_and_a_recipe(data: Path, tmp_path: Path) -> None:
     (tmp_path / "slow.yaml").write_text("model: mean-uni\noptimiser: {lr: 0.25}\n")
     models = [

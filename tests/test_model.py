@@ -54,6 +54,10 @@ class Placed(MeanPooling):
     uses_coords = True
 
 
+class PlacedInPixels(Placed):
+    uses_spacing = False
+
+
 class Pixels(Aggregator):
     reads = "pixels"
 
@@ -123,7 +127,17 @@ REFUSED: dict[str, tuple[Callable[[], Any], Any, str]] = {
         bag(coords=torch.zeros(5, 2).long()),
         r"'m' uses coordinates, slide 'A1' has no spacing",
     ),
+    "no coords where spacing is not used": (
+        lambda: model(PlacedInPixels(DIM, 4)),
+        bag(),
+        r"'m' uses coordinates, slide 'A1' has no coords",
+    ),
 }
+
+
+def test_who_does_not_use_spacing_is_given_slides_without() -> None:
+    made, given = model(PlacedInPixels(DIM, 4)), bag(coords=torch.zeros(5, 2).long())
+    assert made(given).embedding.shape == (4,)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -187,7 +187,7 @@ class Aggregator(Part):
 
     Class attributes declare behaviour; conformance checks hold the class to them:
         order_matters: the result depends on the order of the rows.
-        uses_coords: bags without coords and spacing are refused.
+        uses_coords: bags without coords are refused; uses_spacing: those without spacing too.
         absolute_coords: moving the slide on its grid changes the result.
         reads: "features" (N, D) float, or "pixels" (N, 3, H, W) uint8.
         owns_classifier: fills `logits`, `instance_logits` or both; its constructor takes
@@ -200,6 +200,7 @@ class Aggregator(Part):
 
     order_matters: ClassVar[bool] = False
     uses_coords: ClassVar[bool] = False
+    uses_spacing: ClassVar[bool] = True  # where it uses coords
     absolute_coords: ClassVar[bool] = False
     reads: ClassVar[Reads] = "features"
     owns_classifier: ClassVar[bool] = False

@@ -119,8 +119,7 @@ class SlideModel(nn.Module):
                 self._check_finite(bag)
         batch = batch.to(self.device, self.dtype)
         found = packed(batch)
-        whole = self.whole is not None
-        output = found if whole else self._headed(found, None, len(batch.features))
+        output = found if self.whole is not None else self._headed(found, None, len(batch.features))
         output.offsets = batch.offsets
         return output
 
@@ -164,7 +163,8 @@ class SlideModel(nn.Module):
             self._report_unverified(bag.encoder)
         self._check_shape(bag)
         missing = "coords" if bag.coords is None else "spacing" if bag.spacing is None else None
-        if missing and any(getattr(part, "uses_coords", False) for _, part in self.parts()):
+        users = [part for _, part in self.parts() if getattr(part, "uses_coords", False)]
+        if missing and any(missing == "coords" or getattr(p, "uses_spacing", True) for p in users):
             raise BagError(
                 f"'{self.name}' uses coordinates, slide '{bag.slide_id}' has no {missing}. Make it "
                 "with Bag(features, coords=xy, spacing=level0_px_between_patches)"
@@ -198,8 +198,9 @@ class SlideModel(nn.Module):
         unknown = [f for f in self.requires.unverified(features) if f not in self._reported]
         if unknown:
             self._reported.update(unknown)
-            fields = ", ".join(unknown)
-            log.warning("'%s': the features do not state %s; unverified", self.name, fields)
+            log.warning(
+                "'%s': the features do not state %s; unverified", self.name, ", ".join(unknown)
+            )
 
     def losses(
         self, output: SlideOutput, bags: Bag | BagBatch, task_loss: TaskLoss | None = None
@@ -220,8 +221,9 @@ class SlideModel(nn.Module):
         if self.whole is not None and task_loss is None:
             return dict(self.whole.losses(output, slides))
         if self.whole is None and self.head is None:
-            hint = "Give it one: head=classification"
-            raise DataError(f"'{self.name}' has no head, so no loss. {hint}")
+            raise DataError(
+                f"'{self.name}' has no head, so no loss. Give it one: head=classification"
+            )
         return training_losses(self.head, output, slides, task_loss)
 
     def parts(self) -> Iterator[tuple[str, Part]]:

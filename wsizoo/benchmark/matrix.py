@@ -163,6 +163,9 @@ def why_it_does_not_fit(
     part = model.aggregator or model.whole
     if part is not None and (part.reads == "pixels") != (bag.features.dim() == 4):
         return f"it reads {part.reads}, the files hold {tuple(bag.features.shape)[1:]} a patch"
-    if part is not None and part.uses_coords and (bag.coords is None or bag.spacing is None):
-        return "it needs coordinates and spacing, which the feature files lack"
+    if part is not None and part.uses_coords and bag.coords is None:
+        return "it needs coordinates, which the feature files lack"
+    spaced = part is not None and part.uses_coords and getattr(part, "uses_spacing", True)
+    if spaced and bag.spacing is None:
+        return "it needs the spacing of coordinates, which the feature files lack"
     return None

@@ -256,7 +256,7 @@ def _rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_coords_as_declared(subject: Subject) -> None:
-    """`uses_coords` decides whether bags without coordinates are refused, so it must be true."""
+    """What bags are refused without, by `uses_coords` and `uses_spacing`, is what it uses."""
     module, bag = subject.awake(), subject.bag()
     assert bag.coords is not None
     expected = evaluate(subject, module, bag)
@@ -267,6 +267,9 @@ def check_coords_as_declared(subject: Subject) -> None:
     if getattr(subject.cls, "uses_coords", False):
         message = "uses_coords = True, but rearranging the patches changes nothing"
         check_different(rearranged, expected, message)
+        if not getattr(subject.cls, "uses_spacing", True):
+            unspaced = evaluate(subject, module, bag.replace(spacing=None, footprint=None))
+            check_same(unspaced, expected, "without spacing (uses_spacing = False)")
         try:
             evaluate(subject, module, without)
         except BagError:

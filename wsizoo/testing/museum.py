@@ -103,6 +103,7 @@ EXHIBITS = (
     _aggregator(ans.CutsGradient, "gradients_reach_features"),
     _aggregator(ans.SecretCoords, "coords_as_declared"),
     _aggregator(ans.NeedlessCoords, "coords_as_declared"),
+    _aggregator(ans.SecretSpacing, "coords_as_declared"),
     _aggregator(ans.AbsolutePlace, "translation_as_declared"),
     _aggregator(ans.OneLabelTooFew, "predictions", "trains_in_a_model"),
     _aggregator(ans.RowOfSlide, "slide_shape"),

@@ -40,6 +40,14 @@ def test_models_build_by_name(name, overrides, field):
         torch.testing.assert_close(output.scores.sum(), torch.tensor(1.0))
 
 
+def test_version_1_reads_slides_whose_spacing_is_not_known():
+    model = wsizoo.build("longmil-v1-lunit", CLASSES, seed=0).eval()
+    coords = torch.tensor([[i // 5, i % 5] for i in range(25)]) * 448
+    bag = wsizoo.Bag(torch.randn(25, model.in_dim), coords)
+    with torch.no_grad():
+        torch.testing.assert_close(model(bag).logits, model(bag.replace(spacing=224.0)).logits)
+
+
 def read(path, *overrides):
     return wsizoo.read_weights(path, FORMAT, NAME, *overrides)
 

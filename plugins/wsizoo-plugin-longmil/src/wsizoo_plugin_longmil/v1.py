@@ -61,6 +61,7 @@ class LongMILV1(OnGrid):
     """
 
     whose = "longmil-v1"
+    uses_spacing: ClassVar[bool] = False
     conformance_params: ClassVar[dict[str, Any]] = {"dim": 16}
     slopes: Tensor
 

@@ -74,8 +74,8 @@ class Span(_OnGrid):
             tokens of each stage that is read, mean over heads, global tokens and layers;
         multiattn: a token's pooling weight times its stage's weight;
         addition: the share of channels whose maximum a token of the last stage holds.
-    Each patch has that of the cell over it, undivided; stages keep their totals and are summed. None
-    where global tokens hear nothing (attention swin).
+    Each patch has that of the cell over it, undivided; stages keep their totals and are summed.
+    None where global tokens hear nothing (attention swin).
 
     Cost: 11 E^2 multiply-adds a token and layer, and as many products as pairs of cells in windows.
     Source: "Learning Spatial-Preserving Hierarchical Representations for Digital Pathology" (SPAN),

@@ -210,12 +210,12 @@ class Pyramid:
         """
         first = next(iter(weights.values()))
         given = first.new_zeros(int(self.offsets[-1]))
-        for stage, own in weights.items():
-            wanted = segment_sum(own, self.levels[stage].offsets)  # (B,)
+        for stage, values in weights.items():
+            wanted, over = segment_sum(values, self.levels[stage].offsets), values  # (B,), (T,)
             for book in reversed(self.rulebooks[:stage]):
                 if book is not None:
-                    own = _down(own, book) / _down(torch.ones_like(own), book).clamp(min=1)
-            found = self.patches(own)  # (N,)
+                    over = _down(over, book) / _down(torch.ones_like(over), book).clamp(min=1)
+            found = self.patches(over)  # (N,)
             scale = wanted / segment_sum(found, self.offsets).clamp(min=1e-30)  # (B,)
             given += found * scale.repeat_interleave(self.offsets.diff())
         return given
