@@ -56,7 +56,7 @@ def test_longmil_without_pooling_is_an_aggregator(check):
     check()
 
 
-@conformance(LongMIL, **SMALL, local_blocks=0, heads=4, global_position="rope")
+@conformance(LongMIL, **SMALL, local_blocks=0, radius=10, heads=4, global_position="rope")
 def test_longmil_without_local_layers_is_an_aggregator(check):
     check()
 
@@ -404,12 +404,15 @@ def test_a_slide_among_others_is_named():
         ({"radius": float("inf")}, "radius is inf, expected a number from 0"),
         ({"radius": True}, "radius is True, expected a number from 0"),
         ({"heads": 3}, r"dim is 16, expected a multiple of heads \(3\)"),
-        ({"heads": 8, "local_position": "rope"}, "heads is 8, expected a number for which RoPE"),
-        ({"heads": 0}, "heads is 0, expected a whole number from 1"),
-        ({"local_blocks": -1}, "local_blocks is -1, expected a whole number from 0"),
+        ({"heads": 8, "local_position": "rope"}, "heads are 8, expected a number for which RoPE"),
+        ({"heads": 0}, "heads are 0, expected a whole number from 1"),
+        ({"local_blocks": -1}, "local_blocks are -1, expected a whole number from 0"),
         ({"mlp_ratio": 0.01}, r"mlp_ratio is 0.01, expected 0, or at least 1 / dim \(16\)"),
         ({"attention_dropout": 1}, "attention_dropout is 1, expected a share from 0"),
-        ({"slopes": [1, 2]}, r"slopes is \[1, 2\], expected a list of 1 numbers"),
+        (
+            {"slopes": [1, 2]},
+            r"longmil's slopes are \[1, 2\], expected a list of numbers from 0, one a head",
+        ),
         ({"local_position": "alibi rope"}, "local_position is 'alibi rope', expected one of none"),
         ({"pooling": 2}, "pooling is 2, expected one of 2x2, none"),
         ({"global_layer": "gla"}, "global_layer is 'gla', expected one of attention, cross"),
@@ -427,9 +430,13 @@ def test_options_that_cannot_be_are_refused(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layers": 0}, "full-attention's layers is 0, expected a whole number from 1"),
-        ({"heads": 8}, "full-attention's heads is 8, expected a number for which RoPE"),
-        ({"slopes": [-1.0]}, r"full-attention's slopes is \[-1.0\], expected a list of 1"),
+        ({"layers": 0}, "full-attention's layers are 0, expected a whole number from 1"),
+        ({"heads": 8}, "full-attention's heads are 8, expected a number for which RoPE"),
+        (
+            {"slopes": [-1.0], "position": "alibi"},
+            r"full-attention's slopes are \[-1.0\], expected a list of numbers from 0",
+        ),
+        ({"slopes": [1.0]}, r"slopes are \[1.0\], which has no effect without ALiBi in any layer"),
         ({"position": "axial"}, "full-attention's position is 'axial', expected one of none"),
     ],
     ids=str,
@@ -437,6 +444,48 @@ def test_options_that_cannot_be_are_refused(options, message):
 def test_options_of_full_attention_that_cannot_be_are_refused(options, message):
     with pytest.raises(SpecError, match=message):
         made(FullAttention, **options)
+
+
+LINEAR = {"global_layer": "cross-scan-mamba"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"local_blocks": 0, "radius": 5},
+            "longmil's radius is 5, which has no effect with local_blocks=0: leave it out",
+        ),
+        ({"local_blocks": 0, "local_position": "rope"}, "local_position is 'rope', which has no"),
+        ({**LINEAR, "global_position": "rope"}, "no effect with global_layer=cross-scan-mamba"),
+        ({**LINEAR, "local_blocks": 0, "heads": 4}, "heads are 4, which .* without layers of att"),
+        ({**LINEAR, "local_blocks": 0, "mlp_ratio": 2}, "mlp_ratio is 2, which has no effect"),
+        ({**LINEAR, "local_blocks": 0, "attention_dropout": 0.1}, "attention_dropout is 0.1, whi"),
+        ({"global_position": "none", "slopes": [3]}, r"slopes are \[3\], which .* without ALiBi"),
+        ({"global_position": "rope", "distance": "v1"}, "distance is 'v1', which has no effect"),
+        ({**LINEAR, "slopes": [3]}, r"slopes are \[3\], which has no effect"),
+        ({"preset": "v1", "local_blocks": 0, "radius": 10}, "radius is 10, which has no effect"),
+    ],
+    ids=str,
+)
+def test_options_that_change_nothing_are_refused(options, message):
+    with pytest.raises(SpecError, match=message):
+        made(**options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"local_blocks": 0, "radius": 10.0, "local_position": "none"},  # as they are anyway
+        {**LINEAR, "slopes": None},
+        {**LINEAR, "local_position": "alibi", "slopes": [3]},
+        {**LINEAR, "heads": 4, "mlp_ratio": 2},
+        {"preset": "v1", "local_blocks": 0},
+    ],
+    ids=str,
+)
+def test_options_that_some_layer_reads_or_that_change_nothing_by_default_are_taken(options):
+    made(**options)
 
 
 def record():

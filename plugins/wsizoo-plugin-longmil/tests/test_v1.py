@@ -122,7 +122,7 @@ def test_the_published_rotation_is_no_embedding_of_offsets():
     [
         ({"heads": 3}, r"longmil-v1's dim is 16, expected a multiple of heads \(3\)"),
         ({"dim": 18, "heads": 1, "positions": "rope"}, "dim is 18, expected a multiple of heads"),
-        ({"positions": "both"}, "positions is 'both', expected one of alibi, alibi_rope, rope"),
+        ({"positions": "both"}, "positions are 'both', expected one of alibi, alibi_rope, rope"),
         ({"unit": 0}, "longmil-v1's unit is 0, expected a number above 0, in level-0 px"),
         ({"compat": True}, "compat is True, expected one of None, published"),
     ],

@@ -12,7 +12,13 @@ from wsizoo import Aggregated, Aggregator, Bag, BagBatch
 from wsizoo.ops import Neighbourhood, OffsetBias, segment_mean
 from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.cross_scan import CrossScanMamba
-from wsizoo_plugin_longmil.options import Settings, check_slopes, check_value, check_widths
+from wsizoo_plugin_longmil.options import (
+    WITH_ALIBI,
+    Settings,
+    check_slopes,
+    check_value,
+    check_widths,
+)
 from wsizoo_plugin_longmil.places import Places, check_finite, check_width, place
 from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
 from wsizoo_plugin_longmil.rows import embed
@@ -62,7 +68,7 @@ class _Packed(OnGrid):
         dtype = next(self.parameters()).dtype
         return Where(
             neighbourhood,
-            bias if position in ("alibi", "both") else None,
+            bias if position in WITH_ALIBI else None,
             turns(places.cells, width, dtype) if rotated else None,
         )
 
@@ -210,7 +216,7 @@ class FullAttention(_Packed):
         self.norm = nn.LayerNorm(dim)
         own = alibi_slopes(heads)
         if slopes is not None:
-            own = torch.tensor(check_slopes(slopes, heads, self.whose))
+            own = torch.tensor(check_slopes(slopes, heads, self.whose, position in WITH_ALIBI))
         self.register_buffer("slopes", own, persistent=False)
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Scores]:

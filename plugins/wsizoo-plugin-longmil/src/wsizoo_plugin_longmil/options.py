@@ -12,6 +12,7 @@ from wsizoo.errors import SpecError
 from wsizoo.names import suggest
 
 POSITIONS = ("none", "alibi", "rope", "both")
+WITH_ALIBI = ("alibi", "both")
 CHOICES: Mapping[str, tuple[Any, ...]] = {
     "local_position": POSITIONS,
     "global_position": POSITIONS,
@@ -23,6 +24,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = {
     "compat": (None, "published"),
 }
 POSITIVE = ("dim", "heads", "layers")
+PLURAL = ("heads", "layers", "local_blocks", "positions", "slopes")
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": {},
     "v1": {
@@ -61,7 +63,8 @@ class Settings:
             no feed-forward layer.
 
     Raises:
-        SpecError: an option that does not exist, or a value that it cannot have.
+        SpecError: an option that does not exist, or a value that it cannot have; one that was
+            changed (`of`) and has no effect, since no layer is there that reads it.
     """
 
     in_dim: int
@@ -88,7 +91,28 @@ class Settings:
             if name not in known:
                 hint = suggest(name, [*known, "preset"], "It takes: ")
                 raise SpecError(f"longmil has no argument '{name}'. {hint}")
-        return cls(in_dim, **{**PRESETS[preset], **options})
+        made, plain = (cls(in_dim, **{**PRESETS[preset], **own}) for own in (options, {}))
+        for name, why in made._unread().items():
+            if name in options and options[name] != getattr(plain, name):
+                _refuse_unread(name, options[name], why)
+        return made
+
+    def _unread(self) -> dict[str, str]:
+        """Options that no layer reads, and why."""
+        near, far = self.local_blocks > 0, self.global_layer == "attention"
+        alibi = near and self.local_position in WITH_ALIBI
+        alibi |= far and self.global_position in WITH_ALIBI
+        rules = (
+            (near, "with local_blocks=0", ("radius", "local_position")),
+            (far, f"with global_layer={self.global_layer}", ("global_position",)),
+            (
+                near or far,
+                "without layers of attention",
+                ("heads", "mlp_ratio", "attention_dropout"),
+            ),
+            (alibi, "without ALiBi in any layer", ("slopes", "distance")),
+        )
+        return {name: why for read, why, names in rules if not read for name in names}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -130,11 +154,15 @@ def check_widths(
         refuse("mlp_ratio", mlp_ratio, f"0, or at least 1 / dim ({dim})", whose)
 
 
-def check_slopes(slopes: Any, heads: int, whose: str = "longmil") -> tuple[float, ...]:
-    """The slopes as numbers. Raises SpecError unless there is one a head, from 0 on."""
+def check_slopes(
+    slopes: Any, heads: int, whose: str = "longmil", alibi: bool = True
+) -> tuple[float, ...]:
+    """The slopes as numbers. Raises SpecError unless ALiBi reads one a head, from 0 on."""
+    if not alibi:
+        _refuse_unread("slopes", slopes, "without ALiBi in any layer", whose)
     listed = isinstance(slopes, Sequence) and not isinstance(slopes, str)
     if not listed or len(slopes) != heads or not all(_is_number(x) and x >= 0 for x in slopes):
-        refuse("slopes", slopes, f"a list of {heads} numbers from 0, one a head", whose)
+        refuse("slopes", slopes, f"a list of numbers from 0, one a head (heads={heads})", whose)
     return tuple(float(slope) for slope in slopes)
 
 
@@ -145,4 +173,14 @@ def _is_number(value: Any) -> bool:
 
 def refuse(name: str, value: Any, expected: str, whose: str = "longmil") -> NoReturn:
     """Raise SpecError: this option's value, and what was expected."""
-    raise SpecError(f"{whose}'s {name} is {value!r}, expected {expected}")
+    raise SpecError(f"{whose}'s {name} {_is(name)} {value!r}, expected {expected}")
+
+
+def _refuse_unread(name: str, value: Any, why: str, whose: str = "longmil") -> NoReturn:
+    raise SpecError(
+        f"{whose}'s {name} {_is(name)} {value!r}, which has no effect {why}: leave it out"
+    )
+
+
+def _is(name: str) -> str:
+    return "are" if name in PLURAL else "is"
