@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsizoo.mamba import DT_RANGE, MambaBlock, VimBlock
+from wsizoo.mamba import DT_RANGE, MambaBlock, VimBlock, param_groups
 
 DIM = 20
 
@@ -54,6 +54,21 @@ def test_a_shared_convolution_has_no_second_one() -> None:
     own.load_state_dict(state)
     shared.load_state_dict({k: v for k, v in state.items() if k not in missing})
     assert torch.equal(shared(tokens()), own(tokens()))
+
+
+def test_a_and_d_have_no_weight_decay_and_what_is_frozen_is_in_no_group() -> None:
+    part = nn.Sequential(MambaBlock(DIM), VimBlock(DIM), nn.Linear(DIM, 1))
+    part[0].out_proj.weight.requires_grad_(False)
+    names = {id(p): name for name, p in part.named_parameters()}
+    decayed, spared = param_groups(part, 1e-3, undecayed=[part[2].bias])
+    assert [names[id(p)] for p in spared["params"]] == [
+        *("0.A_log", "0.D", "1.A_log", "1.D", "1.A_b_log", "1.D_b", "2.bias")
+    ]
+    assert (decayed["lr"], spared["lr"], spared["weight_decay"]) == (1e-3, 1e-3, 0.0)
+    assert "weight_decay" not in decayed  # the training's
+    frozen = {"0.out_proj.weight"}
+    listed = [names[id(p)] for group in (decayed, spared) for p in group["params"]]
+    assert sorted(listed) == sorted(set(names.values()) - frozen)
 
 
 @pytest.mark.parametrize("kind", [MambaBlock, VimBlock])

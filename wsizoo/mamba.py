@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from wsizoo.ops import causal_conv1d, selective_scan
 
 DT_RANGE, DT_FLOOR = (1e-3, 1e-1), 1e-4  # of dt at initialisation
+UNDECAYED = ("A_log", "D", "A_b_log", "D_b")
 
 
 class MambaBlock(nn.Module):
@@ -126,6 +129,26 @@ class VimBlock(nn.Module):
         y = y + _branch(inner, gate, *back, offsets, True)
         out: Tensor = self.out_proj(y / 2 if self.divide_out else y)
         return out if self.gamma is None else out * self.gamma
+
+
+def param_groups(
+    part: nn.Module, base_lr: float, undecayed: Iterable[Tensor] = ()
+) -> list[dict[str, Any]]:
+    """Optimiser groups of a part with such blocks: their A and D have no weight decay.
+
+    Args:
+        undecayed: further parameters without it.
+
+    Source: `_no_weight_decay` of https://github.com/state-spaces/mamba at e9594ce.
+    """
+    blocks = [block for block in part.modules() if isinstance(block, MambaBlock | VimBlock)]
+    spared = {id(p) for block in blocks for n, p in block.named_parameters() if n in UNDECAYED}
+    spared |= set(map(id, undecayed))
+    trained = [p for p in part.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if id(p) not in spared], "lr": base_lr},
+        {"params": [p for p in trained if id(p) in spared], "lr": base_lr, "weight_decay": 0.0},
+    ]
 
 
 def _branch(

@@ -304,6 +304,15 @@ def test_a_state_space_layer_pays_no_attention_so_there_are_no_scores():
     assert module(bag_of(GEOMETRIES["a line"])).scores is None
 
 
+def test_a_state_space_layer_has_states_without_weight_decay():
+    decayed, spared = made(global_layer="cross-scan-mamba").param_groups(1e-3)
+    mamba = made(global_layer="cross-scan-mamba").glob.mamba
+    assert [p.shape for p in spared["params"]] == [mamba.A_log.shape, mamba.D.shape]
+    assert spared["weight_decay"] == 0
+    assert len(decayed["params"]) > 20
+    assert made().param_groups(1e-3)[1]["params"] == []
+
+
 def test_scores_are_the_attention_that_tokens_receive(monkeypatch):
     monkeypatch.setattr("wsizoo_plugin_longmil.blocks.SCORES", 200)
     torch.manual_seed(0)

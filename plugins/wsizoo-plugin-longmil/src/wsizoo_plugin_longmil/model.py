@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+from wsizoo.mamba import param_groups
 from wsizoo.ops import Neighbourhood, OffsetBias, segment_mean
 from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.cross_scan import CrossScanMamba
@@ -122,6 +123,9 @@ class LongMIL(_Packed):
         if settings.slopes is not None:
             slopes = torch.tensor(settings.slopes)
         self.register_buffer("slopes", slopes, persistent=False)
+
+    def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        return param_groups(self, base_lr)
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Scores]:
         places = place(bags)
