@@ -144,9 +144,14 @@ def _hint(
         return "None of its names is one of this format: it may be in another one"
     known = layout.overrides(expected)
     told = " ".join(f"'{o}'" for o in layout.overrides(found) if o not in known)
-    if not told:
-        return f"It is of another configuration than '{model.name}' was built with: override that"
-    return f"The file tells: {told}; '{model.name}' was built otherwise"
+    if told:
+        return f"The file tells: {told}; '{model.name}' was built otherwise"
+    if all(found[name].shape == expected[name].shape for name in set(expected) & set(found)):
+        return (
+            f"As far as it tells it is of the configuration of '{model.name}': tensors were left "
+            "out of it or added to it, or an option that leaves no trace differs"
+        )
+    return f"It is of another configuration than '{model.name}' was built with: override that"
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:

@@ -109,7 +109,9 @@ def weights_of(case):
             raise DataError(f"{case.name}: its weights.safetensors holds no tensors")
         return tensors
     if "seed" not in case.config:
-        raise DataError(f"{case.name} has no weights.safetensors, and its config no seed to draw by")
+        raise DataError(
+            f"{case.name} has no weights.safetensors, and its config no seed to draw by"
+        )
     return drawn(case.config)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from wsizoo_plugin_longmil.official_format import LongMILOfficial
 
 import wsizoo
@@ -89,6 +90,31 @@ def test_weights_of_another_configuration_are_told_what_to_type(saved):
         StrictnessError, match=r"The file tells: 'aggregator\.dim=16'; .* was built otherwise"
     ):
         read(saved, *SMALL, "aggregator.dim=32")
+
+
+def test_weights_of_another_number_of_classes_say_how_many(saved):
+    with pytest.raises(
+        StrictnessError, match=r"The file tells: 'head\.classes of 2 names'; .*_fc2"
+    ):
+        read(saved, *SMALL[:2], "head.classes=[a,b,c]")
+
+
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        (lambda tensors: tensors.update(extra=torch.ones(3)), "1 unexpected: extra"),
+        (lambda tensors: tensors.pop("norm.weight"), r"1 missing: norm\.weight"),
+    ],
+)
+def test_a_tensor_too_many_or_too_few_is_not_taken_for_another_configuration(saved, change, listed):
+    tensors = load_file(saved)
+    change(tensors)
+    save_file(tensors, saved)
+    message = (
+        rf"As far as it tells it is of the configuration of .*: tensors were left .*; {listed}"
+    )
+    with pytest.raises(StrictnessError, match=message):
+        read(saved, *SMALL)
 
 
 def test_weights_of_another_head_are_refused(saved):

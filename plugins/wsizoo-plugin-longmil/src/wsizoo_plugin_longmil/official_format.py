@@ -42,10 +42,12 @@ class LongMILOfficial(WeightLayout):
         return {name: tensors[published_name(name)] for name in _state(model)}
 
     def overrides(self, tensors: Mapping[str, Tensor]) -> list[str]:
-        first = tensors.get("_fc1.0.weight")
-        if first is None or first.ndim != 2:
-            return []
-        return [f"encoder.dim={first.shape[1]}", f"aggregator.dim={first.shape[0]}"]
+        told, first, last = [], tensors.get("_fc1.0.weight"), tensors.get("_fc2.weight")
+        if first is not None and first.ndim == 2:
+            told += [f"encoder.dim={first.shape[1]}", f"aggregator.dim={first.shape[0]}"]
+        if last is not None and last.ndim == 2:
+            told.append(f"head.classes of {len(last)} names")
+        return told
 
 
 def _state(model: SlideModel) -> dict[str, Tensor]:
