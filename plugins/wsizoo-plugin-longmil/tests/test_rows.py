@@ -1,94 +1,76 @@
-"""The fused row functions against plain ones: numbers, all gradients, and when to stand back."""
+"""Linear maps of rows and a block's hidden layer: numbers, all gradients, when to stand back."""
 
 import pytest
 import torch
 from torch import nn
-from wsizoo_plugin_longmil import rows
-from wsizoo_plugin_longmil.blocks import Block
+from wsizoo_plugin_longmil import blocks
+from wsizoo_plugin_longmil.blocks import Block, Where
+from wsizoo_plugin_longmil.places import packed
+from wsizoo_plugin_longmil.rows import fits, linear
 
 from wsizoo.ops import use_backend
 
 
-def parts(dim=12, hidden=20, dtype=torch.float64):
-    torch.manual_seed(0)
-    made = nn.Linear(dim, dim), nn.LayerNorm(dim), nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-    for module in made:
-        module.to(dtype)
-        for parameter in module.parameters():
-            nn.init.normal_(parameter, std=0.3)
-    return made
-
-
-def both(function, inputs, modules):
-    """What a function gives and all its gradients, fused and plain."""
+def both(function, x, module):
+    """What a function gives and all its gradients, by either way of computing it."""
     found = []
     for backend in ("auto", "reference"):
-        given = [x.detach().clone().requires_grad_() for x in inputs]
-        for module in modules:
-            module.zero_grad()
+        given = x.detach().clone().requires_grad_()
+        module.zero_grad()
         with use_backend(backend):
-            out = function(*given)
-        torch.manual_seed(1)
-        (out * torch.randn_like(out)).sum().backward()
-        weights = [p.grad for module in modules for p in module.parameters()]
-        found.append([out.detach(), *(x.grad for x in given), *weights])
-    fused, plain = found
-    assert len(fused) == len(plain)
-    return zip(fused, plain, strict=True)
+            out = function(given)
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        found.append([out.detach(), given.grad, *(p.grad for p in module.parameters())])
+    return zip(*found, strict=True)
 
 
-@pytest.mark.parametrize("kept", [0, 1 << 24])
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("n", [1, 700, 2100])
-@pytest.mark.parametrize("feeds", [True, False])
-def test_after_attention(n, feeds, kept, monkeypatch):
-    monkeypatch.setattr(rows, "KEPT", kept)
-    proj, *feed = parts()
-    feed = feed if feeds else []
-    x, attended = torch.randn(2, n, 12, dtype=torch.float64).unbind(0)
-    pairs = both(lambda a, b: rows.finish(a, b, proj, feed), (x, attended), (proj, *feed))
-    for fused, plain in pairs:
-        torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-11)
-
-
-@pytest.mark.parametrize("n", [1, 700, 2100])
-def test_before_attention(n):
-    norm, linear = nn.LayerNorm(12).double(), nn.Linear(12, 36, bias=False).double()
-    x = torch.randn(n, 12, dtype=torch.float64)
-    for fused, plain in both(lambda a: rows.project(a, norm, linear), (x,), (norm, linear)):
-        torch.testing.assert_close(fused, plain, rtol=1e-12, atol=1e-11)
+def test_linear_maps(n, bias):
+    part = nn.Linear(12, 36, bias=bias).double()
+    for fast, plain in both(lambda x: linear(x, part), torch.randn(n, 12).double(), part):
+        torch.testing.assert_close(fast, plain, rtol=1e-12, atol=1e-11)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_features(dtype):
-    linear, x = nn.Linear(20, 12), torch.randn(1300, 20).to(dtype)
-    for fused, plain in both(lambda a: rows.embed(a, linear), (x,), (linear,)):
-        assert fused.dtype == plain.dtype
-        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+    part, x = nn.Linear(20, 12), torch.randn(1300, 20).to(dtype)
+    for fast, plain in both(lambda x: linear(x, part), x, part):
+        assert fast.dtype == plain.dtype
+        torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 40])
+@pytest.mark.parametrize("mlp_ratio", [0, 2.5])
+def test_a_hidden_layer_that_is_computed_again_gives_the_same(n, mlp_ratio, monkeypatch):
+    monkeypatch.setattr(blocks, "HIDDEN", 0)
+    monkeypatch.setattr(blocks, "CHUNK", 16)
+    block = Block(12, 2, mlp_ratio, 0.0).double()
+    where = Where(packed([torch.randint(9, (n, 2))]).everywhere)
+    for fast, plain in both(lambda x: block(x, where)[0], torch.randn(n, 12).double(), block):
+        torch.testing.assert_close(fast, plain, rtol=1e-11, atol=1e-11)
 
 
 def test_frozen_weights_get_no_gradient():
-    proj, norm, fc1, fc2 = parts()
-    for frozen in (proj.weight, fc1.bias, norm.weight):
-        frozen.requires_grad_(False)
-    x = torch.randn(5, 12, dtype=torch.float64)
-    rows.finish(x, x.clone(), proj, (norm, fc1, fc2)).sum().backward()
-    assert proj.weight.grad is None
-    assert fc1.bias.grad is None
-    assert norm.weight.grad is None
-    assert fc1.weight.grad is not None
+    part, x = nn.Linear(8, 8), torch.randn(5, 8)
+    part.weight.requires_grad_(False)
+    linear(x, part).sum().backward()
+    assert part.weight.grad is None
+    assert part.bias.grad is not None
+    assert x.grad is None
 
 
 def test_parts_that_somebody_watches_are_called():
-    block, seen = Block(16, 2, 2.0, 0.0), []
-    x = torch.randn(3, 16)
-    assert rows.fits(x, x, block.proj)
-    block.fc1.register_forward_hook(lambda *_: seen.append("fc1"))
-    rows.finish(x, x, block.proj, (block.norm2, block.fc1, block.fc2))
-    assert seen == ["fc1"]
-    assert not rows.fits(x, x, nn.utils.parametrizations.weight_norm(block.proj))
+    part, x, seen = nn.Linear(16, 16), torch.randn(3, 16), []
+    assert fits(x, part)
+    part.register_forward_hook(lambda *_: seen.append("called"))
+    linear(x, part)
+    assert seen == ["called"]
+    assert not fits(x, nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
 
 
 def test_autocast_runs_the_plain_functions():
-    linear, x = nn.Linear(8, 8), torch.randn(3, 8)
+    part, x = nn.Linear(8, 8), torch.randn(3, 8)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not rows.fits(x, x, linear)
+        assert not fits(x, part)
+        assert linear(x, part).dtype == torch.bfloat16

@@ -7,13 +7,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from wsizoo.ops import Everywhere, Neighbourhood, OffsetBias, grid_attention
 from wsizoo_plugin_longmil.positions import Turns, rotate
-from wsizoo_plugin_longmil.rows import finish, project
+from wsizoo_plugin_longmil.rows import fits, linear
 
 SCORES = 1 << 24  # numbers of a chunk of an attention matrix
+HIDDEN = 1 << 24  # numbers; a larger hidden layer is computed again rather than kept
+CHUNK = 4_096  # tokens whose hidden layer is there at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +56,25 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, where: Where) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (T, E), and the queries and keys (T, H, D) that met."""
-        qkv = project(x, self.norm1, self.qkv)  # (T, 3 E)
+        qkv = linear(self.norm1(x), self.qkv)  # (T, 3 E)
         q, k, v = qkv.view(len(x), 3, self.heads, -1).unbind(1)  # (T, H, D)
         if where.turns is not None:
             q, k = rotate(q, where.turns), rotate(k, where.turns)
         drop = self.dropout if self.training else 0.0
         attended = grid_attention(q, k, v, where.neighbourhood, where.bias, drop)
-        feed = [part for part in (self.norm2, self.fc1, self.fc2) if part is not None]
-        return finish(x, attended.flatten(1), self.proj, feed), q, k
+        return self._fed(x + linear(attended.flatten(1), self.proj)), q, k
+
+    def _fed(self, x: Tensor) -> Tensor:
+        if self.norm2 is None or self.fc1 is None or self.fc2 is None:
+            return x
+        if len(x) * self.fc1.out_features <= HIDDEN or not fits(x, self.fc1, self.fc2):
+            return x + self._feed(x)
+        again = [checkpoint(self._feed, some, use_reentrant=False) for some in x.split(CHUNK)]
+        return x + torch.cat(again)
+
+    def _feed(self, x: Tensor) -> Tensor:
+        assert self.norm2 is not None and self.fc1 is not None and self.fc2 is not None
+        return linear(F.gelu(linear(self.norm2(x), self.fc1)), self.fc2)
 
 
 @torch.no_grad()

@@ -22,7 +22,7 @@ from wsizoo_plugin_longmil.options import (
 )
 from wsizoo_plugin_longmil.places import Places, check_finite, check_width, place
 from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
-from wsizoo_plugin_longmil.rows import embed
+from wsizoo_plugin_longmil.rows import linear
 
 TWO = 2  # patches; the unit of distances in version 1
 Scores = Callable[[], Tensor | None]
@@ -146,7 +146,7 @@ class LongMIL(_Packed):
 
     def local_tokens(self, features: Tensor, places: Places) -> Tensor:
         """(N, D) -> (N, E), what the last local layer gives."""
-        x = embed(features, self.embed)
+        x = torch.relu(linear(features, self.embed))
         if not len(self.local):
             return x
         disk, position = places.disk(self.settings.radius), self.settings.local_position
@@ -226,7 +226,7 @@ class FullAttention(_Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Scores]:
         places = place(bags)
         where = self.where(places.everywhere, places, self.position, Alibi(self.slopes))
-        x = embed(features, self.embed)
+        x = torch.relu(linear(features, self.embed))
         for block in self.layers:
             x, q, k = block(x, where)
         met = q.detach(), k.detach(), places.everywhere, where.bias

@@ -22,7 +22,7 @@ from wsizoo_plugin_longmil.positions import (
     alibi_slopes,
     published_turns,
 )
-from wsizoo_plugin_longmil.rows import embed
+from wsizoo_plugin_longmil.rows import linear
 
 MLP_RATIO = 4.0
 LAYERS = 3
@@ -110,7 +110,7 @@ class LongMILV1(OnGrid):
         """
         among = packed([cells]).everywhere
         near, far = self.biases(cells)
-        x, found = embed(features, self.embed), []
+        x, found = torch.relu(linear(features, self.embed)), []
         by = self.turns(cells, x.dtype)
         for layer, bias in zip(self.layers, (near, near, far), strict=True):
             x, q, k = layer(x, Where(among, bias, by))
