@@ -24,7 +24,7 @@ def offsets_of(*lengths: int) -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0)
 
 
-def test_rows_then_columns() -> None:
+def test_columns_then_rows() -> None:
     cells = torch.tensor([[5, 2], [0, 9], [0, 1], [5, 1]])
     assert cross_orders(cells, offsets_of(4)).tolist() == [2, 1, 3, 0, 2, 3, 0, 1]
     assert cross_orders(cells, offsets_of(2, 0, 2)).tolist() == [1, 0, 2, 3, 0, 1, 2, 3]

@@ -391,10 +391,17 @@ def test_slides_without_one_grid_are_refused(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS.values())
-@pytest.mark.parametrize("far", [[10**14, 0], [-(10**14), 5], [3, 10**14]])
-def test_patches_on_no_slide_are_refused(kind, far):
-    message = r"S1: patches span \S+ x \S+ cells of \d+ px, at most .* patch 2 lies at \("
-    with pytest.raises(BagError, match=message + r".*wsizoo inspect FILE"):
+@pytest.mark.parametrize(
+    ("far", "span"),
+    [
+        ([10**14, 0], r"\S+e\+1\d cells of \d+ px in x, [\d.]+ in y"),
+        ([-(10**14), 5], r"\S+e\+1\d cells of \d+ px in x, [\d.]+ in y"),
+        ([3, 10**14], r"[\d.]+ cells of \d+ px in x, \S+e\+1\d in y"),
+    ],
+)
+def test_patches_on_no_slide_are_refused(kind, far, span):
+    message = rf"S1: patches span {span}; at most .* patch 2 lies at \(.*wsizoo inspect FILE"
+    with pytest.raises(BagError, match=message):
         made(kind)(bag_of([[0, 0], [0, 1], far, [1, 1]]))
 
 

@@ -1,4 +1,4 @@
-"""The linear global layer: one Mamba block along the rows and the columns of occupied cells."""
+"""The linear global layer: one Mamba block along the columns and the rows of occupied cells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wsizoo.mamba import MambaBlock
 class CrossScanMamba(nn.Module):
     """tokens + the mean of one Mamba block's scans over norm(tokens) in four orders.
 
-    Row by row and column by column, each from the first cell to the last and back. Only occupied
+    Column by column and row by row, each from the first cell to the last and back. Only occupied
     cells are steps, so a row jumps over its gaps. Tokens of one cell follow each other as given.
 
     Args:
@@ -32,7 +32,7 @@ class CrossScanMamba(nn.Module):
         """(T, E) -> (T, E).
 
         Args:
-            cells: (T, 2) int64 (row, column), each slide's in its own frame.
+            cells: (T, 2) int64 (x, y), each slide's in its own frame.
             offsets: (B+1,) int64, slide b owns rows offsets[b]:offsets[b+1].
         """
         orders = cross_orders(cells, offsets)  # (2 T,)
@@ -46,10 +46,10 @@ class CrossScanMamba(nn.Module):
 
 
 def cross_orders(cells: Tensor, offsets: Tensor) -> Tensor:
-    """(2 T,) int64 tokens row by row, then column by column, slides one after another in both."""
+    """(2 T,) int64 tokens column by column, then row by row, slides one after another in both."""
     slides = segment_ids(offsets, len(cells))
     along = []
-    for minor, major in ((1, 0), (0, 1)):
+    for minor, major in ((1, 0), (0, 1)):  # y within x, x within y
         order = torch.argsort(cells[:, minor], stable=True)
         for key in (cells[:, major], slides):
             order = order[torch.argsort(key[order], stable=True)]

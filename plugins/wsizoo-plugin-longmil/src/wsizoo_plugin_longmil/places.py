@@ -27,7 +27,7 @@ class Places:
     """The tokens of one grid, slide after slide.
 
     Args:
-        cells: (T, 2) int64, each slide's own from (0, 0); they may repeat.
+        cells: (T, 2) int64 (x, y), each slide's own from (0, 0); they may repeat.
         offsets: (B+1,) int64, slide b owns rows offsets[b]:offsets[b+1].
     """
 
@@ -41,8 +41,8 @@ class Places:
 
     def disk(self, radius: float) -> Disk:
         """Tokens at most `radius` cells apart. No larger than a slide, the radius costs nothing."""
-        heights, widths = self._extents().unbind(1)
-        radius = min(radius, math.hypot(int(heights.max()), int(widths.max())))
+        widths, heights = self._extents().unbind(1)
+        radius = min(radius, math.hypot(int(widths.max()), int(heights.max())))
         return Disk(self._apart(math.floor(radius) + 1), radius)
 
     def pooled(self) -> Pooled:
@@ -60,21 +60,21 @@ class Places:
         return segment_ids(self.offsets, len(self.cells))
 
     def _extents(self) -> Tensor:
-        """(B, 2) int64, rows and columns of each slide's grid."""
+        """(B, 2) int64, cells along x and y of each slide's grid."""
         bounds = itertools.pairwise(self.offsets.tolist())
         return torch.stack([self.cells[a:b].amax(0) + 1 for a, b in bounds])
 
     def _apart(self, gap: int, multiple: int = 1) -> Tensor:
-        """The cells (T, 2), slides one behind another along axis 0 with empty rows between."""
-        heights = self._extents()[:, 0] + gap
-        heights = (heights + multiple - 1) // multiple * multiple
-        starts = (heights.cumsum(0) - heights)[self._segments]  # (T,)
+        """The cells (T, 2), slides side by side along x with `gap` empty columns between."""
+        widths = self._extents()[:, 0] + gap
+        widths = (widths + multiple - 1) // multiple * multiple
+        starts = (widths.cumsum(0) - widths)[self._segments]  # (T,)
         return torch.stack([self.cells[:, 0] + starts, self.cells[:, 1]], 1)
 
 
 @dataclass(frozen=True, eq=False)
 class Pooled(Places):
-    """Blocks of 2x2 cells, in raster order slide by slide.
+    """Blocks of 2x2 cells, column by column, slide by slide.
 
     Args:
         number: (N,) int64, the block of each patch. counts: (T,) int64, patches in each.
@@ -112,7 +112,7 @@ def packed(cells: Sequence[Tensor]) -> Places:
 
 
 def cells_of(bag: Bag) -> Tensor:
-    """(N, 2) int64 cells, round((coords - smallest) / spacing); several patches may share one.
+    """(N, 2) int64 cells (x, y), round((coords - smallest) / spacing); several patches may share one.
 
     Raises:
         BagError: an empty bag; no coords or spacing; patches that lie on no one grid (wherever it
@@ -163,13 +163,13 @@ def check_finite(found: Tensor, bags: Sequence[Bag], whose: str) -> None:
 def check_extent(bag: Bag, unit: float) -> None:
     """Raise BagError unless all patches are within `FARTHEST` units (px) of each other."""
     assert bag.coords is not None
-    height, width = ((bag.coords.amax(0) - bag.coords.amin(0)) / unit).tolist()
-    if max(height, width) < FARTHEST:
+    width, height = ((bag.coords.amax(0) - bag.coords.amin(0)) / unit).tolist()
+    if max(width, height) < FARTHEST:
         return
     far = int((bag.coords - bag.coords.median(0).values).abs().amax(1).argmax())
     raise BagError(
-        f"{bag.slide_id}: patches span {height:.3g} x {width:.3g} cells of {unit:g} px, at most "
-        f"{FARTHEST} along an axis fit on a grid; patch {far} lies at "
+        f"{bag.slide_id}: patches span {width:.3g} cells of {unit:g} px in x, {height:.3g} in y; "
+        f"at most {FARTHEST} along an axis fit on a grid; patch {far} lies at "
         f"{tuple(bag.coords[far].tolist())}. wsizoo inspect FILE shows whether the file is whole"
     )
 
