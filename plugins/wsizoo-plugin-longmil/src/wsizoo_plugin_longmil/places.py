@@ -112,7 +112,7 @@ def packed(cells: Sequence[Tensor]) -> Places:
 
 
 def cells_of(bag: Bag) -> Tensor:
-    """(N, 2) int64 cells (x, y), round((coords - smallest) / spacing); several patches may share one.
+    """(N, 2) int64 (x, y), round((coords - smallest) / spacing); several patches may share a cell.
 
     Raises:
         BagError: an empty bag; no coords or spacing; patches that lie on no one grid (wherever it
