@@ -10,13 +10,13 @@ from torch import Tensor
 
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import BagError, SpecError
+from wsizoo.mamba import param_groups
 from wsizoo_plugin_pixelmamba.memory import peak_bytes
 from wsizoo_plugin_pixelmamba.network import Found, Network
 from wsizoo_plugin_pixelmamba.serialise import bag_order
 from wsizoo_plugin_pixelmamba.settings import Settings
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the paper states none
-WITHOUT_DECAY = ("A_log", "A_b_log", "cls_token")
 
 
 class PixelMamba(Aggregator):
@@ -86,15 +86,8 @@ class PixelMamba(Aggregator):
 
     def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
         """Two groups: A, D, biases, norms and the CLS token are not decayed."""
-        decayed, kept = [], []
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                whole = parameter.ndim < 2 or name.endswith(WITHOUT_DECAY)
-                (kept if whole else decayed).append(parameter)
-        return [
-            {"params": decayed, "lr": base_lr},
-            {"params": kept, "lr": base_lr, "weight_decay": 0.0},
-        ]
+        others = [p for n, p in self.named_parameters() if p.ndim < 2 or n.endswith("cls_token")]
+        return param_groups(self, base_lr, undecayed=others)
 
     def peak_bytes(self, patches: int, patch_size: int, training: bool) -> int:
         """For `wsizoo doctor --plan`; see `memory.peak_bytes`."""
