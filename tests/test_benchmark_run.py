@@ -88,6 +88,31 @@ def table(file: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(opened))
 
 
+def test_small_slides_train_and_each_repeat_deals_the_large_ones_anew(
+    data: Path, tmp_path: Path
+) -> None:
+    made = Fingerprint("handcrafted-he", mpp=0.5, patch_size=224)
+    sizes = {f"S{i}": 3 + (7 * i) % SLIDES for i in range(SLIDES)}
+    for name, n in sizes.items():
+        bag = Bag(torch.zeros(n, 208), encoder=made, slide_id=name)
+        write_bag(bag, tmp_path / "sized" / f"{name}.h5")
+    split = {"kind": "extrapolation", "repeats": 3}
+    done = run(
+        data, tmp_path / "out", features={"he": str(tmp_path / "sized")}, split=split, seeds=[0]
+    )
+    assert len(done.outcomes) == 2 * 3
+    tested = []
+    for fold in range(3):
+        (file,) = {o.cell.config.split.file for o in done.outcomes if o.cell.fold == fold}
+        parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+        for row in table(Path(str(file))):
+            parts[row["part"]].append(sizes[row["slide"]])
+        assert [len(part) for part in parts.values()] == [10, 3, 3]
+        assert max(parts["train"]) < min(parts["val"] + parts["test"])
+        tested.append(sorted(parts["test"]))
+    assert len({tuple(part) for part in tested}) > 1
+
+
 def test_every_model_feature_set_fold_and_seed_is_a_cell(data: Path, tmp_path: Path) -> None:
     sets = {"he": str(data / "he"), "small": str(data / "small")}
     split = {"kind": "kfold", "folds": 2, "val_fraction": 0.5}
@@ -475,7 +500,7 @@ def test_a_model_of_a_file_gets_the_encoder_of_its_features(data: Path, tmp_path
 
 
 SILENT = {
-    *("benchmark", "cli", "demo", "extraction", "reports", "testing", "viz"),
+    *("benchmark", "cli", "demo", "diagnosis", "extraction", "reports", "testing", "viz"),
     *("__main__.py", "card.py", "conversion.py", "doctor.py", "inference.py", "scaffold.py"),
 }
 

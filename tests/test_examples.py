@@ -12,6 +12,8 @@ import torch
 
 import wsizoo
 import wsizoo.testing
+from wsizoo.benchmark.plan import read_benchmark
+from wsizoo.registry import default
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 Run = Callable[..., dict[str, Any]]
@@ -95,3 +97,39 @@ def test_span_on_the_demo_answers_each_question_with_both_networks(
     ]
     for question in ("clustered", "group", "tumour"):
         assert list((tmp_path / "demo" / f"prediction-{question}").glob("heatmaps/*.png"))
+
+
+def test_longmil_on_the_demo_draws_what_a_trained_network_attends_to(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wsizoo_plugin_longmil")
+    run("longmil_on_the_demo", "8", "1", tmp_path / "demo")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith("of 4 held-out slides are told right")
+    assert sum(line.startswith("layer ") for line in lines) == 3 * 4
+    assert "full rank" in (tmp_path / "demo" / "diagnosis" / "attention.html").read_text()
+
+
+def test_the_benchmark_of_longmil_compares_five_networks_of_one_width() -> None:
+    pytest.importorskip("wsizoo_plugin_longmil")
+    pytest.importorskip("wsizoo_plugin_span")
+    registry = default()
+    asked = read_benchmark(
+        EXAMPLES / "longmil_on_the_demo.yaml",
+        ["data.table=t.csv", "data.features=f"],
+        None,
+        registry,
+    )
+    assert asked.models is not None
+    named = {one.name: one for one in asked.models}
+    assert list(named) == ["abmil", "span", "longmil", "longmil-linear", "full-attention"]
+    bag = wsizoo.Bag(torch.zeros(2, 208), torch.tensor([[0, 0], [224, 0]]), spacing=224.0)
+    for name, one in named.items():
+        config = asked.config(one)
+        overrides = [*config.overrides, *one.overrides]
+        if one.model:
+            overrides += ["encoder=handcrafted-he", "head.classes=[scattered,clustered]"]
+        model = wsizoo.build(config.model, *overrides)
+        assert model(bag).logits.shape == (2,), name
+        if "longmil" in name:
+            assert model.aggregator.settings.radius == 3

@@ -1,4 +1,5 @@
 import sys
+import threading
 import types
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 import wsizoo
 from wsizoo.errors import BackendError, PluginError
 from wsizoo.hookspecs import OpBackend
-from wsizoo.ops import Op, _dispatch, ops, segment_sum, use_backend
+from wsizoo.ops import Op, _dispatch, listening, ops, segment_sum, use_backend
 
 ME = "test_ops_backends"
 
@@ -198,9 +199,9 @@ def test_an_op_looks_like_its_reference() -> None:
 
 def test_the_core_s_ops_are_listed() -> None:
     names = [
-        *("grid_attention", "patch_merge", "pixel_shuffle", "pixel_shuffle_linear"),
-        *("segment_max", "segment_mean", "segment_softmax", "segment_sum"),
-        *("sparse_conv2d", "sparse_conv_transpose2d"),
+        *("causal_conv1d", "grid_attention", "patch_merge", "pixel_shuffle"),
+        *("pixel_shuffle_linear", "segment_max", "segment_mean", "segment_softmax"),
+        *("segment_sum", "selective_scan", "sparse_conv2d", "sparse_conv_transpose2d"),
     ]
     assert sorted(ops()) == names
     assert wsizoo.use_backend is use_backend
@@ -228,3 +229,52 @@ def test_each_op_of_the_core_compiles_in_one_piece(name: str) -> None:
     run, offsets, values = ops()[name], torch.tensor([0, 2, 2, 5]), torch.randn(5, 3)
     compiled = torch.compile(lambda v: run(v, offsets), backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(values), run(values, offsets))
+
+
+def scaled(x: Tensor, by: float = 2.0) -> Tensor:
+    """A multiple of the input."""
+    return x * by
+
+
+def test_a_listener_hears_the_arguments_of_every_call_by_name(backends: list[str]) -> None:
+    made, other = Op(scaled, []), op(named("fast"))
+    with listening(made) as calls, listening(other) as others:
+        assert torch.equal(made(X, 3.0), X * 3)
+        made(by=5.0, x=X)
+        made.on("reference")(X)
+        with use_backend("reference"):
+            made(X, 7.0)
+        other(X)
+    made(X)
+    assert [call["by"] for call in calls] == [3.0, 5.0, 2.0, 7.0]
+    assert all(call["x"] is X for call in calls)
+    assert len(others) == 1 and backends == ["fast"]
+
+
+def test_each_of_several_listeners_hears_what_happens_within_its_block() -> None:
+    made = Op(scaled, [])
+    with listening(made) as outer:
+        made(X)
+        with listening(made) as inner:
+            made(X)
+        with pytest.raises(ZeroDivisionError), listening(made):
+            raise ZeroDivisionError
+        made(X)
+    assert (len(outer), len(inner)) == (3, 1)
+
+
+def test_another_thread_is_not_heard() -> None:
+    made = Op(scaled, [])
+    with listening(made) as calls:
+        thread = threading.Thread(target=made, args=(X,))
+        thread.start()
+        thread.join()
+    assert calls == []
+
+
+def test_what_is_compiled_in_one_piece_is_not_heard() -> None:
+    made = Op(scaled, [])
+    compiled = torch.compile(lambda x: made(x, 2.0), backend="eager", fullgraph=True)
+    with listening(made) as calls:
+        assert torch.equal(compiled(X), X * 2)
+    assert calls == []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests.test_ops_neighbourhoods import PATTERNS, some_cells
 from wsizoo.errors import DataError
-from wsizoo.ops import Windows, blocked, grid_attention
+from wsizoo.ops import Windows, attention_weights, blocked, grid_attention
 from wsizoo.testing import check_op_backend
 
 
@@ -136,6 +136,16 @@ def test_one_softmax_over_both_windows_counts_no_key_twice() -> None:
     scores = (q[:, 0] @ k[:, 0].T / math.sqrt(4)).masked_fill(~windows.dense(), -torch.inf)
     expected = scores.softmax(-1) @ v[:, 0]
     assert torch.allclose(grid_attention(q, k, v, windows)[:, 0], expected, atol=1e-5)
+
+
+def test_the_weights_are_those_that_the_values_are_mixed_by() -> None:
+    q, k, v, windows, bias = inputs(120, 2, 4, "union", True, alone=True)
+    weights = attention_weights(q, k, windows, bias)
+    assert torch.equal(weights > 0, windows.dense().expand(2, -1, -1))
+    assert torch.allclose(weights.sum(-1), windows.dense().any(1).float(), atol=1e-6)
+    mixed = torch.einsum("htu,uhd->thd", weights, v)
+    assert torch.allclose(grid_attention(q, k, v, windows, bias), mixed, atol=1e-5)
+    assert attention_weights(q.bfloat16(), k.bfloat16(), windows).dtype == torch.float32
 
 
 def test_arguments_that_do_not_fit_are_errors() -> None:

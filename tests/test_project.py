@@ -30,7 +30,7 @@ fingerprint structured spec encoder_spec overrides plugins registry bag patient 
 outputs interfaces losses objectives augment ops mamba hub weights checkpoints seeding
 pins stored mil model weight_formats encoders slides formats viz
 zoo card publish conversion extraction segmentation sources inference doctor scaffold
-measures splits reports
+measures splits reports diagnosis
 train benchmark
 cli testing demo __main__
 """.strip().splitlines()

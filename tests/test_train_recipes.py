@@ -37,7 +37,8 @@ def test_every_recipe_of_this_repository_is_found() -> None:
     names = [file.stem for file in ON_DISK]
     assert sorted(names) == recipe_names() == sorted(SHIPPED)
     assert {"baseline-classification", "span-classification", "span-v1"} <= set(names)
-    assert {SHIPPED[n].owner for n in names} == {"wsizoo", "wsizoo-plugin-span"}
+    owners = {"wsizoo", "wsizoo-plugin-span", "wsizoo-plugin-longmil"}
+    assert {SHIPPED[n].owner for n in names} == owners
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -78,6 +79,22 @@ def test_spans_recipes_have_the_published_numbers() -> None:
     assert told("span-segmentation") == ("adamw", 1e-4, 1e-5, 40, None, True, [42])
     assert told("span-survival") == ("adamw", 1e-5, 1e-4, 50, 10, False, [0])
     assert told("span-v1")[:3] == ("adamw", 1e-4, 5e-5)
+
+
+def test_longmils_recipes_have_the_numbers_that_the_paper_states() -> None:
+    """https://arxiv.org/abs/2410.14195, Section 4; five seeds or HIPT's five folds."""
+    data = {"table": "t.csv"}
+    for name in ("longmil-classification", "longmil-survival"):
+        c = load_config({"recipe": name, "data": data})
+        o = c.optimiser
+        assert (o.lr, o.weight_decay, c.train.batch_size, c.augment) == (1e-4, 1e-2, 1, None)
+        network = wsizoo.build(c.model, *([] if "surv" in name else ["head.classes=[a,b]"]))
+        settings = network.aggregator.settings
+        assert (settings.local_blocks, settings.radius, settings.heads) == (2, 10, 1)
+        assert settings.attention_dropout == 0
+    assert len(load_config({"recipe": "longmil-classification", "data": data}).seeds) == 5
+    survival = load_config({"recipe": "longmil-survival", "data": data})
+    assert (survival.split.kind, survival.split.folds) == ("kfold", 5)
 
 
 def test_a_near_name_or_all_names_are_told(tmp_path: Path) -> None:

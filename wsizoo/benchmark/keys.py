@@ -20,7 +20,7 @@ from wsizoo.train.digests import sha256_lines
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 
 ELSEWHERE = (
-    *("benchmark/", "cli/", "demo/", "extraction/", "reports/", "testing/", "viz/"),
+    *("benchmark/", "cli/", "demo/", "diagnosis/", "extraction/", "reports/", "testing/", "viz/"),
     *("__main__.", "card.", "conversion.", "doctor.", "inference.", "scaffold."),
     *("train/evaluation.", "train/heatmaps."),
 )

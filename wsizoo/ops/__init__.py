@@ -1,9 +1,16 @@
 """Ops that several methods share: a plain torch reference each, and faster backends as data."""
 
-from wsizoo.ops._dispatch import Op, ops, under_torch_func, use_backend, wished_backend
+from wsizoo.ops._dispatch import (
+    Op,
+    listening,
+    ops,
+    under_torch_func,
+    use_backend,
+    wished_backend,
+)
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
-from wsizoo.ops.grid_attention import OffsetBias, grid_attention
+from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.products import chunks, outer, product
@@ -27,10 +34,12 @@ __all__ = [
     "Op",
     "Rulebook",
     "Windows",
+    "attention_weights",
     "causal_conv1d",
     "children",
     "chunks",
     "grid_attention",
+    "listening",
     "ops",
     "outer",
     "patch_merge",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -25,6 +26,11 @@ REFERENCE, AUTO = "reference", "auto"  # every op has these
 VARIABLE = "WSIZOO_BACKEND"
 _chosen: contextvars.ContextVar[str | None] = contextvars.ContextVar("wsizoo_backend", default=None)
 _ops: dict[str, Op] = {}
+Call = dict[str, Any]
+"""the arguments of a call of an op, by name, defaults included"""
+_listeners: contextvars.ContextVar[tuple[tuple[Op, list[Call]], ...]] = contextvars.ContextVar(
+    "wsizoo_listeners", default=()
+)
 
 
 class Op:
@@ -70,7 +76,12 @@ class Op:
         return reason
 
     def _run(self, wish: str, insist: bool, args: Any, kwargs: Any) -> Any:
-        if wish == REFERENCE or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():
+            return self.reference(*args, **kwargs)
+        for op, calls in _listeners.get():
+            if op is self:
+                calls.append(self._named(args, kwargs))
+        if wish == REFERENCE:
             return self.reference(*args, **kwargs)
         backends = self.backends()
         named = [backend for backend in backends if backend.name == wish]
@@ -89,6 +100,11 @@ class Op:
                     f"({VARIABLE}=auto), or see: wsizoo doctor"
                 )
         return self.reference(*args, **kwargs)
+
+    def _named(self, args: Any, kwargs: Any) -> Call:
+        bound = inspect.signature(self.reference).bind(*args, **kwargs)
+        bound.apply_defaults()
+        return dict(bound.arguments)
 
 
 def wished_backend() -> str:
@@ -136,6 +152,21 @@ def use_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+@contextlib.contextmanager
+def listening(op: Op) -> Iterator[list[Call]]:
+    """Within the block, the arguments of every call of this op, in order, whatever backend runs it.
+
+    In this thread's context only. Layers that fuse several ops call none of them unless they run
+    on "reference"; under torch.compile nothing is heard.
+    """
+    calls: list[Call] = []
+    token = _listeners.set((*_listeners.get(), (op, calls)))
+    try:
+        yield calls
+    finally:
+        _listeners.reset(token)
 
 
 def _check_known(name: str, where: str = "", asking: Op | None = None) -> None:

@@ -48,6 +48,20 @@ def grid_attention(
     Source: Vaswani et al. 2017; windows as in SPAN (2026) and Swin (2021).
     """
     check_attention(q, k, v, neighbourhood, bias)
+    weights = F.dropout(attention_weights(q, k, neighbourhood, bias), dropout)
+    return torch.einsum("htu,uhd->thd", weights, v.to(weights.dtype)).to(q.dtype)
+
+
+def attention_weights(
+    q: Tensor,
+    k: Tensor,
+    neighbourhood: Neighbourhood,
+    bias: Tensor | OffsetBias | None = None,
+) -> Tensor:
+    """(H, T, T) [head, query, key] weights of `grid_attention`; a row is 1 in all, or 0.
+
+    At least float32. Arguments as there.
+    """
     wide = torch.promote_types(q.dtype, torch.float32)
     scores = torch.einsum("thd,uhd->htu", q.to(wide), k.to(wide)) / math.sqrt(q.shape[-1])
     allowed = neighbourhood.dense()  # (T, T)
@@ -55,9 +69,7 @@ def grid_attention(
         added = _bias_of_pairs(bias, neighbourhood, q.shape[1]).to(wide)  # (H, T, T)
         scores, allowed = scores + added, allowed & (added != -torch.inf)
     weights = torch.softmax(scores.masked_fill(~allowed, -torch.inf), -1)
-    weights = torch.where(allowed, weights, 0.0)  # also where a token has no key at all
-    weights = F.dropout(weights, dropout)
-    return torch.einsum("htu,uhd->thd", weights, v.to(wide)).to(q.dtype)
+    return torch.where(allowed, weights, 0.0)  # also where a token has no key at all
 
 
 def _bias_of_pairs(bias: Tensor | OffsetBias, neighbourhood: Neighbourhood, heads: int) -> Tensor:
