@@ -136,6 +136,18 @@ def test_every_token_is_a_query_once_and_sees_its_whole_disk_once(
     assert (seen[near.dense()] == 1).all()
 
 
+def test_what_a_pass_notes_about_pairs_serves_the_next_ones() -> None:
+    q, k, v, near, bias = disk(300, 5, "alibi")
+    first, second = FAST(q, k, v, near), FAST(q, k, v, near)
+    assert torch.equal(first, second)
+    noted = [strip.far for strip in near.strips.strips]
+    assert any(noted)
+    assert torch.allclose(FAST(q, k, v, near, bias), REFERENCE(q, k, v, near, bias), atol=1e-5)
+    everything = Disk(crowd(1500, 40), 1000)
+    FAST(*args_of(everything))
+    assert not any(strip.far for strip in everything.strips.strips)  # it would be of all pairs
+
+
 def test_far_islands_build_no_table_of_their_extent() -> None:
     asked = []
 

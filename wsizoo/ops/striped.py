@@ -20,7 +20,7 @@ from wsizoo.ops.grid_attention import OffsetBias, bias_at, check_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
 from wsizoo.ops.products import stacked
-from wsizoo.ops.strips import Strip
+from wsizoo.ops.strips import ROWS, Strip
 
 TABLE, TABLE_PER_TOKEN = 1 << 16, 64  # offsets; beyond both, a pair's value is made for the pair
 SILENT = 1e30  # a log-sum-exp that makes all weights 0
@@ -72,15 +72,25 @@ class _Added:
         at = strip.key_at[keys] - ours[:, None]
         return at.clamp_(0, self.strips.n_offsets - 1).flatten()
 
-    def add(self, scores: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
-        """To the scores (H, L, K) of a block, in place."""
+    def _at(self, strip: Strip, queries: slice, keys: slice) -> Tensor:
+        """(H or 1, L, K) for a block."""
         if self.table is not None:
             at = self._numbers(strip, queries, keys)
-            scores += self.table.index_select(1, at).view(-1, *scores.shape[1:])
-        elif not self.nothing:
+            added = self.table.index_select(1, at).view(len(self.table), -1, keys.stop - keys.start)
+        else:
             cells = self.nearby.cells
             ours, theirs = cells[strip.queries[queries]], cells[strip.keys[keys]]
-            scores += self._of(theirs - ours[:, None])
+            added = self._of(theirs - ours[:, None])
+        if self.bias is None and len(strip.blocks[queries.start // ROWS][1]) == 1:
+            strip.far[queries.start] = (added[0] != 0).to(torch.int8)
+        return added
+
+    def add(self, scores: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
+        """To the scores (H, L, K) of a block, in place."""
+        if self.bias is None and queries.start in strip.far:
+            scores.add_(strip.far[queries.start].to(scores.dtype), alpha=NEVER)
+        elif not self.nothing:
+            scores += self._at(strip, queries, keys)
         if keys.stop > strip.n_keys:
             scores[..., max(0, strip.n_keys - keys.start) :] = NEVER
 
@@ -117,11 +127,17 @@ class _Pass:
     ) -> None:
         self.strips, self.scale = nearby.strips.strips, LOG2_E / math.sqrt(shape[2])
         self.added = _Added(nearby, bias, shape[1], like)
-        self.dropout = dropout
+        self.dropout, self.dtype = dropout, like.dtype
+        # on a CPU it hardly matters which keys of weight 0 lie in between where a sum is float64
+        self.summing = torch.float64 if like.device.type == "cpu" else like.dtype
         self.draws = torch.Generator(like.device).manual_seed(seed)
 
+    def gathered(self, x: Tensor, rows: Tensor) -> Tensor:
+        """(T, H, D) -> (H, n, D)."""
+        return x.index_select(0, rows).to(self.dtype).transpose(0, 1).contiguous()
+
     def queries(self, q: Tensor, strip: Strip) -> Tensor:
-        return _gathered(q, strip.queries).mul_(self.scale)
+        return self.gathered(q, strip.queries) * self.scale
 
     def scores(self, q: Tensor, k: Tensor, strip: Strip, some: slice, part: slice) -> Tensor:
         """(H, L, K) in base 2."""
@@ -132,7 +148,7 @@ class _Pass:
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         for strip in self.strips:
             queries = self.queries(q, strip)
-            keys, values = (_gathered(x, strip.keys) for x in (k, v))
+            keys, values = (self.gathered(x, strip.keys) for x in (k, v))
             for some, parts in strip.blocks:
                 mixed, level = self._block(queries, keys, values, strip, some, parts)
                 rows = strip.queries[some.start : min(some.stop, strip.n_queries)]
@@ -148,8 +164,7 @@ class _Pass:
             scores = self.scores(q, k, strip, some, part)
             highest = scores.amax(-1, keepdim=True)
             weights = torch.exp2(scores.sub_(highest), out=scores)
-            # in float64, where it hardly matters which keys of weight 0 lie in between
-            total = weights.sum(-1, keepdim=True, dtype=torch.float64).to(weights.dtype)
+            total = weights.sum(-1, keepdim=True, dtype=self.summing).to(self.dtype)
             if self.dropout:
                 weights *= keep_mask(weights, self.dropout, self.draws)
             sums = _merged(sums, (stacked(weights, v[:, part]), total, highest))
@@ -163,11 +178,10 @@ class _Pass:
         q, k, v, out, lse = saved
         delta = torch.linalg.vecdot(slope, out)  # (T, H)
         for strip in self.strips:
-            queries, given = self.queries(q, strip), _gathered(slope, strip.queries)
-            keys, values = (_gathered(x, strip.keys) for x in (k, v))
-            level, inner = (_gathered(x[..., None], strip.queries) for x in (lse, delta))
+            queries, given = self.queries(q, strip), self.gathered(slope, strip.queries)
+            keys, values = (self.gathered(x, strip.keys) for x in (k, v))
+            level, inner = (self.gathered(x[..., None], strip.queries) for x in (lse, delta))
             given[:, strip.n_queries :], inner[:, strip.n_queries :] = 0, 0
-            given /= 1 - self.dropout
             of = [scratch(*x.shape, like=x).zero_() for x in (queries, keys, values)]
             for some, parts in strip.blocks:
                 for part in parts:
@@ -176,7 +190,7 @@ class _Pass:
                     mine = stacked(given[:, some], values[:, part].mT)
                     kept = weights
                     if self.dropout:
-                        keep = keep_mask(weights, self.dropout, self.draws)
+                        keep = keep_mask(weights, self.dropout, self.draws) / (1 - self.dropout)
                         kept = weights * keep
                         mine *= keep
                     mine.sub_(inner[:, some]).mul_(weights)  # of the scores
@@ -200,11 +214,6 @@ def _merged(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, .
         shrunk = torch.exp2(sums[2] - highest)
         sums[0].mul_(shrunk), sums[1].mul_(shrunk)
     return old[0].add_(new[0]), old[1].add_(new[1]), highest
-
-
-def _gathered(x: Tensor, rows: Tensor) -> Tensor:
-    """(T, H, D) -> (H, n, D), at least float32."""
-    return _wide(x.index_select(0, rows)).transpose(0, 1).contiguous()
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -242,7 +251,8 @@ class _GridAttention(torch.autograd.Function):
             back = _Pass(nearby, bias, q.shape, lse, dropout, seed)
             slopes = [scratch(*q.shape, like=lse).zero_() for _ in range(3)]
             back.backward(tuple(saved), _wide(slope), slopes)
-            return *(x.to(q.dtype) for x in slopes), back.added.slope(), None, None
+            of = (x.to(own.dtype) for x, own in zip(slopes, saved, strict=False))
+            return *of, back.added.slope(), None, None
 
 
 def why_not(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from torch import Tensor
 
 from wsizoo.errors import DataError
 
-HEIGHT = 16  # rows of a strip; as many as the reach where that is more
-ROWS = 64  # queries of a block; all blocks have as many
+HEIGHT = 20  # rows of a strip; as many as the reach where that is more
+ROWS = 128  # queries of a block; all blocks have as many
 KEYS = 64  # slices of keys are multiples of it, so that products have few shapes
 MOST_KEYS = 1024  # of a slice; further ones are in a further slice
 MANY_ROWS = 256  # queries of a block where all tokens of a slide attend to all
@@ -35,6 +35,8 @@ class Strip:
         keys: (m,) int64 rows of tokens; from `n_keys` on the last one again.
         query_at, key_at: (n,) and (m,) int64; their difference numbers the offset of a pair.
         blocks: slices of the queries, each with the slices of the keys that hold all of theirs.
+        far: (L, K) int8 by a block's first query, 1 where a pair does not count; filled by whoever
+            computes, of blocks with one slice of keys, so that it is small.
     """
 
     queries: Tensor
@@ -44,6 +46,7 @@ class Strip:
     query_at: Tensor
     key_at: Tensor
     blocks: tuple[tuple[slice, tuple[slice, ...]], ...]
+    far: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
