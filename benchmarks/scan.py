@@ -90,9 +90,8 @@ def _memory(name: str, steps: int, channels: int) -> None:
     naive = steps * channels * STATES * 4 / 1e6
     share = float(found.stdout) / naive
     goal = f", goal {MEMORY_GOAL:.0%}" if name == "numba" else ""
-    print(
-        f"    memory {float(found.stdout):.0f} MB, {share:.1%} of the {naive:.0f} MB of all states{goal}"
-    )
+    told = f"{share:.1%} of the {naive:.0f} MB of all states"
+    print(f"    memory {float(found.stdout):.0f} MB, {told}{goal}")
 
 
 def _gain(name: str, steps: int, channels: int) -> float:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import wsizoo
 from tests.benchmark_cells import calls, die_for_max, fail_for_max, pretend
 from wsizoo.bag import Bag
 from wsizoo.benchmark import keys as benchmark_keys
@@ -67,7 +68,7 @@ def content(source: Path, **more: object) -> dict[str, object]:
         "data": {"table": str(source / "slides.csv")},
         "features": {"he": str(source / "he")},
         "models": ["abmil", "max"],
-        "split": {"fractions": [0.5, 0.0, 0.5]},
+        "split": {"fractions": [0.25, 0.25, 0.5]},
         "train": {"epochs": 2},
         "seeds": [0, 1],
         **more,
@@ -465,6 +466,16 @@ def test_a_real_benchmark_trains_and_ends_in_tables_and_a_page(data: Path, tmp_p
         assert row.low is not None and row.high is not None and row.low <= row.high
         assert all(row.facts[name] for name in FACTS)
     assert (tmp_path / "table.md").read_text().count("\n") == 4
+    made = json.loads((tmp_path / "benchmark.json").read_text())
+    assert made["config"]["optimiser"] == {"lr": 0.001}
+    assert made["environment"]["wsizoo"] == wsizoo.__version__
+    rows = table(tmp_path / "results.csv")
+    for name in ("data_digest", "split_digest"):
+        assert [row[name] for row in rows] == made[name] * 4
+    page = (tmp_path / "benchmark.html").read_text()
+    assert f"sha256 {made['split_digest'][0][:16]}" in page and str(tmp_path) not in page
+    links = re.findall(r'href="(cells/[^"]+)"', page)
+    assert len(links) == 4 and all((tmp_path / link).is_file() for link in links)
     assert states(run_benchmark(asked, tmp_path)) == ["kept"] * 4
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import yaml
 
-from wsizoo.card import model_card
+from wsizoo.card import composition, model_card
 
 SPEC = {
     "summary": "a toy",
@@ -25,6 +25,7 @@ def test_measures_stand_beside_their_intervals() -> None:
     values = {
         "auc": {"value": 0.91, "low": 0.8, "high": 0.97, "n": 40},
         "ece": {"value": 0.125, "low": None, "high": None, "n": 40},
+        "recall_of_in situ": {"value": 0.75, "low": None, "high": None, "n": 40},
         "auprc": {"value": None, "low": None, "high": None, "n": 40},
     }
     metrics = {"data": "My Table", "part": "test", "level": "patient", "values": values}
@@ -42,6 +43,7 @@ def test_measures_stand_beside_their_intervals() -> None:
             "metrics": [
                 {"type": "auc", "name": "auc (test)", "value": 0.91},
                 {"type": "ece", "name": "ece (test)", "value": 0.125},
+                {"type": "recall", "name": "recall_of_in situ (test)", "value": 0.75},
             ],
         }
     ]
@@ -71,3 +73,18 @@ def test_metrics_of_another_shape_are_told_as_they_are() -> None:
     assert "- metrics: AUC 0.9" in body and "model-index" not in front
     front, body = card({"metrics": {"auc": 0.9}})
     assert "- metrics: {'auc': 0.9}" in body and "model-index" not in front
+
+
+def test_a_licence_that_nobody_stated_is_told_to_be_unknown() -> None:
+    config = {"name": "toy", "trained": True, "fingerprint": {}, "training": {}}
+    told = model_card({**config, "spec": {**SPEC, "licence": "unknown"}})
+    assert "\nlicense: unknown\n" in told
+    assert "nobody has stated" in told
+    assert "nobody has stated" not in model_card({**config, "spec": SPEC})
+
+
+def test_parts_are_named_from_the_encoder_of_the_features_on() -> None:
+    spec = {**SPEC, "encoder": {"name": "uni"}}
+    assert composition(spec, {"encoder": "resnet50"}) == ["resnet50", "abmil", "classification"]
+    assert composition(spec, {}) == ["uni", "abmil", "classification"]
+    assert composition(SPEC, {}) == ["abmil", "classification"]

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from tests.toy_cohort import made, read_table, write_cohort, write_config, write_table
 from wsizoo.cli import cli, main
-from wsizoo.errors import NotFoundError
+from wsizoo.errors import DataError, NotFoundError
 from wsizoo.publish import save
 from wsizoo.slides.store import write_bag
 from wsizoo.testing.hub import HubDouble
@@ -158,6 +158,14 @@ def test_evaluate_all_three_parts(finished: Path) -> None:
     assert sorted({row["part"] for row in rows}) == ["test", "train", "val"]
 
 
+def test_evaluate_replaces_another_evaluation_on_request(finished: Path, tmp_path: Path) -> None:
+    asked = ["evaluate", finished / "run", "-o", tmp_path / "out", "--device", "cpu"]
+    assert invoke(*asked).exit_code == 0
+    assert isinstance(invoke(*asked, "--part", "val").exception, DataError)
+    assert invoke(*asked, "--part", "val", "--overwrite").exit_code == 0
+    assert {row["part"] for row in read_table(tmp_path / "out" / "predictions.csv")} == {"val"}
+
+
 def test_evaluate_on_other_data_takes_all_slides(finished: Path, tmp_path: Path) -> None:
     write_cohort(tmp_path, slides=8)
     rename(tmp_path)
@@ -228,7 +236,9 @@ def test_push_takes_a_run(
     assert result.output.startswith("hf:lab/toy@")
     _, front, body = hub.files("lab/toy")["README.md"].decode().split("---\n", 2)
     (listed,) = yaml.safe_load(front)["model-index"]
-    assert listed["name"] == "toy"
+    assert listed["name"] == "abmil-classification-made-up"
+    assert yaml.safe_load(front)["license"] == "unknown"
+    assert "made-up -> abmil -> classification, trained on slides of 'slides'" in body
     measured = json.loads((finished / "run" / "metrics.json").read_text())["test"]
     (results,) = listed["results"]
     assert results["dataset"] == {"name": "slides", "type": "slides"}
@@ -240,14 +250,14 @@ def test_push_takes_a_run(
     assert "Research: it predicts the class of a slide (benign, malign) from made-up" in body
     assert "Measured on 4 slides of the same table that were held out" in body
     (finished / "begun").mkdir()
-    (finished / "begun" / "run.json").write_text('{"state": "running"}')
+    (finished / "begun" / "config.yaml").write_text("model: toy")
     told = refused(monkeypatch, capsys, "push", finished / "begun", "lab/toy")
     assert "is not finished, so it has no model yet" in told
     for name in ("a", "b"):
-        (finished / "folds" / name).mkdir(parents=True)
-        (finished / "folds" / name / "run.json").write_text('{"state": "finished"}')
+        (finished / "folds" / name / "model").mkdir(parents=True)
+        (finished / "folds" / name / "model" / "config.json").write_text("{}")
     told = refused(monkeypatch, capsys, "push", finished / "folds", "lab/toy")
-    assert "holds 2 models (a, b, ...): name one, " in told
+    assert "folds' is no model and no run of one; it holds 2 (a, b): name one, " in told
 
 
 # Bad input: told before anything is trained, and nothing is lost
@@ -352,7 +362,7 @@ def test_evaluate_tells_scripts_too_what_it_left_out(finished: Path, own_cohort:
     told = json.loads(result.stdout)
     assert told["left_out"] == {"train": 5, "val": 4, "dropped": 3}
     assert told["test"]["auc"]["n"] == 4
-    assert "Left out 3 slides, first 's00': have no label" in result.stderr
+    assert "Left out 3 slides:\n  3 have no label (column label): s00, s01, s02\n" in result.stderr
     assert "Left out 5 of the train part and 4 of the val part" in result.stderr
     own = invoke("evaluate", finished / "run", "-o", own_cohort / "own", "--json", "--part", "all")
     assert json.loads(own.stdout)["left_out"] == {} and "Left out" not in own.stderr
@@ -388,7 +398,7 @@ def test_a_declared_encoder_may_be_a_slip(
         np.save(file.with_suffix(".npy"), np.zeros((4, 8), np.float32))
     told = refused(
         monkeypatch, capsys, "train", write_config(own_cohort), "-o", own_cohort / "run",
-        "data.encoder=madeup",
+        "data.encoder=madeup", "data.format=npy",
     )  # fmt: skip
     assert (
         "Or build this one for yours, add: 'overrides=[\"encoder={name: madeup, dim: 8}\"]'" in told

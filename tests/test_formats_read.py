@@ -286,7 +286,7 @@ def test_a_tensor_of_clam_takes_its_coordinates_from_the_file_beside_it(tmp_path
     whole.unlink()
     assert read_features(tensor, encoder="uni").coords is not None  # of patches/
     (tmp_path / "patches" / "S1.h5").unlink()
-    with pytest.raises(DataError, match=r"is a bare tensor.*--format pt"):
+    with pytest.raises(DataError, match=r"is a bare tensor.*--format pt, in a run data\.format=pt"):
         read_features(tensor, encoder="uni")
     assert read_features(tensor, encoder="uni", format="clam").coords is None
 
@@ -860,3 +860,10 @@ def test_every_format_says_how_it_is_laid_out() -> None:
 def test_every_name_that_other_tools_are_translated_to_is_in_the_catalogue() -> None:
     meant = {m["encoder"] for names in TOOLS.values() for m in names.values()}
     assert meant <= set(default().encoders)
+
+
+@pytest.mark.parametrize("name", ["a.h5", "a.pt", "a.npy", "a.csv"])
+def test_an_empty_file_is_said_to_be_empty(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{name}' is empty \(0 bytes\): copy it, or extract its"):
+        read_features(tmp_path / name)

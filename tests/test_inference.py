@@ -824,3 +824,25 @@ def test_a_zarr_store_is_a_feature_file_not_a_folder_of_slides(tmp_path: Path) -
     assert sources.list_inputs([tmp_path / "s.zarr"]) == [SlideEntry(tmp_path / "s.zarr")]
     (result,) = predict(tmp_path / "s.zarr", toy_model(), tmp_path / "out")
     assert "s.zarr' is of no known format: a zarr" in result.reason
+
+
+@pytest.mark.parametrize("own", ["config.yaml", "metrics.json", "benchmark.html"])
+def test_the_folder_of_a_run_is_never_written_into(
+    own: str, features: Path, slides: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / own).write_text("a: 1")
+    (out / "predictions.csv").write_text("slide,part\n")
+    for given in (features / "F1.h5", slides / "S0.svs"):
+        for work in (predict, embed):
+            with pytest.raises(DataError, match=rf"holds {own}: it is the folder of .* -o .*-pred"):
+                work(given, toy_model(), out, overwrite=True)
+    assert sorted(path.name for path in out.iterdir()) == sorted([own, "predictions.csv"])
+
+
+def test_a_refused_folder_gets_no_features(features: Path, slides: Path, tmp_path: Path) -> None:
+    predict(features / "F1.h5", toy_model(), tmp_path / "out")
+    with pytest.raises(DataError, match="holds predictions of"):
+        predict(slides / "S0.svs", toy_model(seed=1), tmp_path / "out")
+    assert not (tmp_path / "out" / "features").exists()

@@ -68,7 +68,7 @@ def expected_of_classes(labels: np.ndarray, table: np.ndarray) -> dict[str, floa
             "log_loss": reference.log_loss(labels, table, labels=every),
         }
     for c in every:
-        found[f"recall of {c}"] = recalls[c] if c in labels else NAN
+        found[f"recall_of_{c}"] = recalls[c] if c in labels else NAN
     defined = len(np.unique(labels)) > 1
     scores = {"auc": reference.roc_auc_score, "auprc": reference.average_precision_score}
     for name, score in scores.items():
@@ -209,7 +209,7 @@ def test_a_part_of_one_class_has_no_ranking_and_keeps_the_rest() -> None:
     for name in ("auc", "auprc"):
         one = found[name]
         assert all(math.isnan(x) for x in (one.value, one.low, one.high)), name
-    assert math.isnan(found["recall of 0"].value) and found["recall of 1"].value < 1
+    assert math.isnan(found["recall_of_0"].value) and found["recall_of_1"].value < 1
 
 
 def test_what_is_not_defined_has_no_interval_either() -> None:
@@ -227,11 +227,11 @@ def test_a_tuned_threshold_says_so_in_every_name() -> None:
         [0, 0, 1, 1], table, classes=["normal", "tumour"], threshold=0.35, resamples=0
     )
     more = set(both) - set(plain)
-    assert more and all(name.endswith(" at tuned threshold") for name in more)
+    assert more and all(name.endswith("_at_tuned_threshold") for name in more)
     assert plain["accuracy"].value == both["accuracy"].value == 0.75
-    assert both["accuracy at tuned threshold"].value == 1
-    assert both["recall of tumour at tuned threshold"].value == 1
-    assert plain["recall of tumour"].value == 0.5
+    assert both["accuracy_at_tuned_threshold"].value == 1
+    assert both["recall_of_tumour_at_tuned_threshold"].value == 1
+    assert plain["recall_of_tumour"].value == 0.5
 
 
 def test_measures_go_through_a_json_file_and_nan_with_them() -> None:
@@ -317,7 +317,7 @@ def test_the_page_on_measures_has_all_of_them() -> None:
         *measure_regression([1, 2], [1, 2], resamples=0),
         *measure_segmentation([1], [1], [1], resamples=0),
     }
-    found = {re.sub(r"^recall of \d$", "recall of CLASS", name) for name in names}
+    found = {re.sub(r"^recall_of_\d$", "recall_of_CLASS", name) for name in names}
     assert len(found) == 24
     for name in found:
         assert f"`{name}`" in page
@@ -349,12 +349,12 @@ def test_a_share_of_zero_or_one_has_the_exact_interval_of_its_patients() -> None
     right = np.eye(2)[labels]
     found = measure_classification(labels, right, groups=groups)
     assert (found["accuracy"].low, found["accuracy"].high) == pytest.approx((0.025 ** (1 / 3), 1))
-    assert found["recall of 0"].low == pytest.approx(0.025**0.5), "two patients have that label"
+    assert found["recall_of_0"].low == pytest.approx(0.025**0.5), "two patients have that label"
     assert found["accuracy"].method == "Clopper-Pearson"
     wrong = measure_classification(labels, 1 - right, groups=groups, level=0.9)["accuracy"]
     assert (wrong.low, wrong.high) == pytest.approx((0, 1 - 0.05 ** (1 / 3)))
     tuned = measure_classification(labels, right, groups=groups, threshold=0.5)
-    assert tuned["accuracy at tuned threshold"].low == found["accuracy"].low
+    assert tuned["accuracy_at_tuned_threshold"].low == found["accuracy"].low
 
 
 def test_what_no_resample_changes_has_no_interval() -> None:

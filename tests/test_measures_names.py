@@ -29,4 +29,4 @@ def test_every_named_measure_is_one() -> None:
         for name in any_resample(rows, task, classes=["a", "b"], edges=[2])
     }
     assert set(TITLES) | LOWER_IS_BETTER <= known
-    assert (title("r2"), title("recall of in situ")) == ("R²", "Recall of in situ")
+    assert (title("r2"), title("recall_of_in situ")) == ("R²", "Recall of in situ")

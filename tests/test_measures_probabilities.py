@@ -42,7 +42,7 @@ def test_a_tuned_threshold_decides_from_it_on() -> None:
     best = tuned_threshold(labels, p)
     assert best == 0.3  # both positives for one of three negatives
     found = classification_measures(labels, np.stack([1 - p, p], 1), threshold=best)
-    told = value_of(found["accuracy at tuned threshold"], 5)
+    told = value_of(found["accuracy_at_tuned_threshold"], 5)
     assert told == accuracy(labels, p >= best) > value_of(found["accuracy"], 5)
 
 

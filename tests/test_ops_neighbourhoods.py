@@ -111,6 +111,7 @@ def test_wrong_windows_are_errors() -> None:
 def test_the_base_says_nothing_of_its_own() -> None:
     base = Neighbourhood(some_cells(2, 2))
     assert base.group_side is None
-    for ask in (lambda: base.reach, base.dense, lambda: base.blocks, lambda: base.groups):
+    kinds = (lambda: base.blocks, lambda: base.strips, lambda: base.groups)
+    for ask in (lambda: base.reach, base.dense, *kinds):
         with pytest.raises(NotImplementedError):
             ask()

@@ -75,6 +75,16 @@ def test_other_dtypes_keep_theirs(dtype: torch.dtype) -> None:
     assert torch.equal(product(a, b), torch.full((64, 64), 64, dtype=dtype))
 
 
+@pytest.mark.parametrize(("n", "rows", "inner", "columns"), [(1, 64, 384, 512), (3, 96, 200, 130)])
+def test_a_stack_of_products_is_the_products(n: int, rows: int, inner: int, columns: int) -> None:
+    left, right = torch.randn(n, rows, inner), torch.randn(n, columns, inner).mT
+    expected = (left.double() @ right.double()).float()
+    for a, b in ((left, right), (left.mT.contiguous().mT, right.contiguous())):
+        assert torch.allclose(products.stacked(a, b), expected, atol=1e-3)
+    exact = products.stacked(left.double(), right.double())
+    assert torch.allclose(exact, left.double() @ right.double())
+
+
 def test_a_torch_without_the_private_call_is_served_by_the_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

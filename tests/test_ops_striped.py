@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.test_ops_disks import slopes_times_distance
 from tests.test_ops_neighbourhoods import some_cells
-from wsizoo.errors import BackendError, DataError
+from wsizoo.errors import BackendError
 from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, products, striped, strips
 from wsizoo.testing import check_op_backend
 
@@ -116,26 +116,6 @@ def test_in_float64_strips_are_the_definition_to_1e_12(
         assert float((mine - theirs).abs().max()) <= 1e-12 * max(1, float(theirs.abs().max()))
 
 
-@settings(max_examples=20, deadline=None)
-@given(n=st.integers(0, 200), seed=st.integers(0, 99), radius=st.sampled_from([0, 2.5, 9, 30]))
-def test_every_token_is_a_query_once_and_sees_its_whole_disk_once(
-    n: int, seed: int, radius: float
-) -> None:
-    near = Disk(crowd(n, 30, seed), radius)
-    seen = torch.zeros(n, n, dtype=torch.int64)
-    asked = torch.zeros(n, dtype=torch.int64)
-    for strip in near.strips.strips:
-        asked[strip.queries[: strip.n_queries]] += 1
-        for some, parts in strip.blocks:
-            queries = strip.queries[some.start : min(some.stop, strip.n_queries)]
-            for part in parts:
-                keys = strip.keys[part.start : min(part.stop, strip.n_keys)]
-                seen[queries[:, None], keys] += 1
-                assert (part.stop - part.start) % strips.KEYS == 0
-    assert (asked == 1).all()
-    assert (seen[near.dense()] == 1).all()
-
-
 def test_what_a_pass_notes_about_pairs_serves_the_next_ones() -> None:
     q, k, v, near, bias = disk(300, 5, "alibi")
     first, second = FAST(q, k, v, near), FAST(q, k, v, near)
@@ -224,12 +204,6 @@ def test_what_is_not_made_of_strips_is_refused() -> None:
     q, k, v, *_ = disk(9, 3)
     with pytest.raises(BackendError, match="a Windows is not made of strips"):
         FAST(q, k, v, Windows(some_cells(9, 4), 2))
-
-
-def test_cells_too_far_apart_to_be_numbered_are_an_error() -> None:
-    near = Disk(torch.tensor([[0, 0], [2**40, 2**40]]), 3)
-    with pytest.raises(DataError, match="more than a grid can number"):
-        FAST(*args_of(near))
 
 
 @pytest.mark.parametrize(("heads", "dim"), [(1, 384), (4, 16)])

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from click.testing import CliRunner
 from torch import Tensor
 
 import wsizoo
 from wsizoo.bag import Bag
+from wsizoo.cli import cli
 from wsizoo.errors import DataError, DigestError, NotFoundError, WeightsError
 from wsizoo.files import sha256_of
 from wsizoo.model import SlideModel
@@ -366,6 +368,44 @@ def test_a_pushed_folder_brings_only_what_save_wrote(
     assert set(files) == FILES | {".gitattributes"}
     assert b"edited by hand" in files["README.md"]
     assert not lab.repo("lab/toy").private
+
+
+def test_name_and_licence_are_restated_on_the_card_and_in_the_config(
+    lab: HubDouble, folder: Path, registry: Registry
+) -> None:
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    address = wsizoo.push(folder, "lab/mine", name="mine", licence="CC-BY-4.0", registry=registry)
+    published = lab.files("lab/mine")
+    front = yaml.safe_load(published["README.md"].decode().split("---\n")[1])
+    assert front["license"] == "cc-by-4.0"
+    assert b"# mine\n" in published["README.md"]
+    assert json.loads(published["config.json"])["spec"]["licence"] == "CC-BY-4.0"
+    assert wsizoo.load(address, registry=registry).name == "mine"
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+    (folder / "README.md").write_text("by hand")
+    with pytest.raises(DataError, match=r"README.md' was edited, and a name or licence would"):
+        wsizoo.push(folder, "lab/mine", licence="MIT", registry=registry)
+
+
+def test_a_dry_run_shows_the_card_and_publishes_nothing(lab: HubDouble, folder: Path) -> None:
+    told = ["push", str(folder), "lab/none", "--license", "CC0-1.0", "--dry-run"]
+    result = CliRunner().invoke(cli, told)
+    assert result.exit_code == 0, result.output
+    assert "license: cc0-1.0" in result.stdout
+    assert "model.safetensors, " in result.stderr
+    as_json = json.loads(CliRunner().invoke(cli, [*told, "--json"]).stdout)
+    assert set(as_json["files"]) == FILES
+    assert "lab/none" not in lab.repos
+
+
+def test_a_folder_that_holds_a_model_among_other_things_is_told_so(
+    model: SlideModel, registry: Registry, tmp_path: Path
+) -> None:
+    wsizoo.save(model, tmp_path / "demo" / "model")
+    (tmp_path / "demo" / "prediction").mkdir()
+    (tmp_path / "demo" / "prediction" / "run.json").write_text("{}")  # of wsizoo predict
+    with pytest.raises(DataError, match=r"no run of one; it holds 1 \(model\): name one, .*model$"):
+        wsizoo.push(tmp_path / "demo", "lab/toy", registry=registry)
 
 
 def test_what_does_not_verify_is_not_published(

@@ -167,7 +167,7 @@ def test_resamples_that_an_interval_lacks_are_told(tmp_path):
 def test_the_kept_epoch_is_marked_in_the_learning_curves(tmp_path):
     found = page(write_run(tmp_path / "run"))
     assert found.words.count("kept: epoch 7") == 2
-    assert "Loss by epoch. The dashed line is the epoch whose weights were kept." in found.text
+    assert "Loss by epoch. The upright line is the epoch whose weights were kept." in found.text
 
 
 def test_wrong_slides_come_first_the_surest_on_top_and_are_marked(tmp_path):
@@ -239,6 +239,19 @@ def test_five_classes_have_a_curve_each(tmp_path):
         assert any(re.fullmatch(rf"AUC 0\.\d+, {name}", word) for word in found.words)
         assert any(re.fullmatch(rf"AP 0\.\d+, {name}", word) for word in found.words)
         assert any(word.startswith(f"Label {name}, n ") for word in found.words)
+
+
+def test_what_differs_between_runs_is_told_from_the_least_to_the_most(tmp_path):
+    runs = write_runs(tmp_path / "runs", n=6)
+    for i, cell in enumerate(sorted(runs.glob("fold*"))):
+        facts = json.loads((cell / "run.json").read_text())
+        facts |= {"slides": {"train": 20, "val": 6 + i % 2, "test": 1014}, "peak_mb": 400.0 - i}
+        facts |= {"composition": ["uni", "abmil", "cox"]}
+        (cell / "run.json").write_text(json.dumps(facts))
+    told = page(runs).text
+    assert "20 train, 6 to 7 val, 1014 test" in told
+    assert re.search(r"Peak memory 39\d to 400 MiB", told)
+    assert "uni -> abmil -> cox" in told
 
 
 def test_several_runs_have_mean_deviation_and_a_link_each(tmp_path):

@@ -19,13 +19,17 @@ from wsizoo.cli import cli
 from wsizoo.errors import DataError
 from wsizoo.splits.audit import audit_split
 from wsizoo.splits.contents import read_contents, sizes_of
-from wsizoo.splits.files import Assigned, read_assigned
+from wsizoo.splits.files import Assigned, read_assigned, split_digest, split_rows
 from wsizoo.splits.tables import SlideColumns, numbers, read_columns
 from wsizoo.tables import read_table
+from wsizoo.train.cohort import read_cohort
+from wsizoo.train.config import load_config
+from wsizoo.train.run import splits_of
 
 DATA = os.environ.get("WSIZOO_DATA")
 real_tables = pytest.mark.skipif(not DATA, reason="needs the tables in WSIZOO_DATA")
 SLIDES = [f"s{i}" for i in range(12)]
+SIXTY = [f"s{i}" for i in range(60)]
 PATIENTS = [f"p{i // 2}" for i in range(12)]
 LABELS = ["a" if i // 2 % 2 else "b" for i in range(12)]
 PARTS = ["train"] * 4 + ["val"] * 4 + ["test"] * 4
@@ -235,7 +239,8 @@ def test_make_writes_a_split_that_its_audit_finds_clean(table: Path, tmp_path: P
     assert made.exit_code == 0 and [p["slides"] for p in told["parts"]] == [4, 4, 4]
     audited = json.loads(invoke("audit", out, "--table", table, "--json").stdout)
     assert audited["clean"] and audited["digests"] == told["digests"]
-    folds = invoke("make", table, "-o", out, "--kind", "kfold", "--folds", 2, "--val-fraction", 0)
+    two = ["--kind", "kfold", "--folds", 2, "--val-fraction", 0, "--overwrite"]
+    folds = invoke("make", table, "-o", out, *two)
     assert folds.exit_code == 0 and "fold 1" in folds.stdout
     assert len(read_assigned(out)) == 2
 
@@ -258,9 +263,33 @@ def test_make_goes_by_survival_size_column_and_file(
         ["--kind", "file", "--file", split],
     ):
         own = thirds if "extrapolation" not in options and "--time" in options else []
-        result = invoke("make", survival, "-o", out, *options, *own)
+        result = invoke("make", survival, "-o", out, "--overwrite", *options, *own)
         assert result.exit_code == 0, result.output
     assert sorted(read_assigned(out)[0]) == sorted(CLEAN)
+
+
+def test_make_takes_times_as_train_does_where_there_is_no_label(tmp_path: Path) -> None:
+    rows = [(slide, f"p{i}", i * 7 % 60, i % 2) for i, slide in enumerate(SIXTY)]
+    table = write(tmp_path / "t.csv", ("slide", "patient", "time", "event"), *rows)
+    result = invoke("make", table, "-o", tmp_path / "out.csv", "--json")
+    assert result.stderr == ""
+    data = {"table": str(table), "features": str(tmp_path)}
+    config = load_config({"model": "abmil-demo", "data": data})
+    (split,) = splits_of(config, read_cohort(config.data, task="survival", bags=False))
+    assert json.loads(result.stdout)["digests"] == [split_digest(split_rows(split, SIXTY))]
+    told = invoke("make", table, "-o", tmp_path / "told.csv", "--time", "time", "--event", "event")
+    assert told.exit_code == 0
+    assert (tmp_path / "told.csv").read_bytes() == (tmp_path / "out.csv").read_bytes()
+
+
+def test_make_says_that_there_is_nothing_to_stratify_by(tmp_path: Path) -> None:
+    table = write(tmp_path / "t.csv", ("slide", "grade"), *((s, "a") for s in SLIDES))
+    assert (
+        "t.csv' has no column label, nor time and event"
+        in invoke("make", table, "-o", tmp_path / "out.csv").stderr
+    )
+    for more in (["--no-stratify"], ["--label", "grade"]):
+        assert invoke("make", table, "-o", tmp_path / "out.csv", *more).stderr == ""
 
 
 def test_make_stratifies_unless_told_not_to(table: Path, tmp_path: Path) -> None:
@@ -268,7 +297,7 @@ def test_make_stratifies_unless_told_not_to(table: Path, tmp_path: Path) -> None
     write(table, ("slide", "label"), *rows)
     made = {}
     for name, options in (("on", []), ("off", ["--no-stratify"])):
-        result = invoke("make", table, "-o", tmp_path / "out.csv", "--json", *options)
+        result = invoke("make", table, "-o", tmp_path / f"{name}.csv", "--json", *options)
         made[name] = [set(part["classes"].values()) for part in json.loads(result.stdout)["parts"]]
     assert made["on"] == [{14}, {3}, {3}] and made["off"] != made["on"]
     write(table, ("slide", "label"), *rows, ("s40", "NA"))
@@ -316,3 +345,36 @@ def test_the_audit_of_real_splits_finds_what_is_there() -> None:
         file = folder / "survival" / f"tcga_blca_splits_{fold}.csv"
         audit = audit_split(read_assigned(file), clinical)
         assert audit.clean and all(part.shared_sites > 0 for part in audit.parts)
+
+
+def test_leaks_are_told_before_anything_else() -> None:
+    disagree = SlideColumns(SLIDES, PATIENTS, {"label": ["c", *LABELS[1:]]})
+    leak = [(slide, "test" if slide == "s2" else part) for slide, part in CLEAN]
+    assert list(kinds(audit_split([leak], disagree)))[:2] == [
+        "patient-in-two-parts",
+        "labels-disagree",
+    ]
+
+
+def test_sites_kept_together_are_no_alarm(tmp_path: Path) -> None:
+    rows = [(f"s{i}", f"p{i}", "ab"[i % 2], f"h{i // 4}") for i in range(24)]
+    table = write(tmp_path / "t.csv", ("slide", "patient", "label", "site"), *rows)
+    told = "No site is in two parts, so each part is biased by site as far as can be"
+    assert told in invoke("make", table, "-o", tmp_path / "a.csv", "--sites", "preserve").output
+    assert told not in invoke("make", table, "-o", tmp_path / "b.csv").output
+
+
+def test_another_split_is_replaced_on_request_only(table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.csv"
+    made = ["make", table, "-o", out, "--fractions", "1/3", "1/3", "1/3"]
+    assert invoke(*made).exit_code == 0
+    kept = out.read_bytes()
+    assert invoke(*made).exit_code == 0
+    other = [*made, "--seed", "1"]
+    with pytest.raises(DataError, match=r"out.csv' holds another split \(sha256 .* --overwrite"):
+        CliRunner().invoke(cli, ["split", *map(str, other)], catch_exceptions=False)
+    assert out.read_bytes() == kept
+    assert invoke(*other, "--overwrite").exit_code == 0 and out.read_bytes() != kept
+    out.write_text("a,b\n1,2\n")
+    with pytest.raises(DataError, match="holds something else, this one is sha256"):
+        CliRunner().invoke(cli, ["split", *map(str, made)], catch_exceptions=False)

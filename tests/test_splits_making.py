@@ -244,6 +244,8 @@ WRONG = [
         r"fractions are \(0\.7, 0\.2\), expected those of train, val and t",
     ),
     ({"fractions": (0.7, 0.2, 0.2)}, r"expected those of train, val and test, 1 together"),
+    ({"fractions": (70, 15, 15)}, r"of train, val and test, 1 together: 0\.7 0\.15 0\.15"),
+    ({"fractions": (0.7, 0.2, -0.2)}, r"1 together: 0\.7 0\.15 0\.15"),
     ({"fractions": (0, 0.5, 0.5)}, r"which leave nobody to train on"),
     ({"fractions": (0.98, 0.01, 0.01), "stratify": False}, r"20 patients leave a part empty that"),
     ({"kind": "kfold", "folds": 21}, r"20 patients cannot make 21 folds: ask for 20 at most"),
@@ -271,8 +273,12 @@ WRONG = [
     ({"slides": [], "patients": [], "labels": []}, r"there are no slides to split"),
     ({"times": [np.nan] * 20, "events": [1] * 20}, r"slide 'p0-s0' has no time \(NaN\): leave out"),
     (
-        {"times": range(20), "events": [0] * 20, "labels": None},
+        {"times": range(20), "events": [1] + [0] * 19, "labels": None},
         r"has no patient whose event was se",
+    ),
+    (
+        {"times": range(20), "events": [0] * 20, "labels": None},
+        r"no patient of the table has had the event .* data\.censorship=COLUMN, or",
     ),
     (
         {"times": range(20), "events": [1] * 20, "patients": ["p", "p", *"abcdefghijklmnoqrs"]},

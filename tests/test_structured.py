@@ -11,6 +11,7 @@ from wsizoo.structured import MISSING, structured
 @dataclass(frozen=True)
 class Inner:
     rate: float = 0.5
+    few: int | None = None
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Outer:
     inner: Inner = field(default_factory=Inner)
     maybe: Inner | None = None
     steps: list[int] = field(default_factory=list)
+    names: list[str] | None = None
 
 
 def test_content_is_laid_on_the_defaults_in_nested_dataclasses_too() -> None:
@@ -32,9 +34,14 @@ def test_content_is_laid_on_the_defaults_in_nested_dataclasses_too() -> None:
     [
         ({}, r"^the file states no name$"),
         ({"name": "a", "iner": {}}, r"^the file: unknown field 'iner'. Did you mean 'inner'\?$"),
-        ({"name": "a", "inner": {"x": 1}}, r"unknown field 'inner\.x'. Fields: rate\.$"),
-        ({"name": "a", "inner": {"rate": "fast"}}, r"^the file: inner\.rate: Value 'fast'"),
-        ({"name": "a", "steps": [1, 2.5]}, r"^the file: steps\[1\]: Value '2\.5'"),
+        ({"name": "a", "inner": {"x": 1}}, r"unknown field 'inner\.x'. Fields: few, rate\.$"),
+        ({"name": "a", "inner": {"rate": "fast"}}, r"inner\.rate is 'fast', expected a number$"),
+        ({"name": "a", "inner": {"few": "x"}}, r"inner\.few is 'x', expected a whole number$"),
+        ({"name": "a", "inner": {"rate": None}}, r"inner\.rate is null, expected a number$"),
+        ({"name": "a", "steps": [1, 2.5]}, r"steps\[1\] is 2\.5, expected a whole number$"),
+        ({"name": "a", "steps": 2}, r"^the file: steps is 2, expected a list: steps=\[2\]$"),
+        ({"name": "a", "names": "b"}, r"names is 'b', expected a list: names=\[b\]$"),
+        ({"name": [1]}, r"^the file: name is \[1\], expected text$"),
         ({"name": "a", "inner": 3}, "^the file: a field: .*Inner"),
     ],
 )

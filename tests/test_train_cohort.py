@@ -1,10 +1,12 @@
 """wsizoo.train.cohort: slides, patients, targets and files of a table; what is wrong, at once."""
 
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -344,6 +346,18 @@ def test_the_name_of_a_slide_has_no_suffix_of_an_image(cell: str, name: str) -> 
     assert slide_name(cell) == name
 
 
+def test_files_that_cannot_be_read_are_told_with_those_that_are_missing(tmp_path: Path) -> None:
+    folder = features(tmp_path, "a", "b", "c")
+    (tmp_path / "features" / "b.h5").write_bytes(b"\x89HDF\r\n\x1a\n cut off")
+    rows = ("a,p,x", "b,q,y", "c,r,y", "d,s,x", "e,t,")
+    file = table(tmp_path, *rows, head="slide,patient,label\n")
+    with pytest.raises(DataError) as caught:
+        read(table=file, features=folder)
+    told = str(caught.value)
+    assert "1 have no feature file in" in told and "1 have no label (column label): e" in told
+    assert re.search(r"1 have a file that cannot be read \(.*b\.h5.*\): b", told)
+
+
 # Labels of patches
 
 
@@ -374,6 +388,31 @@ def test_labels_of_patches_come_by_row_by_cell_or_by_place(tmp_path: Path) -> No
     assert (segmentation(tmp_path).bag(0).target or {})["instances"].tolist() == [0, 1, -1, 1]
     file.with_suffix(".csv").write_text("x,y,label\n256,256,yes\n0.0,0,no\n9,9,yes\n")
     assert (segmentation(tmp_path).bag(0).target or {})["instances"].tolist() == [0, -1, -1, 1]
+
+
+@pytest.mark.parametrize("collisions", ["error", "nearest"])  # files as they are, or regridded
+def test_labels_of_patches_are_read_without_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collisions: str
+) -> None:
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "a.npy", np.array([[0, 1, 9], [-1, 1, 9]]))
+    cohort = segmentation(tmp_path, collisions=collisions)
+    assert (cohort.bag(0).target or {})["instances"].tolist() == [0, 1, -1, 1]
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", few(h5py.Dataset.__getitem__))
+    assert cohort.labels_of_patches(0).tolist() == [0, 1, -1, 1]
+    with pytest.raises((TypeError, DataError), match="features were read"):
+        cohort.bag(0)
+
+
+def few(getitem: Any) -> Any:
+    """h5py's reading, without features."""
+
+    def of(dataset: Any, *where: Any) -> Any:
+        if dataset.name.endswith("features"):
+            raise TypeError("features were read")
+        return getitem(dataset, *where)
+
+    return of
 
 
 def test_labels_of_patches_that_are_not_there_or_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_an_evaluation_that_finds_no_room_keeps_the_one_before_it(
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     monkeypatch.setattr(evaluation.Measuring, "write", full(evaluation.Measuring.write))
     with pytest.raises(DataError, match=TOLD):
-        evaluate_run(whole, out, part="all")
+        evaluate_run(whole, out, part="all", overwrite=True)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 

@@ -1,5 +1,6 @@
 """evaluate_run: the numbers of the run, and slides that the run has seen are no test."""
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 import pytest
 
 from tests.toy_cohort import read_table, write_cohort, write_config, write_table
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 from wsizoo.train.config import load_config
 from wsizoo.train.evaluation import evaluate_run
+from wsizoo.train.processes import found_device
 from wsizoo.train.run import run_training
 
 
@@ -118,3 +120,52 @@ def test_evaluate_gives_the_survival_numbers_of_the_run(tmp_path: Path) -> None:
     kept = read(run / "run.json")["censoring"]
     assert sorted(kept["times"]) == sorted(float(row["time"]) for row in train)
     assert sum(kept["events"]) == sum(int(row["event"]) for row in train)
+
+
+def test_another_evaluation_is_replaced_on_request_only(source: Path, tmp_path: Path) -> None:
+    run, out = source / "run", tmp_path / "out"
+    evaluate_run(run, out)
+    kept = (out / "metrics.json").read_bytes()
+    evaluate_run(run, out)  # the same
+    assert (out / "metrics.json").read_bytes() == kept
+    told = r"another evaluation: parts was \['test'\], is \['val'\]\. .* --overwrite"
+    with pytest.raises(DataError, match=told):
+        evaluate_run(run, out, part="val")
+    rows = read_table(source / "slides.csv")
+    write_table(tmp_path / "t.csv", [*rows[:-1], rows[-1] | {"label": "benign"}])
+    other = [f"data.table={tmp_path / 't.csv'}"]
+    with pytest.raises(DataError, match="another evaluation: data_digest was"):
+        evaluate_run(run, out, other)
+    assert (out / "metrics.json").read_bytes() == kept
+    evaluate_run(run, out, part="val", overwrite=True)
+    told = read(out / "run.json")
+    assert told["parts"] == ["val"] and len(told["weights_digest"]) == 64
+    assert {row["part"] for row in read_table(out / "predictions.csv")} == {"val"}
+
+
+def test_overrides_that_are_not_of_the_data_are_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"'train.epochs=4' changes nothing: .* data.KEY=VALUE"):
+        evaluate_run(source / "run", tmp_path / "out", ["train.epochs=4"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_evaluation_takes_the_gpu_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert (found_device("auto"), found_device("cpu")) == ("cuda", "cpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert found_device("auto") == "cpu"
+    assert inspect.signature(evaluate_run).parameters["device"].default == "auto"
+
+
+def test_an_evaluation_tells_its_data_and_the_split_of_its_run(
+    source: Path, tmp_path: Path
+) -> None:
+    run = source / "run"
+    evaluate_run(run, tmp_path / "lab" / "e", ["data.bins=3"], part="val")
+    told = read(tmp_path / "lab" / "e" / "run.json")
+    assert told["split_digest"] == read(run / "run.json")["split_digest"]
+    assert (told["data"]["table"], told["data"]["bins"]) == (str(source / "slides.csv"), 3)
+    assert told["composition"] == read(run / "run.json")["composition"]
+    page = (tmp_path / "lab" / "e" / "report.html").read_text()
+    assert "slides.csv" in page and str(source) not in page
+    assert f"sha256 {told['split_digest'][:16]}" in page

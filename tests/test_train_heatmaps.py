@@ -125,7 +125,7 @@ def test_what_has_nothing_to_draw_is_refused(source: Path, monkeypatch: pytest.M
         return PatchAnswers(n)
 
     monkeypatch.setattr(PatchAnswers, "of", silent)
-    with pytest.raises(DataError, match="'toy' gives neither scores nor classes of patches"):
+    with pytest.raises(DataError, match=r"'abmil-\S+' gives neither scores nor classes of patches"):
         heatmaps_of_run(source / "run", 1)
 
 

@@ -185,9 +185,8 @@ def test_each_bag_is_compared_with_all_others() -> None:
 
 def test_a_bag_of_unknown_make_among_known_ones_is_named() -> None:
     mixed = [*bags(1, Fingerprint("uni")), *bags(3)[2:]]
-    with pytest.raises(
-        DataError, match=r"slide 's2' states no encoder, slide 's0' states uni: .*bag\.replace\(enc"
-    ):
+    told = r"slide 's2' states no encoder, slide 's0' states uni: .* in a run data\.encoder=NAME"
+    with pytest.raises(DataError, match=told):
         fit(model(), mixed)
 
 

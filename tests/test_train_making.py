@@ -54,6 +54,12 @@ def test_two_statements_of_classes_must_agree(cohort: Path) -> None:
         classes_of(config, default())
 
 
+def test_classes_of_patches_must_be_named(cohort: Path) -> None:
+    config = asked(cohort, "data.classes=null", task="segmentation")
+    with pytest.raises(SpecError, match=r"say which classes they are.* data\.classes=\[normal,tum"):
+        classes_of(config, default())
+
+
 def test_a_seed_is_that_of_the_weights(cohort: Path) -> None:
     one, same, other = (made(asked(cohort), seed) for seed in (1, 1, 2))
     weights = [model.inference_state()["head.linear.weight"] for model in (one, same, other)]

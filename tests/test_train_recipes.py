@@ -1,5 +1,6 @@
 """wsizoo.train.recipes: what is shipped is found, read, built, and says whose it is."""
 
+import dataclasses
 import importlib.metadata
 import re
 import subprocess
@@ -12,8 +13,10 @@ import pytest
 
 import wsizoo
 from wsizoo.errors import NotFoundError, SpecError
+from wsizoo.registry import default
 from wsizoo.train.config import load_config
 from wsizoo.train.config_content import read_content
+from wsizoo.train.making import task_of
 from wsizoo.train.recipes import find_recipe, recipe_names, recipes
 from wsizoo.train.row_targets import TASKS
 
@@ -58,7 +61,7 @@ def test_a_recipe_says_what_it_is_whose_it_is_and_what_is_ours(name: str) -> Non
     assert re.search(r"\bours\b", text, re.IGNORECASE), "claims no choice"
     assert 20 < len(SHIPPED[name].summary) < 110
     assert SHIPPED[name].summary.endswith(".")
-    assert "data" not in read_content(SHIPPED[name].file) or "surv" in name
+    assert not {"table", "features"} & {*read_content(SHIPPED[name].file).get("data", {})}
 
 
 def test_the_manual_lists_every_recipe_with_its_owner() -> None:
@@ -150,3 +153,13 @@ def test_listing_recipes_imports_neither_torch_nor_a_plugin() -> None:
 def test_plugins_with_recipes_are_installed_ones() -> None:
     points = importlib.metadata.entry_points(group="wsizoo")
     assert {str(p.value).partition(".")[0] for p in points} >= {"wsizoo_plugin_span"}
+
+
+@pytest.mark.parametrize("name", ["baseline-survival", "span-survival", "baseline-segmentation"])
+def test_a_model_of_another_task_is_told_the_head_it_needs(name: str) -> None:
+    config = load_config({"recipe": name, "model": "abmil-demo", "data": {"table": "t.csv"}})
+    config = dataclasses.replace(config, overrides=[])
+    task = name.rpartition("-")[2]
+    told = rf"head 'classification' of 'abmil-demo' is of class.*overrides=\[\"head={task}\"\]"
+    with pytest.raises(SpecError, match=told):
+        task_of(config, default())

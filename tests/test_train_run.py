@@ -110,6 +110,12 @@ def test_bins_of_time_come_from_the_training_part_alone(cohort: Path, tmp_path: 
     every = train(cohort, tmp_path / "all", "data.bins_from=whole_cohort", task="survival")
     assert read(own / "run.json")["edges"] == [pytest.approx(middle[0])]
     assert read(every / "run.json")["edges"] == [pytest.approx(middle[1])]
+    lacking = Path(shutil.copytree(cohort, tmp_path / "lacking"))
+    for row in sorted(rows, key=lambda row: float(row["time"]))[:2]:
+        (lacking / "features" / f"{row['slide']}.h5").unlink()
+    more = ("data.bins_from=whole_cohort", "data.missing=drop")
+    left = train(lacking, tmp_path / "left", *more, task="survival")
+    assert read(left / "run.json")["edges"] == [pytest.approx(middle[1])], "of the whole table"
 
 
 def test_the_weight_of_positive_patches_is_counted_in_the_training_part(
@@ -432,12 +438,15 @@ def test_a_patient_in_two_parts_is_told_of(several: Path, tmp_path: Path) -> Non
 def test_slides_that_were_left_out_are_told_of(cohort: Path, tmp_path: Path) -> None:
     table = tmp_path / "more.csv"
     lines = (cohort / "slides.csv").read_text().splitlines()
-    table.write_text("\n".join([*lines, "s99,P99,A,benign,3,1,0.5,train"]) + "\n")
+    more = [f"s{i},P{i},A,{label},3,1,0.5,train" for i, label in ((97, ""), (98, "benign"))]
+    table.write_text("\n".join([*lines, *more, "s99,P99,A,benign,3,1,0.5,train"]) + "\n")
     told: list[str] = []
     overrides = [f"data.table={table}", "data.missing=drop", "train.epochs=1"]
     config = load_config(write_config(cohort), overrides)
     run_training(config, tmp_path / "run", say=told.append)
-    assert any(line.startswith("Left out 1 slides, first 's99'") for line in told)
+    (line,) = [line for line in told if line.startswith("Left out")]
+    assert "Left out 3 slides:\n  1 have no label (column label): s97\n" in line
+    assert "  2 have no feature file in " in line and line.endswith(": s98, s99")
 
 
 def test_a_slide_with_nothing_to_find_has_no_dice(cohort: Path, tmp_path: Path) -> None:

@@ -29,7 +29,10 @@ from wsizoo.train.settings import TrainSettings
         ({"optimiser": "lion"}, "optimiser is 'lion', expected one of adamw, adam, radam, sgd"),
         ({"schedule": "step"}, "schedule is 'step', expected one of cosine, constant"),
         ({"checkpoint": "first"}, "checkpoint is 'first', expected one of best, last"),
-        ({"loggers": ("mlflow",)}, "No logger 'mlflow', expected some of tensorboard, wandb"),
+        (
+            {"loggers": ("mlflow",)},
+            "train.loggers names 'mlflow', expected some of tensorboard, wandb",
+        ),
         ({"epochs": 0}, "epochs is 0, expected 1 or more"),
         ({"max_patches": 0}, "max_patches is 0, expected 1 or more"),
         ({"seed": -1}, "seed is -1, expected 0 or more"),

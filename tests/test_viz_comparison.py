@@ -36,6 +36,17 @@ def test_points_and_guide_lie_within_the_axis():
     assert 18 <= min(dots(svg, "2.5")) < max(dots(svg, "2.5")) < float(guide.get("x1")) <= 382
 
 
+def test_a_guide_crosses_no_name_and_no_number():
+    svg = interval_plot([("a", 0.5, 0.4, 0.6), ("b", 1.0, 0.9, 1.0)], "AUC", guide=0.95)
+    drawn = list(ET.fromstring(svg).iter())
+    guides = [e for e in drawn if e.get("class") == "guide"]
+    names = [float(e.get("y")) for e in drawn if e.tag.endswith("text") and e.text in ("a", "b")]
+    spans = [(float(e.get("y1")), float(e.get("y2"))) for e in guides]
+    assert len(spans) == 2
+    assert all(not start < y < end for start, end in spans for y in names)
+    assert all(start > y for (start, _), y in zip(spans, names, strict=True))
+
+
 def test_shares_that_are_all_equal_get_an_axis_of_shares():
     ticks = texts(interval_plot([("a", 1.0, 1.0, 1.0), ("b", 1.0, None, None)], "AUC"))
     assert ticks[:6] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]

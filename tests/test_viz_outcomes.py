@@ -83,6 +83,14 @@ def test_a_calibration_bin_lies_within_its_interval():
     assert "12" in texts(svg)
 
 
+def test_counts_of_neighbouring_bins_do_not_touch():
+    bins = [Calibration(p, 0.5, 0.4, 0.6, n) for p, n in ((0.58, 11), (0.6, 5), (0.62, 1000))]
+    svg = reliability_chart([*bins, Calibration(0.9, 0.5, 0.4, 0.6, 7)], "p")
+    places = {e.text: (float(e.get("x")), float(e.get("y"))) for e in all_of(svg, "text")}
+    assert places["11"][1] > places["5"][1] > places["1000"][1]
+    assert places["7"][1] == places["11"][1]  # where there is room, the lowest row
+
+
 def test_scores_are_counted_in_their_bins():
     svg = score_chart([("a", [0.0, 0.01, 0.99, 1.0, 1.0]), ("b", [0.5])], "p", guide=0.5)
     bars = [box(bar) for bar in all_of(svg, "rect", "bar")]
@@ -122,7 +130,7 @@ def test_equal_pairs_lie_on_the_line():
 
 def test_a_marked_epoch_stands_at_its_place():
     svg = curve_chart("Loss", [1, 2, 3], {"a": [3, 2, 1]}, mark=(2, "kept: epoch 2"))
-    (guide,) = all_of(svg, "line", "guide")
+    (guide,) = all_of(svg, "line", "whisker")  # solid, in ink: seen on the axis of epoch 1 too
     ((_, _), (x, _), (_, _)) = corners(all_of(svg, "path")[0])
     assert float(guide.get("x1")) == x
     assert "kept: epoch 2" in texts(svg)

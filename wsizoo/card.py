@@ -17,6 +17,7 @@ SPDX_ON_HUB = {
     "CC0-1.0": "cc0-1.0",
     "CC-BY-NC-4.0": "cc-by-nc-4.0",
     "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0",
+    "unknown": "unknown",
 }
 
 
@@ -27,12 +28,17 @@ def model_card(config: dict[str, Any]) -> str:
         f"# {config['name']}",
         str(spec.get("summary", "")),
         "A slide model of [wsizoo](https://pypi.org/project/wsizoo): "
-        + " -> ".join(_composition(spec))
+        + " -> ".join(composition(spec, config["fingerprint"]))
         + ".",
         "## Use",
         f'```python\nimport wsizoo\n\nmodel = wsizoo.load("hf:OWNER/{config["name"]}@COMMIT")\n'
         'out = model(wsizoo.read_bag("slide.h5"))\n```',
         _features(config["fingerprint"]),
+        *(
+            ["Under which licence its weights may be used, nobody has stated."]
+            if spec["licence"] == "unknown"
+            else []
+        ),
         "## Training and results",
         *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
         *(_stated(training) or ["Not stated by the publisher."]),
@@ -77,7 +83,11 @@ def _index(name: str, pipeline: str, results: dict[str, Any]) -> dict[str, Any]:
     Source: https://huggingface.co/docs/hub/model-cards (evaluation results).
     """
     metrics = [
-        {"type": metric, "name": f"{metric} ({results['part']})", "value": one["value"]}
+        {
+            "type": "recall" if metric.startswith("recall_of_") else metric,  # a word of the Hub's
+            "name": f"{metric} ({results['part']})",
+            "value": one["value"],
+        }
         for metric, one in results.get("values", {}).items()
         if one.get("value") is not None
     ]
@@ -133,9 +143,16 @@ def _rounded(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _composition(spec: dict[str, Any]) -> list[str]:
-    parts = (spec.get(part) for part in ("encoder", "selector", "aggregator", "model", "head"))
-    return [str(part["name"]) for part in parts if part]
+def composition(spec: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> list[str]:
+    """Names of a model's parts, in the order in which a slide goes through them.
+
+    Args:
+        spec: its parts. fingerprint: of its features; their encoder counts, as an entry whose
+            weights were not taken may name another.
+    """
+    parts = (spec.get(part) for part in ("selector", "aggregator", "model", "head"))
+    encoder = fingerprint.get("encoder") or (spec.get("encoder") or {}).get("name")
+    return [*([str(encoder)] if encoder else []), *(str(part["name"]) for part in parts if part)]
 
 
 def _stated(training: dict[str, Any]) -> list[str]:

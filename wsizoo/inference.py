@@ -26,6 +26,8 @@ from wsizoo.viz.predicted import Drawing, PatchAnswers, write_pictures, write_sc
 from wsizoo.viz.table import Table, prediction_row
 from wsizoo.zoo import load
 
+OF_A_RUN = ("config.yaml", "metrics.json", "benchmark.html")  # of its folder, never of ours
+
 
 @dataclass(frozen=True)
 class Predicted:
@@ -84,8 +86,8 @@ def predict(
         weights, precision: of the model's encoder, as `wsizoo.extract`.
 
     Raises:
-        DataError: nothing to predict, two slides of one name, `out` not writable or with the
-            predictions of another model.
+        DataError: nothing to predict, two slides of one name, `out` not writable, the folder of a
+            run, or with the predictions of another model.
         WeightsError, NotFoundError: the model, or its encoder where there are slides to encode.
         FingerprintError: `request` asks for other patches than the model was trained on.
         BackendError: no such device. What concerns single slides is reported in the result, and
@@ -97,6 +99,7 @@ def predict(
     entries, source = _begin(inputs, model, Path(out), needs)
     out = Path(out)
     table = Table(out, source.model, overwrite)
+    source.prepare(entries)
     work = partial(_predict_one, source, table, out, pictures)
     results: list[Predicted] = []
     try:
@@ -139,6 +142,7 @@ def embed(
         request or Request(), device, progress, overwrite, encoder, force, weights, precision
     )
     entries, source = _begin(inputs, model, Path(out), needs)
+    source.prepare(entries)
     work = partial(_embed_one, source, Path(out))
     results: list[Predicted] = []
     for entry in entries:
@@ -159,12 +163,20 @@ def _begin(
     Raises what would make every slide fail, see `predict`.
     """
     entries = list_inputs(inputs)
+    _check_no_run(out)
     check_writable(out)
     check_device(needs.device)
     network = (model if isinstance(model, SlideModel) else load(model)).to(needs.device).eval()
-    source = FeatureSource(network, out / "features", needs)
-    source.prepare(entries)
-    return entries, source
+    return entries, FeatureSource(network, out / "features", needs)
+
+
+def _check_no_run(out: Path) -> None:
+    """Raise DataError for the folder of a run, whose predictions.csv and run.json are its own."""
+    if own := [name for name in OF_A_RUN if (out / name).exists()]:
+        raise DataError(
+            f"'{out}' holds {own[0]}: it is the folder of wsizoo train, evaluate or benchmark, "
+            f"whose files stay as they are. Choose another: -o {out}-predicted"
+        )
 
 
 def _attempt(work: Callable[[SlideEntry], Predicted], entry: SlideEntry) -> Predicted:

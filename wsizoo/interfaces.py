@@ -226,10 +226,13 @@ class Head(Part):
     Args:
         in_dim: width of what it reads; None: the aggregator owns the classifier.
         n_outputs: number of raw outputs (classes, time bins, values).
+
+    Class attribute `compares_slides`: the loss compares the slides of a batch, and is 0 of one.
     """
 
     task: ClassVar[Task]
     reads: ClassVar[Literal["slide", "instances"]] = "slide"
+    compares_slides: ClassVar[bool] = False
 
     def __init__(self, in_dim: int | None, n_outputs: int) -> None:
         super().__init__()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ from wsizoo.weights import read_tensors, write_tensors
 from wsizoo.zoo import load_stored
 
 GOLDEN_PATCHES = 32
-RUN, RUN_MODEL = "run.json", "model"  # of a run of `wsizoo train`
+RUN_CONFIG, RUN_MODEL = "config.yaml", "model"  # of a run of `wsizoo train`
 TOLERANCES = {  # rtol, atol on another machine and thread count, by the recorded dtype
     torch.float16: (1e-2, 1e-2),
     torch.bfloat16: (5e-2, 5e-2),
@@ -161,10 +163,54 @@ def _deviation(name: str | Path, output: str, then: Tensor, now: Tensor | None) 
     return off
 
 
+@contextmanager
+def as_published(
+    source: SlideModel | Path | str,
+    *,
+    name: str | None = None,
+    licence: str | None = None,
+    untrained: bool = False,
+    registry: Registry | None = None,
+) -> Iterator[Path]:
+    """What `push` publishes, verified, as a folder for as long as it is looked at.
+
+    Args, Raises: as `push`.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        if isinstance(source, SlideModel):
+            source = save(source, Path(scratch) / "saved")
+        folder = model_folder(Path(source))
+        stored = verify(folder, registry).name
+        config = read_config(folder / CONFIG)
+        if not (config["trained"] or untrained):
+            raise DataError(
+                f"'{stored}' was saved with trained=False, so it was not published. After a "
+                "training loop of your own: model.trained = True, then save. To publish random "
+                "weights: wsizoo.push(..., untrained=True), wsizoo push --untrained"
+            )
+        prepared = Path(scratch) / "published"
+        prepared.mkdir()
+        for file in stored_files(config):
+            shutil.copyfile(folder / file, prepared / file)
+        if name or licence:
+            if (folder / CARD).read_text(encoding="utf-8") != model_card(config):
+                raise DataError(
+                    f"'{folder / CARD}' was edited, and a name or licence would write it anew. "
+                    "State them there, or save the model again"
+                )
+            spec = {**config["spec"], "licence": licence or config["spec"]["licence"]}
+            config |= {"name": name or stored, "spec": spec}
+            (prepared / CARD).write_text(model_card(config), encoding="utf-8")
+            write_json(prepared / CONFIG, config)
+        yield prepared
+
+
 def push(
     source: SlideModel | Path | str,
     repo: str,
     *,
+    name: str | None = None,
+    licence: str | None = None,
     private: bool = True,
     message: str = "Add model",
     untrained: bool = False,
@@ -176,6 +222,8 @@ def push(
     pinned address.
 
     Args:
+        name, licence: of the model and its weights in config.json and on the card, in place of
+            those that were saved. A run's model has no licence until somebody states one.
         untrained: publish random weights too.
 
     Raises:
@@ -183,50 +231,37 @@ def push(
         GatedError, RepoNotFoundError, OfflineError, WeightsError: as the Hub answers; also when
         the repository is there and public, and `private` was asked for.
     """
-    if isinstance(source, SlideModel):
-        with tempfile.TemporaryDirectory() as scratch:
-            source = save(source, Path(scratch) / "model")
-            return push(
-                source,
-                repo,
-                private=private,
-                message=message,
-                untrained=untrained,
-                registry=registry,
-            )
-    folder = model_folder(Path(source))
-    name = verify(folder, registry).name
-    config = read_config(folder / CONFIG)
-    if not (config["trained"] or untrained):
-        raise DataError(
-            f"'{name}' was saved with trained=False, so it was not published. After a training "
-            "loop of your own: model.trained = True, then save. To publish random weights: "
-            "wsizoo.push(..., untrained=True), wsizoo push --untrained"
-        )
-    files = stored_files(config)
-    return f"hf:{repo}@{hub_upload(folder, repo, private, message, files)}"
+    with as_published(
+        source, name=name, licence=licence, untrained=untrained, registry=registry
+    ) as folder:
+        return f"hf:{repo}@{hub_upload(folder, repo, private, message)}"
 
 
 def model_folder(folder: Path) -> Path:
     """The folder of the saved model: of a run of `wsizoo train` its `model`, else itself.
 
     Raises:
-        DataError: a run that is not finished, or of several models.
+        DataError: a run that is not finished, or a folder that holds models and is none.
     """
-    several = sorted(path.parent.name for path in folder.glob(f"*/{RUN}"))
-    if (folder / CONFIG).is_file() or not ((folder / RUN).is_file() or several):
+    if (folder / CONFIG).is_file():
         return folder
-    if several:
+    begun = (folder / RUN_CONFIG).is_file()
+    if begun and (folder / RUN_MODEL / CONFIG).is_file():
+        return folder / RUN_MODEL
+    saved = [path.parent for path in folder.glob(f"*/{CONFIG}")]
+    runs = [path.parent.parent for path in folder.glob(f"*/{RUN_MODEL}/{CONFIG}")]
+    if several := sorted(path.name for path in [*saved, *runs]):
+        more = ", ..." if len(several) > 3 else ""
         raise DataError(
-            f"'{folder}' holds {len(several)} models ({', '.join(several[:3])}, ...): name one, "
-            f"{folder / several[0]}"
+            f"'{folder}' is no model and no run of one; it holds {len(several)} "
+            f"({', '.join(several[:3])}{more}): name one, {folder / several[0]}"
         )
-    if not (folder / RUN_MODEL / CONFIG).is_file():
+    if begun:
         raise DataError(
             f"the run '{folder}' is not finished, so it has no model yet. The command that began "
-            f"it goes on with it: wsizoo train {folder / 'config.yaml'} -o {folder}"
+            f"it goes on with it: wsizoo train {folder / RUN_CONFIG} -o {folder}"
         )
-    return folder / RUN_MODEL
+    return folder
 
 
 def check_free(folder: Path, overwrite: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     mode = path.stat().st_mode  # as any new file here; safetensors makes it the owner's alone
     save_file(own, path, metadata=dict(metadata) or {"format": "pt"})  # {} gives a broken file
     path.chmod(mode)
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors by name, wherever they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(data.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def check_strict(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], whose: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wsizoo.benchmark.cells import Cell, Work
 from wsizoo.errors import DataError
@@ -27,6 +27,7 @@ class Result:
 
     Args:
         metrics: of its test part. facts: `FACTS`, None where unknown.
+        digests: of data and split, as run.json names them.
         predictions: rows of the test part, a patient each (a slide each where those differ).
     """
 
@@ -36,6 +37,7 @@ class Result:
     metrics: Mapping[str, float]
     facts: Mapping[str, float | None]
     predictions: tuple[Row, ...]
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def main(self) -> str:
@@ -65,6 +67,7 @@ def read_result(work: Work, cell: Cell) -> Result:
             {name: _number(each["value"]) for name, each in measured["test"].items()},
             {name: facts.get(name) for name in FACTS},
             tuple(rows),
+            {name: value for name, value in told.items() if name.endswith("_digest")},
         )
     except (OSError, ValueError, KeyError, TypeError, DataError) as error:
         raise DataError(

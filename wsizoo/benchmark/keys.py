@@ -55,7 +55,7 @@ def model_identity(config: RunConfig, registry: Registry) -> dict[str, Any]:
     told: dict[str, Any] = {"model": model_record(spec), "code": code_digest(registry, used)}
     if config.init:
         from wsizoo.stored import find_stored
-        from wsizoo.viz.table import weights_digest
+        from wsizoo.weights import weights_digest
 
         told["init"] = weights_digest(find_stored(config.init, registry).tensors)
     return told

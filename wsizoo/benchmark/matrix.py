@@ -27,6 +27,7 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     Raises: as `run_benchmark`.
     """
     from wsizoo.train.digests import whole_digest
+    from wsizoo.train.rehearsal import check_choice
     from wsizoo.train.run import splits_of
 
     cohorts = {name: _cohort(asked, folder, registry) for name, folder in asked.features.items()}
@@ -43,6 +44,8 @@ def make_cells(asked: Asked, splits: Path, registry: Registry, say: Say) -> tupl
     _check_tested(folds)
     files = [_split_file(splits, fold, split, first) for fold, split in enumerate(folds)]
     candidates = _fitting(asked, cohorts, folds[0].train, registry, say)
+    for candidate in candidates:
+        check_choice(asked.config(candidate), first, folds, registry)
     digests = {name: whole_digest(cohort) for name, cohort in cohorts.items()}
     cells = []
     for fold, (file, digest) in enumerate(files):
@@ -136,10 +139,12 @@ def why_it_does_not_fit(
     Args:
         train: rows of a training part, from which what the config leaves open is filled in.
     """
+    from wsizoo.train.loop import check_steps
     from wsizoo.train.making import make_model
 
     try:
         model = make_model(config, cohort, train, 0, registry)
+        check_steps(model, config.train.batch_size)
     except (SpecError, NotFoundError, PluginError) as error:
         return str(error)
     bag = cohort.bag(0)

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from wsizoo.benchmark.compare import FACTS
-from wsizoo.benchmark.results import Row
+from wsizoo.benchmark.compare import FACTS, Result
+from wsizoo.benchmark.results import Row, shown
 from wsizoo.benchmark.tables import cells
 from wsizoo.measures.names import MAIN, title
 from wsizoo.viz.comparison import interval_plot, rank_plot
 from wsizoo.viz.page import page, wide_table
 
+REPORT = "report.html"  # of a cell
+
 
 def benchmark_page(
-    rows: Sequence[Row], task: str, failures: Sequence[tuple[str, str]], told: str
+    rows: Sequence[Row],
+    task: str,
+    failures: Sequence[tuple[str, str]],
+    told: str,
+    made: Mapping[str, str] | None = None,
+    runs: Sequence[Result] = (),
 ) -> str:
     """The page.
 
     Args:
         failures: (cell, reason) of those that failed. told: one line on what was run.
+        made: what was run, by name, as `told_of` has it. runs: those that finished, whose reports
+            are linked.
     """
     results, *costs = _tables(rows, task)
     body = [
@@ -30,6 +39,8 @@ def benchmark_page(
         *_charts(rows, MAIN[task]),
         *costs,
         *_failures(failures),
+        *(["<h2>What was run</h2>", _facts(made.items())] if made else []),
+        *_runs(runs, MAIN[task]),
         "<h2>How to read it</h2>",
         *(f"<p>{html.escape(text)}</p>" for text in HOW),
     ]
@@ -117,7 +128,24 @@ def _name(row: Row, rows: Sequence[Row]) -> str:
 def _failures(failures: Sequence[tuple[str, str]]) -> list[str]:
     if not failures:
         return []
+    return ["<h2>Runs that failed</h2>", _facts(failures)]
+
+
+def _facts(pairs: Iterable[tuple[str, str]]) -> str:
     items = "".join(
-        f"<dt>{html.escape(cell)}</dt><dd>{html.escape(reason)}</dd>" for cell, reason in failures
+        f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in pairs
     )
-    return ["<h2>Runs that failed</h2>", f'<dl class="facts">{items}</dl>']
+    return f'<dl class="facts">{items}</dl>'
+
+
+def _runs(results: Sequence[Result], main: str) -> list[str]:
+    """Each run with its main measure and a link to its report, which has all others."""
+    if not results:
+        return []
+    lines = [["Model", "Features", "Fold", "Seed", html.escape(title(main))]]
+    for result in results:
+        cell = result.cell
+        link = f'<a href="cells/{cell.folder}/{REPORT}">{html.escape(cell.model)}</a>'
+        ends = [str(cell.fold), str(cell.seed), shown(result.value)]
+        lines.append([link, html.escape(cell.features), *ends])
+    return ["<h2>Runs</h2>", _table(lines, "Each run; its own report has all its measures")]

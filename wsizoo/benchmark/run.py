@@ -23,9 +23,10 @@ from wsizoo.benchmark.cells import (
 )
 from wsizoo.benchmark.matrix import make_cells
 from wsizoo.benchmark.plan import read_benchmark
+from wsizoo.benchmark.record import RECORD, record_of, told_of
 from wsizoo.errors import DataError
 from wsizoo.extraction.folders import check_writable
-from wsizoo.files import locked, write_csv, write_text
+from wsizoo.files import locked, write_csv, write_json, write_text
 from wsizoo.registry import Registry, default
 from wsizoo.train.config import RunConfig
 
@@ -100,12 +101,15 @@ def run_benchmark(
         work = Work(out / "cells", run_one)
         check_sendable(work)
         cells, task = make_cells(asked, out / "splits", registry, say)
-        return _run(work, cells, task, jobs, engine, after_cell)
+        outcomes, results = _run(work, cells, jobs, engine, after_cell)
+        record = record_of(asked, cells, results, task, registry)
+        return _write(out, cells, outcomes, results, record)
 
 
 def _run(
-    work: Work, cells: Sequence[Cell], task: str, jobs: int, engine: Engine, after_cell: AfterCell
-) -> Benchmark:
+    work: Work, cells: Sequence[Cell], jobs: int, engine: Engine, after_cell: AfterCell
+) -> tuple[list[Outcome], list[Result]]:
+    """What became of the cells in their order, and the numbers of those that finished."""
     from wsizoo.benchmark.compare import read_result
 
     outcomes: dict[str, Outcome] = {}
@@ -130,8 +134,7 @@ def _run(
     with contextlib.closing(runner):
         for outcome in runner:
             note(outcome)
-    ordered = [outcomes[cell.folder] for cell in cells]
-    return _write(work.folder.parent, cells, ordered, results, task)
+    return [outcomes[cell.folder] for cell in cells], results
 
 
 def _write(
@@ -139,13 +142,14 @@ def _write(
     cells: Sequence[Cell],
     outcomes: Sequence[Outcome],
     results: Sequence[Result],
-    task: str,
+    record: Mapping[str, Any],
 ) -> Benchmark:
     """All files of the outcome."""
     from wsizoo.benchmark.page import benchmark_page
     from wsizoo.benchmark.results import summarise
     from wsizoo.benchmark.tables import result_records, write_tables
 
+    task = record["task"]
     order = {cell.folder: index for index, cell in enumerate(cells)}
     results = sorted(results, key=lambda result: order[result.cell.folder])
     benchmark = Benchmark(summarise(cells, results), outcomes, task)
@@ -153,7 +157,9 @@ def _write(
     columns = list(dict.fromkeys(name for each in records for name in each))
     write_csv(out / "results.csv", records, columns)
     write_tables(out, benchmark.rows, task)
+    write_json(out / RECORD, record)
     failures = [(outcome.cell.label, outcome.reason) for outcome in benchmark.failed]
     told = f"{len(results)} of {len(cells)} runs, {task}"
-    write_text(out / "benchmark.html", benchmark_page(benchmark.rows, task, failures, told))
+    page = benchmark_page(benchmark.rows, task, failures, told, told_of(record), results)
+    write_text(out / "benchmark.html", page)
     return benchmark

@@ -82,7 +82,7 @@ def cells(
                 if row.finished == row.asked
                 else f"{row.finished} of {row.asked}",
                 mark(mean_std(row, main, plus_minus)),
-                _interval(row),
+                interval(row),
                 escaped(p_text(row)),
                 *(mean_std(row, name, plus_minus) for name in others),
                 shown(row.rank, 2),
@@ -144,13 +144,16 @@ def result_records(outcomes: Sequence[Outcome], results: Sequence[Result]) -> li
                 "state": "failed" if result is None else "finished",
                 "folder": f"cells/{cell.folder}",
                 "reason": outcome.reason,
+                "recipe": Path(cell.config.recipe or "").stem,
+                **(result.digests if result else {}),
                 **{name: _known(value) for name, value in numbers.items()},
             }
         )
     return records
 
 
-def _interval(row: Row) -> str:
+def interval(row: Row) -> str:
+    """Of the main measure, or "-"."""
     low, high = shown(row.low), shown(row.high)
     return "-" if "-" in (low, high) else f"{low} to {high}"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsizoo.cli.options import out_option
-from wsizoo.cli.progress import bar
+from wsizoo.cli.progress import bar, tell
 from wsizoo.cli.text import print_table
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def benchmark_command(
 
     with bar(quiet=as_json) as tick:
 
-        def tell(outcome: Outcome, result: Result | None, done: int, total: int) -> None:
-            click.echo(json.dumps(_row(outcome, result)) if as_json else _line(outcome, result))
+        def tell_cell(outcome: Outcome, result: Result | None, done: int, total: int) -> None:
+            tell(json.dumps(_row(outcome, result)) if as_json else _line(outcome, result))
             tick("runs", done, total)
 
         benchmark = run_benchmark(
@@ -83,8 +83,8 @@ def benchmark_command(
             models=None if models is None else [name.strip() for name in models.split(",")],
             jobs=jobs,
             engine=engine,
-            say=lambda text: click.echo(text, err=True),
-            after_cell=tell,
+            say=lambda text: tell(text, err=True),
+            after_cell=tell_cell,
         )
     if not as_json:
         _tell(benchmark, out)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from wsizoo.cli.progress import bar
+from wsizoo.cli.progress import bar, tell
 from wsizoo.cli.text import print_table
 
 
@@ -38,7 +38,7 @@ def demo_command(out: Path, slides: int, workers: int, as_json: bool) -> None:
 
     start = time.monotonic()
     with bar(quiet=as_json) as tick:
-        say = (lambda text: None) if as_json else click.echo
+        say = (lambda text: None) if as_json else tell
         tour = run_demo(out, slides=slides, workers=workers, say=say, tick=tick)
     rows = [result.row() for result in tour.results]
     assert tour.located is not None

@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import click
-
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -20,6 +18,13 @@ After = Callable[[Callable[[Any], str]], Callable[[Any], None]]
 """(result -> line) -> what to call with each result"""
 LONGEST_NAME = 24
 MOST_NAMES = 3
+
+
+def tell(text: str, err: bool = False) -> None:
+    """A line, above the bar where one is drawn: click.echo writes past what rich puts in place of
+    sys.stdout, onto the bar's own line.
+    """
+    print(text, file=sys.stderr if err else sys.stdout, flush=True)
 
 
 @contextmanager
@@ -38,7 +43,7 @@ def slide_bars(total: int, quiet: bool = False) -> Iterator[tuple[Tick, After]]:
 
         def after(line: Callable[[Any], str]) -> Callable[[Any], None]:
             def report(result: Any) -> None:
-                click.echo(line(result))
+                tell(line(result))
                 progress.advance(slides)
 
             return report
@@ -68,7 +73,7 @@ def cohort_bar(pace: Pace, quiet: bool = False) -> Iterator[tuple[Tick, After]]:
         def after(line: Callable[[Any], str]) -> Callable[[Any], None]:
             def report(result: Any) -> None:
                 pace.finish(result)
-                click.echo(line(result))
+                tell(line(result))
                 show()
 
             return report

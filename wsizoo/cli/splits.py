@@ -54,6 +54,7 @@ def split_command() -> None:
 @click.option(
     "-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path), help="A csv."
 )
+@click.option("--overwrite", is_flag=True, help="Replace another split in OUT.")
 @click.option("--kind", type=click.Choice(KINDS), default="holdout", show_default=True)
 @click.option(
     "--fractions",
@@ -72,8 +73,11 @@ def split_command() -> None:
 @click.option("--repeats", type=click.IntRange(1), default=1, help="With seeds of their own [1].")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--label", help="Column to stratify by [label].")
-@click.option("--time", help="Column of survival times, to stratify by.")
-@click.option("--event", help="Column, 1: the event was seen.")
+@click.option(
+    "--time",
+    help="Column of survival times, to stratify by [time, where there is no column label].",
+)
+@click.option("--event", help="Column, 1: the event was seen [event].")
 @click.option("--censorship", help="Column, 1: censored, in place of --event.")
 @click.option(
     "--no-stratify",
@@ -93,6 +97,7 @@ def split_command() -> None:
 def make_command(
     table: Path,
     out: Path,
+    overwrite: bool,
     label: str | None,
     slide: str | None,
     patient: str | None,
@@ -111,13 +116,22 @@ def make_command(
       wsizoo split make slides.csv -o split.csv --fractions 17/30 1/10 1/3
     """
     from wsizoo.splits.audit import audit_split
-    from wsizoo.splits.files import read_assigned, write_split
+    from wsizoo.splits.files import check_same_split, read_assigned, write_split
     from wsizoo.splits.tables import read_columns
 
+    asked |= _usual_survival(table, label, asked)
     survival = asked["event"] or asked["censorship"]
     labels = [label] if label else [survival] if survival else []
     content, columns = read_columns(table, slide, patient, site_column, labels)
     splits = _made(content, columns, asked)
+    if asked["stratify"] and not columns.labels and asked["kind"] not in ("file", "column"):
+        click.echo(
+            f"Not stratified: '{table}' has no column label, nor time and event. Say which: "
+            "--label COLUMN; or that it is meant: --no-stratify",
+            err=True,
+        )
+    if not overwrite:
+        check_same_split(out, splits, columns.slides, "--overwrite")
     write_split(out, splits, columns.slides, columns.patients, columns.sites)
     audit = audit_split(read_assigned(out), columns)
     if as_json:
@@ -153,6 +167,16 @@ def _made(table: Table, columns: SlideColumns, asked: dict[str, Any]) -> list[Sp
         site=asked["sites"],
         **{name: asked[name] for name in same},
     )
+
+
+def _usual_survival(table: Path, label: str | None, asked: dict[str, Any]) -> dict[str, Any]:
+    """The columns of times that train takes too, where a table has no other label."""
+    from wsizoo.tables import read_table
+
+    columns = read_table(table).columns
+    told = label or any(asked[name] for name in ("time", "event", "censorship"))
+    usual = not told and "label" not in columns and {"time", "event"} <= set(columns)
+    return {"time": "time", "event": "event"} if usual else {}
 
 
 def _survival(
@@ -266,6 +290,12 @@ def _print_parts(split: Path | str, audit: Audit) -> None:
             row |= {"site bias": f"{part.site_bias:.2f}", "p": f"{part.site_p:.2g}"}
         rows.append(row | {"classes": ", ".join(f"{k} {v:.1%}" for k, v in shares.items()) or None})
     print_table(rows)
+    biased = [part for part in audit.parts if part.site_bias is not None]
+    if biased and not any(part.shared_sites for part in biased):
+        click.echo(
+            "No site is in two parts, so each part is biased by site as far as can be (1.00): that "
+            "is what keeping sites together asks for, and tests on sites that were not trained on."
+        )
 
 
 def _print_findings(audit: Audit) -> None:

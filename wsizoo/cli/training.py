@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from wsizoo.cli.options import device_option, out_option
-from wsizoo.cli.progress import bar
+from wsizoo.cli.progress import bar, tell
 from wsizoo.cli.text import print_table
 
 
@@ -96,7 +96,7 @@ def train_command(config: str, overrides: tuple[str, ...], out: Path, as_json: b
 
         def say(text: str) -> None:
             if first:
-                click.echo(text, err=as_json)
+                tell(text, err=as_json)
 
         run_training(asked, out, say=say, tick=tick)
     if first:
@@ -122,7 +122,13 @@ heatmaps_option = click.option(
     help="Of the run's split [test]; of data that it knows nothing of all slides are taken.",
 )
 @heatmaps_option
-@device_option
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    help="cpu, cuda, cuda:1, mps; auto: a GPU where there is one.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace another evaluation in OUT.")
 @click.option(
     "--json",
     "as_json",
@@ -136,11 +142,12 @@ def evaluate_command(
     part: str | None,
     heatmaps: int,
     device: str,
+    overwrite: bool,
     as_json: bool,
 ) -> None:
     """Measure SOURCE, a run or a model, on another part or on other data.
 
-    Of a run, KEY=VALUE changes what its config says of the data. Of a model (name,
+    Of a run, data.KEY=VALUE changes what its config says of the data. Of a model (name,
     hf:owner/name@COMMIT, folder) the data are given so. Labels must be among its classes.
     Interrupted, the same command goes on with the slides that are left.
 
@@ -161,7 +168,8 @@ def evaluate_command(
             part=part,
             device=device,
             heatmaps=heatmaps,
-            say=lambda text: click.echo(text, err=as_json),
+            overwrite=overwrite,
+            say=lambda text: tell(text, err=as_json),
             tick=tick,
         )
     _tell(out, as_json)

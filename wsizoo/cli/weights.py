@@ -162,12 +162,27 @@ def pin_command(name: str, as_json: bool) -> None:
 @click.command("push")
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.argument("repo")
+@click.option("--name", help="Of the model, in its files and on its card [as it was saved].")
+@click.option(
+    "--licence",
+    "--license",
+    help="Of its weights, an SPDX name such as CC-BY-NC-4.0 [as saved; of a run: unknown].",
+)
 @click.option("--public", is_flag=True, help="Make the repository public [private].")
 @click.option("--message", default="Add model", show_default=True, help="Of the commit.")
 @click.option("--untrained", is_flag=True, help="Publish random weights too.")
+@click.option("--dry-run", is_flag=True, help="Verify, print the card and publish nothing.")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def push_command(
-    folder: Path, repo: str, public: bool, message: str, untrained: bool, as_json: bool
+    folder: Path,
+    repo: str,
+    name: str | None,
+    licence: str | None,
+    public: bool,
+    message: str,
+    untrained: bool,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Publish FOLDER as REPO (owner/name) on the Hugging Face Hub.
 
@@ -179,9 +194,29 @@ def push_command(
     \b
     Examples:
       wsizoo push ./my-model me/my-model
-      wsizoo push RUN me/my-model
+      wsizoo push RUN me/my-model --licence CC-BY-4.0 --dry-run
     """
-    from wsizoo.publish import push
+    from wsizoo.publish import as_published, push
 
-    address = push(folder, repo, private=not public, message=message, untrained=untrained)
+    if dry_run:
+        with as_published(folder, name=name, licence=licence, untrained=untrained) as prepared:
+            files = {file.name: file.stat().st_size for file in sorted(prepared.iterdir())}
+            card = (prepared / "README.md").read_text(encoding="utf-8")
+        if as_json:
+            click.echo(json.dumps({"repo": repo, "public": public, "files": files, "card": card}))
+            return
+        click.echo(card)
+        click.echo(f"Not published. To {repo} would go:", err=True)
+        for file, size in files.items():
+            click.echo(f"  {file}, {size} bytes", err=True)
+        return
+    address = push(
+        folder,
+        repo,
+        name=name,
+        licence=licence,
+        private=not public,
+        message=message,
+        untrained=untrained,
+    )
     click.echo(json.dumps({"address": address, "public": public}) if as_json else address)

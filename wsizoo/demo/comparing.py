@@ -26,6 +26,7 @@ def compare(folder: Path, jobs: int, tick: Callable[[str, int, int], None]) -> l
     if importlib.util.find_spec(NEEDED) is None:
         return None
     from wsizoo.benchmark.run import run_benchmark
+    from wsizoo.benchmark.tables import interval
     from wsizoo.errors import DataError
 
     found = run_benchmark(
@@ -41,7 +42,7 @@ def compare(folder: Path, jobs: int, tick: Callable[[str, int, int], None]) -> l
         {
             "model": row.model,
             "AUC": f"{row.mean('auc'):.3f}",
-            "95 % interval": f"{row.low:.3f} to {row.high:.3f}",
+            "95 % interval": interval(row),
             "parameters": row.facts["parameters"],
             "ms a slide": f"{row.facts['ms_per_slide']:.1f}",
         }

@@ -54,6 +54,8 @@ def look(path: Path) -> Look:
         return Look(path, "zarr" if is_zarr(path) else "folder")
     with guarded(path), open(path, "rb") as file:
         begin = file.read(8)
+    if not begin:
+        raise DataError(f"'{path}' is empty (0 bytes): copy it, or extract its slide, again")
     if hdf5.is_hdf5(path):
         return hdf5.look(path)
     if begin.startswith(NPY):
@@ -76,12 +78,16 @@ def detect(path: Path) -> Format:
         return found[0]
     if found:
         names = " or ".join(each.name for each in found)
-        raise DataError(f"'{path}' could be of {names} ({_shown(seen)}). Say which: --format NAME")
+        raise DataError(
+            f"'{path}' could be of {names} ({_shown(seen)}). Say which: --format NAME, in a "
+            "run data.format=NAME"
+        )
     bare = {"torch": "pt", "npy": "npy"}.get(seen.kind)
     if bare:
         raise DataError(
             f"'{path}' is a bare {'tensor' if bare == 'pt' else 'array'}, without coordinates "
-            f"beside it. If it holds features (N, D), say so: --format {bare}"
+            f"beside it. If it holds features (N, D), say so: --format {bare}, in a run "
+            f"data.format={bare}"
         )
     layouts = "; ".join(each.layout for each in FORMATS.values())
     raise DataError(f"'{path}' is of no known format: {_shown(seen)}. Known: {layouts}")

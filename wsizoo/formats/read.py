@@ -16,7 +16,7 @@ from torch import Tensor
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError
 from wsizoo.fingerprint import Fingerprint
-from wsizoo.formats.contents import IN_FRAME, LEVEL0, Contents
+from wsizoo.formats.contents import IN_FRAME, LEVEL0, Contents, Format
 from wsizoo.formats.detect import contents_of
 from wsizoo.formats.encoders import declared
 from wsizoo.formats.regrid import EXACT, RULES, Grid, Regridded, Rule, fit, settle
@@ -136,6 +136,22 @@ def read_with_report(
     """
     how = how or ReadAs()
     format, contents = contents_of(path, how.format, how.table)
+    return _read(format, contents, how, name)
+
+
+def read_places(path: Path | str, how: ReadAs | None = None, name: str | None = None) -> Bag:
+    """As `read_features`, but with a column of zeros for features, which are not read."""
+    how = how or ReadAs()
+    format, contents = contents_of(path, how.format, how.table)
+    n = contents.n
+    blank = dataclasses.replace(contents, shape=(n, 1), load=lambda: torch.zeros(n, 1))
+    return _read(format, blank, how, name, blank=True).bag
+
+
+def _read(
+    format: Format, contents: Contents, how: ReadAs, name: str | None, blank: bool = False
+) -> Reading:
+    path = contents.path
     how = agreed(format.name, contents, how)
     if contents.embedding:
         raise DataError(
@@ -145,7 +161,7 @@ def read_with_report(
     own = format.name == "wsizoo"
     as_it_is = contents.frame == LEVEL0 and how.coords_mpp is None
     if own and how.collisions == "error" and as_it_is:
-        return _own(contents, how, name)
+        return _own(contents, how, name, blank)
     made = contents.encoder or Fingerprint()
     if not own or how.encoder is not None:
         made = declared(made, how.encoder, contents.path, format.name)
@@ -172,13 +188,27 @@ def read_with_report(
     return Reading(bag, format.name, placed.frame, report, contents)
 
 
-def _own(contents: Contents, how: ReadAs, name: str | None) -> Reading:
-    bag = store.read_bag(contents.path)
+def _own(contents: Contents, how: ReadAs, name: str | None, blank: bool) -> Reading:
+    bag = _blank(contents) if blank else store.read_bag(contents.path)
     if how.encoder is not None:
         bag = bag.replace(encoder=declared(bag.encoder, how.encoder, contents.path, "wsizoo"))
     report = Regridded(len(bag), bag.spacing)
     bag = bag.replace(slide_id=name or bag.slide_id, mpp=bag.mpp or how.slide_mpp)
     return Reading(bag, "wsizoo", LEVEL0, report, contents)
+
+
+def _blank(contents: Contents) -> Bag:
+    coords = None if contents.coords is None else torch.from_numpy(contents.coords)
+    return Bag(
+        contents.features(),
+        coords,
+        spacing=contents.step,
+        footprint=contents.footprint,
+        mpp=contents.mpp,
+        encoder=contents.encoder,
+        slide_id=contents.facts.slide_id if contents.facts else contents.path.stem,
+        target=contents.target,
+    )
 
 
 def agreed(format: str, contents: Contents, how: ReadAs) -> ReadAs:

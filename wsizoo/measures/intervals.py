@@ -43,7 +43,7 @@ def measure_classification(
         labels: (n,) class indices. probabilities: (n, C), of two classes or more.
         groups: the patient (n,) of each row; None: each row is one.
         threshold: of two classes: measures the decision "at least this probability of the second"
-            too, under names that end in "at tuned threshold". Tune it on the validation part:
+            too, under names that end in "_at_tuned_threshold". Tune it on the validation part:
             `wsizoo.measures.probabilities.tuned_threshold`.
         resamples: 0: no intervals, NaN. level: of the interval.
 

@@ -15,6 +15,14 @@ unit of the value does not tell. Dice per slide counts each slide as often, as t
 them; pooled patches speak for the largest slides.
 """
 
+UNDEFINED = {
+    "classification": "all that is tested is of one class",
+    "survival": "of no two patients is it known who had the event first",
+    "regression": "all values are the same",
+    "segmentation": "no patch is positive or was called so",
+}
+"""Why the main measure of slides is not defined, whatever a model answers."""
+
 BESIDE = {
     "classification": ("balanced_accuracy", "macro_f1"),
     "survival": ("integrated_brier",),
@@ -25,13 +33,13 @@ BESIDE = {
 
 LOWER_IS_BETTER = frozenset({"brier", "ece", "log_loss", "mae", "rmse", "integrated_brier"})
 
-AT_TUNED = " at tuned threshold"
+AT_TUNED = "_at_tuned_threshold"
 
 
 def is_share(name: str) -> bool:
     """Whether a measure is the share of rows (of a class) that are right."""
     plain = name.removesuffix(AT_TUNED)
-    return plain == "accuracy" or plain.startswith("recall of ")
+    return plain == "accuracy" or plain.startswith("recall_of_")
 
 
 TITLES = {

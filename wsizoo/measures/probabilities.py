@@ -63,7 +63,7 @@ def _of_decisions(labels: Ints, predicted: Ints, names: Sequence[str]) -> dict[s
         "weighted_f1": of(weighted_f1),
         "kappa": of(lambda c: weighted.kappa(c, 0)),
         "quadratic_kappa": of(lambda c: weighted.kappa(c, 2)),
-        **{f"recall of {name}": of(recall_of(i)) for i, name in enumerate(names)},
+        **{f"recall_of_{name}": of(recall_of(i)) for i, name in enumerate(names)},
     }
 
 
@@ -109,7 +109,7 @@ def tuned_threshold(labels: ArrayLike, scores: ArrayLike, by: str = "youden") ->
     """The score from which on to predict 1; of several best ones the largest.
 
     Give it the validation part. `measure_classification(..., threshold=)` of the test part then
-    says "at tuned threshold" in the names.
+    says "at_tuned_threshold" in the names.
 
     Args:
         labels: (n,) 0 or 1. scores: (n,) probability of class 1.

@@ -119,6 +119,7 @@ class CoxHead(Head):
     """
 
     task = "survival"
+    compares_slides = True
     conformance_exceptions: ClassVar[dict[str, str]] = {
         "loss_of_rows": "the partial likelihood compares the slides of a batch"
     }

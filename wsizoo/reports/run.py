@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import yaml
 
 from wsizoo.errors import DataError
 from wsizoo.measures.measured import ALIKE
-from wsizoo.measures.names import title
+from wsizoo.measures.names import MAIN, UNDEFINED, title
 from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
@@ -23,6 +24,10 @@ from wsizoo.viz.svg import SERIES
 FEW = 100  # patients; of fewer the report says that intervals are wide
 FEW_OF_A_CLASS = 10
 FEW_DIFFERENT = 5  # values of runs that are told one by one
+SPANNED = frozenset(
+    {"Parameters", "Slides", "Training time", "Peak memory", "Peak memory of the GPU"}
+)  # of several runs: from the least to the most
+NUMBER = re.compile(r"\d[\d,]*\d|\d")
 
 
 def write_report(run: Path | str) -> Path:
@@ -102,22 +107,35 @@ def _add_what(report: Report, runs: Sequence[RunFiles]) -> None:
     names = dict.fromkeys(name for one in told for name in one)
     each = {name: dict.fromkeys(one[name] for one in told if name in one) for name in names}
     report.heading("What was run")
-    report.facts(
-        {
-            name: ", ".join(values) if len(values) <= FEW_DIFFERENT else f"{len(values)} different"
-            for name, values in each.items()
-        }
-    )
+    report.facts({name: _of_all(name, list(values)) for name, values in each.items()})
+
+
+def _of_all(name: str, values: Sequence[str]) -> str:
+    """The different values of several runs as one text."""
+    if name in SPANNED and len({NUMBER.sub("", value) for value in values}) == 1:
+        columns = zip(*(NUMBER.findall(value) for value in values), strict=True)
+        spans = iter([_span(column) for column in columns])
+        return NUMBER.sub(lambda _: next(spans), values[0])
+    if len(values) > FEW_DIFFERENT:
+        return f"{len(values)} different"
+    return ("; " if any(", " in value for value in values) else ", ").join(values)
+
+
+def _span(numbers: Sequence[str]) -> str:
+    ordered = sorted(numbers, key=lambda text: int(text.replace(",", "")))
+    return ordered[0] if ordered[0] == ordered[-1] else f"{ordered[0]} to {ordered[-1]}"
 
 
 def _what(run: RunFiles) -> dict[str, str]:
     """Names and values of one run; what its files do not state is left out."""
-    facts, data, made = run.facts, run.config.get("data") or {}, run.environment
+    facts, made = run.facts, run.environment
+    data = run.config.get("data") or _shown_paths(facts.get("data") or {}, run.folder)
     libraries = {**(made.get("plugins") or {}), **(made.get("libraries") or {})}
     versions = {"wsizoo": facts.get("version"), **libraries}
     slides = facts.get("slides") or {}
     shown = {
         "Model": facts.get("model"),
+        "Composition": " -> ".join(facts.get("composition") or ()),
         "Evaluated": shown_path(str(facts.get("evaluated") or ""), run.folder),
         "Parameters": _unit(facts.get("parameters"), ",", ""),
         "Recipe": run.config.get("recipe"),
@@ -140,6 +158,14 @@ def _what(run: RunFiles) -> dict[str, str]:
     return {name: str(value) for name, value in shown.items() if value not in (None, "")}
 
 
+def _shown_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """What an evaluation says of its data, as `RunFiles.config` has that of a run."""
+    return {
+        key: shown_path(value, folder) if isinstance(value, str) else value
+        for key, value in data.items()
+    }
+
+
 def _add_learning(report: Report, run: RunFiles) -> None:
     """Loss and other measures by epoch."""
     report.heading("Learning curves")
@@ -155,7 +181,7 @@ def _add_learning(report: Report, run: RunFiles) -> None:
     }
     best = run.facts.get("best_epoch")
     mark = None if best is None else (float(best), f"kept: epoch {best}")
-    kept = "" if best is None else " The dashed line is the epoch whose weights were kept."
+    kept = "" if best is None else " The upright line is the epoch whose weights were kept."
     drawn = []
     if any(math.isfinite(v) for values in losses.values() for v in values):
         drawn.append((curve_chart("Loss", epochs, losses, mark=mark), f"Loss by epoch.{kept}"))
@@ -206,6 +232,10 @@ def _add_limits(report: Report, runs: Sequence[RunFiles]) -> None:
         "Intervals draw patients anew from those that were tested. They say nothing of other "
         "hospitals, scanners or stainings, and leave out that training again gives another model."
     )
+    main = MAIN[first.task]
+    if lacking := sum(run.measured().get(main, {}).get("value") is None for run in runs):
+        whose = f" of {lacking} of {len(runs)} runs" if len(runs) > 1 else ""
+        report.text(f"{title(main)}{whose} is not defined (n/a): {UNDEFINED[first.task]}.")
     measured = [one for run in runs for one in run.measured().values()]
     if any(one.get("method") == ALIKE for one in measured):
         report.text(

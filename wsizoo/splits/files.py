@@ -75,6 +75,33 @@ def write_split(
     return [split_digest(split_rows(split, slides)) for split in several]
 
 
+def check_same_split(
+    file: Path | str, splits: Sequence[Split], slides: Sequence[str], instead: str
+) -> None:
+    """See that a file is not there, or holds these splits already: results name them by digest.
+
+    Args:
+        slides: (n,) names. instead: how to replace it.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    file = Path(file)
+    if not file.exists():
+        return
+    try:
+        there = [split_digest(fold) for fold in read_assigned(file)]
+    except DataError:
+        there = []
+    made = [split_digest(split_rows(split, slides)) for split in splits]
+    if there != made:
+        what = f"another split (sha256 {there[0][:12]})" if there else "something else"
+        raise DataError(
+            f"'{file}' holds {what}, this one is sha256 {made[0][:12]}. Choose another file, or "
+            f"replace it: {instead}"
+        )
+
+
 def read_split(
     file: Path | str, slides: Sequence[str], patients: Sequence[str] | None = None
 ) -> list[Split]:

@@ -155,6 +155,12 @@ def check_classes(
     Args:
         labels: (n,) classes. events: (n,) 1: seen; looked at where there are no labels.
     """
+    if labels is None and events is not None and not np.asarray(events).astype(bool).any():
+        raise DataError(
+            "no patient of the table has had the event (1: seen, 0: censored): there is nothing to "
+            "learn. Look at its column of events, or say which column tells who was censored: "
+            "data.censorship=COLUMN, or split make --censorship COLUMN"
+        )
     for fold, split in enumerate(splits):
         for part, rows in split.parts().items():
             whose = f"the {part} part of split {fold} ({len(rows)} slides)"

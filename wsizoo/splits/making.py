@@ -123,8 +123,12 @@ def check_options(kind: str, folds: int, val_fraction: float, repeats: int, site
 
 def _checked_fractions(fractions: tuple[float, ...]) -> tuple[float, ...]:
     if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        total = sum(fractions)
+        parts = len(fractions) == 3 and min(fractions) >= 0 and total > 0
+        shares = " ".join(f"{one / total:.4g}" for one in fractions) if parts else "0.7 0.15 0.15"
         raise DataError(
-            f"fractions are {fractions}, expected those of train, val and test, 1 together"
+            f"fractions are {fractions}, expected those of train, val and test, 1 together: "
+            f"{shares}"
         )
     if fractions[0] == 0:
         raise DataError(f"fractions are {fractions}, which leave nobody to train on")

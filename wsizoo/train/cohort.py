@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
 from wsizoo.bag import Bag
 from wsizoo.errors import DataError, NotFoundError
 from wsizoo.formats.detect import contents_of
-from wsizoo.formats.read import ReadAs, read_with_report
+from wsizoo.formats.inspection import inspect
+from wsizoo.formats.read import ReadAs, read_places, read_with_report
 from wsizoo.formats.regrid import Rule
 from wsizoo.slides.manifest import SLIDE_SUFFIXES
 from wsizoo.sources import FEATURE_SUFFIXES
@@ -22,6 +23,7 @@ from wsizoo.train.config import DataConfig
 from wsizoo.train.digests import cohort_digests
 from wsizoo.train.patch_labels import SUFFIXES as LABEL_SUFFIXES
 from wsizoo.train.patch_labels import read_patch_labels
+from wsizoo.train.problems import Problems, some
 from wsizoo.train.row_targets import (
     LackingError,
     Target,
@@ -31,7 +33,6 @@ from wsizoo.train.row_targets import (
     target_of,
 )
 
-SHOWN = 10  # slides that an error names
 IMAGES = SLIDE_SUFFIXES | {".png", ".jpg", ".jpeg"}
 
 
@@ -138,49 +139,37 @@ class Cohort:
             raise DataError(f"'{record.file}' holds no patches")
         target: dict[str, Any] = dict(record.target)
         if self.task == "segmentation":
-            if record.instances is not None:
-                target["instances"] = read_patch_labels(record.instances, bag, self.classes)
-            elif "instances" in (bag.target or {}):
-                target["instances"] = cast(Mapping[str, Any], bag.target)["instances"]
-            else:
-                raise DataError(
-                    f"'{record.file}' holds no labels of patches; say where they lie: "
-                    "data.instances=FOLDER"
-                )
+            target["instances"] = self._labels_of_patches(record, bag)
         return bag.replace(target=target)
+
+    def labels_of_patches(self, index: int) -> Any:
+        """(N,) as the bag's target `instances`; the features are not read. Raises as `bag`."""
+        record = self.records[index]
+        return self._labels_of_patches(record, read_places(record.file, self.reading, record.slide))
+
+    def _labels_of_patches(self, record: Record, bag: Bag) -> Any:
+        if record.instances is not None:
+            return read_patch_labels(record.instances, bag, self.classes)
+        if "instances" not in (bag.target or {}):
+            raise DataError(
+                f"'{record.file}' holds no labels of patches; say where they lie: "
+                "data.instances=FOLDER"
+            )
+        return cast(Mapping[str, Any], bag.target)["instances"]
 
     @property
     def reading(self) -> ReadAs:
         """What files of other tools do not say themselves."""
-        c = self.config
-        rule = cast(Rule, c.collisions)
-        return ReadAs(c.encoder, c.slide_mpp, c.coords_mpp, rule, c.format)
+        return _reading(self.config)
 
     def sizes(self) -> list[int]:
         """The number of patches of each slide, as its file states it; features are not read."""
         return [contents_of(r.file, self.config.format)[1].n for r in self.records]
 
 
-@dataclass
-class Problems:
-    """What is wrong with which slides, to be told at once."""
-
-    slides: dict[str, list[str]] = field(default_factory=dict)
-
-    def add(self, what: str, slide: str) -> None:
-        self.slides.setdefault(what, []).append(slide)
-
-    def raise_if_any(self, whose: str, hint: str = "") -> None:
-        """Raises DataError: a line a problem, with the first slides and how many."""
-        if not self.slides:
-            return
-        lines = [f"{len(names)} {what}: {_some(names)}" for what, names in self.slides.items()]
-        raise DataError("\n  ".join([f"{whose}:", *lines]) + (f"\n{hint}" if hint else ""))
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+def _reading(config: DataConfig) -> ReadAs:
+    rule = cast(Rule, config.collisions)
+    return ReadAs(config.encoder, config.slide_mpp, config.coords_mpp, rule, config.format)
 
 
 def read_cohort(
@@ -205,7 +194,7 @@ def read_cohort(
     chosen, table = config.task or task or "", read_table(config.table)
     _check_columns(table, config, chosen)
     names = [slide_name(row[config.slide]) for row in table.rows]
-    origins = _origins(table, names, config)
+    origins = origins_of(table, names, config)
     classes = config.classes or classes or ()
     if chosen == "classification":
         classes = classes_of(table, config.label, classes)
@@ -225,6 +214,7 @@ def read_cohort(
                 if config.missing == "error":
                     problems.add(str(error), name)
                 dropped.append((name, str(error)))
+    _add_unreadable(problems, records.values(), config)
     hint = "To leave out slides without features or target: data.missing=drop" if dropped else ""
     problems.raise_if_any(f"slides of table '{table.path}'", hint)
     if not records:
@@ -233,6 +223,16 @@ def read_cohort(
     cohort = Cohort(config, chosen, kept, tuple(classes), left_out, origins.of_patients)
     _check_patients(cohort)
     return cohort
+
+
+def _add_unreadable(problems: Problems, records: Iterable[Record], config: DataConfig) -> None:
+    """Where something is wrong already: what is wrong with the files of the others."""
+    for record in records if problems.slides else ():
+        if record.features is None:
+            continue
+        found = inspect(record.features, _reading(config))
+        if not found.complete:
+            problems.add(f"have a file that cannot be read ({found.reason})", record.slide)
 
 
 def slide_name(cell: str) -> str:
@@ -303,7 +303,7 @@ class FeatureFiles:
         return found[0]
 
 
-def _origins(table: Table, names: Sequence[str], config: DataConfig) -> Origins:
+def origins_of(table: Table, names: Sequence[str], config: DataConfig) -> Origins:
     """Patients and sites; the default column of patients is one that may be called otherwise."""
     told = None if config.patient == DataConfig.patient else config.patient
     keys = ("data.patient", "data.site")
@@ -324,7 +324,7 @@ def _check_patients(cohort: Cohort) -> None:
         return
     problems = Problems()
     for patient, slides in cohort.at_odds.items():
-        problems.add("have slides with different targets", f"{patient} ({_some(slides)})")
+        problems.add("have slides with different targets", f"{patient} ({some(slides)})")
     hint = "Where targets are of slides: data.patient_slides=each"
     problems.raise_if_any(
         f"patients of table '{cohort.config.table}'", hint if cohort.task != "survival" else ""

@@ -216,6 +216,15 @@ GROUPS = {
     "augment": "{mirror: 0.5}, or null",
     "selection": "{metric: auc}",
 }
+OF_GROUP = {
+    "data": DataConfig,
+    "split": SplitConfig,
+    "optimiser": OptimiserConfig,
+    "schedule": ScheduleConfig,
+    "train": TrainConfig,
+    "augment": AugmentConfig,
+    "selection": SelectionConfig,
+}
 
 
 def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
@@ -239,8 +248,11 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
         value = content.get(group, {})
         if not isinstance(value, dict) and (value is not None or group != "augment"):
             raise SpecError(f"{whose}: {group} is {value!r}, expected keys, such as {such}")
+    _check_keys(whose, content)
     config = structured(RunConfig, whose, content)
     _check(whose, config)
+    if len(set(config.seeds)) < len(config.seeds):
+        raise SpecError(f"{whose}: seeds is {config.seeds}, expected each once: a seed is a run")
     return config
 
 
@@ -264,6 +276,20 @@ def to_yaml(config: RunConfig) -> str:
 def config_digest(config: RunConfig) -> str:
     """sha256 hex of all values."""
     return hashlib.sha256(to_yaml(config).encode()).hexdigest()
+
+
+def _check_keys(whose: str, content: Mapping[str, Any]) -> None:
+    """Raise SpecError for a key that stands outside of the one group that has it."""
+    for key in content:
+        if key in _names(RunConfig):
+            continue
+        owners = [name for name, group in OF_GROUP.items() if key in _names(group)]
+        if len(owners) == 1:
+            raise SpecError(f"{whose}: unknown field '{key}'. Did you mean '{owners[0]}.{key}'?")
+
+
+def _names(group: Any) -> set[str]:
+    return {one.name for one in fields(group)}
 
 
 def _check(whose: str, of: Any, prefix: str = "") -> None:

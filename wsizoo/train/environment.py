@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from wsizoo.registry import Registry
 
 LIBRARIES = ("torch", "numpy", "scipy", "h5py", "lightning-fabric", "scikit-learn", "lifelines")
 MB = 1024 * 1024
+PROCESS = Path("/proc/self")  # Linux
 
 
 def environment(registry: Registry) -> dict[str, Any]:
@@ -31,17 +34,31 @@ def environment(registry: Registry) -> dict[str, Any]:
     }
 
 
-def peaks() -> dict[str, float]:
-    """Most memory that this process has held so far: `peak_mb`, and `gpu_peak_mb` where used; MiB.
+def forget_peaks() -> None:
+    """Begin anew with `peaks`: of what this process did before it then tells nothing.
 
-    `peak_mb` is missing where the system does not tell (Windows).
+    Source: proc(5), "Writing 5 ... resets the peak resident set size", of /proc/pid/clear_refs.
+    """
+    with contextlib.suppress(OSError):  # not on Linux, or not allowed: the whole process counts
+        (PROCESS / "clear_refs").write_text("5")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peaks() -> dict[str, float]:
+    """Most memory that this process held since `forget_peaks`, MiB.
+
+    `peak_mb`: since its start where the system cannot forget (macOS), missing where it does not
+    tell (Windows). `gpu_peak_mb` where a GPU was used.
     """
     found = {}
-    if sys.platform != "win32":
+    if (PROCESS / "status").exists():
+        told = dict(line.split(":", 1) for line in (PROCESS / "status").read_text().splitlines())
+        found["peak_mb"] = int(told["VmHWM"].split()[0]) / 1024  # kB
+    elif sys.platform == "darwin":
         import resource
 
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        found["peak_mb"] = peak / MB if sys.platform == "darwin" else peak / 1024
+        found["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / MB  # bytes
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         found["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / MB
     return {name: round(value, 1) for name, value in found.items()}

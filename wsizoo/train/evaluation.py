@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import wsizoo
+from wsizoo.card import composition
 from wsizoo.errors import DataError, SpecError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_json
@@ -17,10 +18,11 @@ from wsizoo.publish import model_folder
 from wsizoo.registry import Registry, default
 from wsizoo.reports.run import write_report
 from wsizoo.reports.slides import HEATMAPS
-from wsizoo.splits.files import read_split
+from wsizoo.spec import model_record
+from wsizoo.splits.files import read_split, split_digest
 from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig, load_config
-from wsizoo.train.environment import environment, peaks
+from wsizoo.train.environment import environment, forget_peaks, peaks
 from wsizoo.train.headers import check_features
 from wsizoo.train.heatmaps import draw_heatmaps
 from wsizoo.train.kept_rows import kept_rows
@@ -32,6 +34,7 @@ from wsizoo.train.predicting import (
     predict_samples,
     told_of,
 )
+from wsizoo.train.processes import found_device
 from wsizoo.train.run import warnings_of
 from wsizoo.train.run_folder import (
     CONFIG,
@@ -45,6 +48,7 @@ from wsizoo.train.run_folder import (
 )
 from wsizoo.train.samples import Samples
 from wsizoo.train.seen import ALL, chosen_parts, parts_of_others
+from wsizoo.weights import weights_digest
 from wsizoo.zoo import load
 
 Say = Callable[[str], None]
@@ -76,8 +80,9 @@ def evaluate_run(
     overrides: Sequence[str] = (),
     *,
     part: str | None = None,
-    device: str = "cpu",
+    device: str = "auto",
     heatmaps: int = 0,
+    overwrite: bool = False,
     say: Say = _nothing,
     tick: Tick = lambda what, done, total: None,
     registry: Registry | None = None,
@@ -90,23 +95,27 @@ def evaluate_run(
     Args:
         source: folder of a run, which says what its data were; or a model as `wsizoo.load` takes,
             with the data in `overrides`.
-        out: new, or that of an earlier evaluation, whose files are replaced.
-        overrides: of the config: `"data.table=other.csv"`, `"data.features=other"`.
+        out: new, or that of the same evaluation: this model on these slides.
+        overrides: what the config says of the data: `"data.table=other.csv"`,
+            `"data.features=other"`.
         part: of the run's split: "test" (default), "val", or "all" three. In a changed table
             slides that the split knows, itself or by their patients, stay what they are, and what
             it does not know is of the test part; what is left out is told. Of data that it knows
             nothing of all slides are taken, as a test part.
+        device: "auto": a GPU where there is one.
         heatmaps: of so many slides, see `wsizoo.train.heatmaps.draw_heatmaps`; those of an earlier
             evaluation are removed.
+        overwrite: replace another evaluation in `out`.
 
     Returns:
         The folder.
 
     Raises:
         DataError: a part of other data, a label that is none of the model's classes, features that
-            do not fit; a folder that holds something else. SpecError: no table.
+            do not fit; a folder that holds something else, or another evaluation. SpecError: no
+            table, overrides that are not of the data.
     """
-    registry, out = registry or default(), Path(out)
+    registry, out, device = registry or default(), Path(out), found_device(device)
     check_device(device)
     found = _source(source, overrides, registry)
     model = found.model.to(device)
@@ -116,19 +125,18 @@ def evaluate_run(
         say(line)
     known, parts, censoring = _parts(found, cohort, part, say)
     check_features(model, cohort)
-    _check_out(out)
+    _check_out(out, same := _identity(found, cohort, parts), overwrite)
     rows, seconds = _predict(found, cohort, parts, out, say, tick)
     _remove_heatmaps(out)
-    level = level_of(task, found.config.data.patient_slides)
-    measuring = Measuring(task, level, model, censoring)
-    left_out = _left_out(cohort, known, parts)
-    record = _record(found, cohort, parts, seconds / max(len(rows), 1))
+    measuring = Measuring(task, level_of(task, found.config.data.patient_slides), model, censoring)
+    left = {"left_out": _left_out(cohort, known, parts)}
+    record = _record(found, cohort, parts, seconds / max(len(rows), 1)) | same | left
     with writing(out):
-        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, "left_out": left_out})
+        metrics = measuring.write(out, rows, {"data_digest": cohort.digest, **left})
         write_json(out / ENVIRONMENT, environment(registry))
-        write_record(out, {**record, "left_out": left_out}, FINISHED)
+        write_record(out, record, FINISHED)
         write_report(out)
-    say(told_of(metrics, found.name))
+    say(told_of(metrics, found.name, task))
     if heatmaps:
         draw_heatmaps(out, cohort, model, heatmaps, tick)
         write_report(out)
@@ -168,14 +176,15 @@ def _record(
     model = found.model
     return {
         "version": wsizoo.__version__,
-        "evaluated": found.name,
         "model": model.name,
+        "composition": composition(model_record(model.spec), model.requires.to_json()),
         "task": cohort.task,
         "classes": list(model.classes) or None,
         "edges": edges_of(model),
         "encoder": model.requires.to_json(),
         "parameters": sum(p.numel() for p in model.parameters()),
-        "data_digest": cohort.digest,
+        "data": vars(found.config.data),
+        "split_digest": found.record.get("split_digest"),
         "trained_on": found.record.get("data_digest"),
         "slides": {name: len(chosen) for name, chosen in parts.items()},
         "seconds_per_slide": round(seconds_per_slide, 6),
@@ -183,8 +192,25 @@ def _record(
     }
 
 
+def _identity(found: _Source, cohort: Cohort, measured: Parts) -> dict[str, Any]:
+    """What makes an evaluation this one: which model on which slides, as run.json tells it."""
+    parts = [(cohort.slides[row], part) for part, rows in measured.items() for row in rows]
+    return {
+        "evaluated": found.name,
+        "weights_digest": weights_digest(found.model.inference_state()),
+        **cohort.digests,
+        "parts": list(measured),
+        "measured_digest": split_digest(parts),
+    }
+
+
 def _source(source: Path | str, overrides: Sequence[str], registry: Registry) -> _Source:
     folder = Path(source)
+    if others := [text for text in overrides if not text.startswith(("data.", "train.workers="))]:
+        raise SpecError(
+            f"'{others[0]}' changes nothing: an evaluation takes what a run says of its data, "
+            "data.KEY=VALUE, and train.workers. To train it otherwise: wsizoo train"
+        )
     if not (folder / RUN).is_file() and not (folder / CONFIG).is_file():
         if not any(text.startswith("data.table=") for text in overrides):
             raise SpecError(
@@ -228,12 +254,20 @@ def _parts(
     return known, chosen, censoring and (censoring["times"], censoring["events"])
 
 
-def _check_out(out: Path) -> None:
-    """Raise DataError where something else than an evaluation would be written over."""
+def _check_out(out: Path, same: Mapping[str, Any], overwrite: bool) -> None:
+    """Raise DataError where something else than this evaluation would be written over."""
     check_writable(out)
     others = [path.name for path in out.iterdir() if not path.name.startswith(".")]
-    if others and "evaluated" not in read_record(out):
+    record = read_record(out)
+    if others and "evaluated" not in record:
         raise DataError(f"'{out}' holds {others[0]} and is no evaluation; choose another: -o OUT")
+    differing = [key for key, value in same.items() if record.get(key) != value]
+    if others and differing and not overwrite:
+        key = differing[0]
+        raise DataError(
+            f"'{out}' holds another evaluation: {key} was {record.get(key)!r:.40}, is "
+            f"{same[key]!r:.40}. Choose another folder, -o OUT, or replace it: --overwrite"
+        )
 
 
 def _predict(
@@ -245,6 +279,7 @@ def _predict(
     tick: Tick,
 ) -> tuple[list[Row], float]:
     """All rows, of which those that an interrupted evaluation left in `out` are not made again."""
+    forget_peaks()
     rows: list[Row] = []
     seconds, workers = 0.0, found.config.train.workers
     with kept_rows(out, found.model, cohort) as kept:

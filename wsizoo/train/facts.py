@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsizoo.card import composition
+from wsizoo.model import SlideModel
+from wsizoo.spec import model_record
 from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
 
+NOT_STATED = "unknown"  # as the Hub calls a licence that nobody has stated
 PREDICTS = {
     "classification": "the class of a slide ({})",
     "survival": "the risk of a patient in discrete time bins",
@@ -50,6 +56,23 @@ def training_facts(
         level, values = metrics["level"], metrics[part]
         facts["metrics"] = {"data": data, "part": part, "level": level, "values": values}
     return {key: value for key, value in facts.items() if value is not None}
+
+
+def name_as_trained(model: SlideModel, config: RunConfig) -> None:
+    """Give a trained model a name, a summary and a licence of its own.
+
+    Those of the entry that it was built from speak of that entry's weights, encoder and head. Its
+    licence stays where the weights began as those.
+    """
+    parts = composition(model_record(model.spec), model.requires.to_json())
+    ordered = [*parts[1:], parts[0]] if model.requires.encoder else parts
+    model.name = re.sub(r"[^\w.]+", "-", "-".join(ordered))
+    model.spec = dataclasses.replace(
+        model.spec,
+        summary=f"{' -> '.join(parts)}, trained on slides of '{Path(config.data.table).stem}'",
+        licence=model.spec.licence if config.init else NOT_STATED,
+        results=[],
+    )
 
 
 def _source(init: str) -> str:

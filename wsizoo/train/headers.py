@@ -16,8 +16,10 @@ from wsizoo.formats.inspection import Inspection, inspect
 from wsizoo.model import SlideModel
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.loop import common_fingerprint
+from wsizoo.train.problems import some
 
 MOST_NAMED = 20
+BARE = ("npy", "pt")  # formats that say nothing of themselves
 
 
 def check_features(model: SlideModel, cohort: Cohort, untrained: bool = False) -> Fingerprint:
@@ -37,7 +39,7 @@ def check_features(model: SlideModel, cohort: Cohort, untrained: bool = False) -
     slides = cohort.slides
     wrong: dict[str, list[str]] = {}
     for slide, one in zip(slides, found, strict=True):
-        if why := _why_not(model, one):
+        if why := _why_not(model, one, cohort.reading.format):
             wrong.setdefault(why, []).append(f"'{slide}' ({one.path})")
     if wrong:
         lines = [
@@ -52,10 +54,20 @@ def check_features(model: SlideModel, cohort: Cohort, untrained: bool = False) -
         )
     try:
         return common_fingerprint(model, _empty_bags(slides, found))
-    except FingerprintError as error:
-        if hint := _mend_encoder(model, found, untrained):
-            raise FingerprintError(f"{error}. {hint}") from None
+    except (FingerprintError, DataError) as error:
+        hint = _mend_encoder(model, found, untrained) or _by_encoder(slides, found)
+        if hint:
+            raise type(error)(f"{error}. {hint}") from None
         raise
+
+
+def _by_encoder(slides: Sequence[str], found: Sequence[Inspection]) -> str:
+    """Whose features all slides have, where that is not one encoder."""
+    makers: dict[str, list[str]] = {}
+    for slide, one in zip(slides, found, strict=True):
+        makers.setdefault((one.fingerprint or {}).get("encoder") or "no encoder", []).append(slide)
+    told = [f"{len(names)} state {maker} ({some(names)})" for maker, names in makers.items()]
+    return f"Of all slides: {'; '.join(told)}" if len(makers) > 1 else ""
 
 
 @functools.lru_cache(maxsize=1)
@@ -64,9 +76,11 @@ def _headers(cohort: Cohort) -> list[Inspection]:
     return [inspect(record.file, cohort.reading) for record in cohort.records]
 
 
-def _why_not(model: SlideModel, found: Inspection) -> str:
+def _why_not(model: SlideModel, found: Inspection, stated: str | None) -> str:
     if not found.complete:
         return found.reason
+    if found.format in BARE and stated is None:
+        return f"it is a bare array, if of features (N, D) say so: data.format={found.format}"
     if not found.n:
         return "it holds no patches"
     if found.is_embedding:

@@ -63,8 +63,8 @@ def _imported(name: str) -> Any:
             module = importlib.import_module("torch.utils.tensorboard")
     except ImportError as error:
         raise NotFoundError(
-            f"loggers names {name}, which is not installed: pip install {name}; epochs.csv and "
-            "log.jsonl are written without it"
+            f"train.loggers names {name}, which is not installed: pip install {name}, or leave it "
+            "out: train.loggers=[]; epochs.csv and log.jsonl are written without it"
         ) from error
     return module
 

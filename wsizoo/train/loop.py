@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from wsizoo.bag import Bag, BagBatch
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
@@ -53,7 +53,9 @@ def fit(
     Raises:
         DataError: no bags, bags of different encoders, a target that does not fit, a NaN loss
             (naming the slide).
+        SpecError: a head whose loss compares slides, as here each is a step.
     """
+    check_steps(model, 1)
     requires = common_fingerprint(model, bags)
     history = History()
     optimiser = torch.optim.AdamW(model.param_groups(lr), lr=lr, weight_decay=weight_decay)
@@ -111,6 +113,18 @@ def shown(
     return output, torch.stack(list(terms.values())).sum()
 
 
+def check_steps(model: SlideModel, batch_size: int, task_loss: TaskLoss | None = None) -> None:
+    """Raise SpecError where steps of so many slides have no loss that teaches anything."""
+    head = model.head
+    if head is not None and head.compares_slides and task_loss is None and batch_size == 1:
+        raise SpecError(
+            f"the head of '{model.name}', {type(head).__name__}, compares the slides of a batch "
+            "with one another: of one slide it learns nothing, and accumulating adds batches up, "
+            "it does not join them. Train with more at once, in a run: train.batch_size=32 "
+            "train.accumulate=1"
+        )
+
+
 def named(slides: Sequence[str]) -> str:
     """`slide 's1'`, or `one of slides 's1', 's2'`."""
     quoted = ", ".join(f"'{name}'" for name in slides)
@@ -159,7 +173,7 @@ class Makers:
             raise DataError(
                 f"slide '{self.unknown}' states no encoder, slide '{name}' states "
                 f"{stated.encoder}: they may not be alike. Extract it again, or say what made it: "
-                "bag.replace(encoder=wsizoo.Fingerprint(...))"
+                "bag.replace(encoder=wsizoo.Fingerprint(...)), in a run data.encoder=NAME"
             )
 
     def together(self) -> Fingerprint:

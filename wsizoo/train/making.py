@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,15 @@ from wsizoo.objectives import TaskLoss
 from wsizoo.registry import Entry, Registry
 from wsizoo.spec import ModelSpec, model_spec
 from wsizoo.stored import CONFIG, PUBLISHER, find_stored, read_config
-from wsizoo.train.cohort import Cohort
-from wsizoo.train.config import RunConfig
+from wsizoo.tables import read_table
+from wsizoo.train.cohort import Cohort, origins_of, slide_name
+from wsizoo.train.config import DataConfig, RunConfig
+from wsizoo.train.row_targets import LackingError, Target, target_of
 from wsizoo.train.samples import Samples
 from wsizoo.yaml_data import read_yaml
 from wsizoo.zoo import adapt, assemble
 
+SEGMENTATION = "segmentation"
 SPEC_SUFFIXES = (".yaml", ".yml")
 
 
@@ -75,12 +79,23 @@ def classes_of(config: RunConfig, registry: Registry) -> list[str]:
     table lists.
 
     Raises:
-        SpecError: data.classes and head.classes of the overrides differ.
+        SpecError: data.classes and head.classes of the overrides differ; or labels are of patches,
+            and nobody names their classes.
     """
+    found = _stated_classes(config, registry)
+    if not found and spec_of(config, registry).head and task_of(config, registry) == SEGMENTATION:
+        raise SpecError(
+            "labels of patches are numbers: say which classes they are, in order, the negative one "
+            "first: data.classes=[normal,tumour]"
+        )
+    return found
+
+
+def _stated_classes(config: RunConfig, registry: Registry) -> list[str]:
     stated, own = config.data.classes, spec_of(config, registry).classes
     overridden = any(text.startswith(("head.classes=", "head={")) for text in config.overrides)
     if not overridden and config.model in registry.models:
-        return stated or (own if task_of(config, registry) == "segmentation" else [])
+        return stated or (own if task_of(config, registry) == SEGMENTATION else [])
     if overridden and stated and own and stated != own:
         raise SpecError(
             f"data.classes is {stated}, head.classes in overrides {own}: state one of them"
@@ -94,8 +109,8 @@ def make_model(
     """Build, or adapt, the model for this data.
 
     Filled in where the config is silent: head.classes; head.edges, from the events of the training
-    part (`data.bins_from=whole_cohort`: of all); head.pos_weight of one logit, from the patches of
-    the training part.
+    part (`data.bins_from=whole_cohort`: of the whole table, patients without features too);
+    head.pos_weight of one logit, from the patches of the training part.
 
     Args:
         train: rows of the cohort. seed: of random weights.
@@ -136,7 +151,7 @@ def _from_data(
     head = spec.head or {}
     if cohort.task in ("classification", "segmentation") and spec.classes != list(cohort.classes):
         found = [f"head.classes={json.dumps(list(cohort.classes))}"]
-    elif _wants_edges(head, registry):
+    elif _takes_edges(head, registry) and not head.get("edges"):
         found = _edges(config, cohort, train)
     else:
         found = []
@@ -145,10 +160,13 @@ def _from_data(
     return found
 
 
-def _wants_edges(head: dict[str, Any], registry: Registry) -> bool:
-    """Whether a head has bins of time whose edges nobody has stated."""
-    takes = bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
-    return takes and not head.get("edges")
+def has_bins(config: RunConfig, registry: Registry) -> bool:
+    """Whether the model's head has bins of time."""
+    return _takes_edges(spec_of(config, registry).head or {}, registry)
+
+
+def _takes_edges(head: dict[str, Any], registry: Registry) -> bool:
+    return bool(head) and "edges" in inspect.signature(_head_class(head, registry)).parameters
 
 
 def _of_whole(spec: ModelSpec, cohort: Cohort, registry: Registry) -> list[str]:
@@ -167,12 +185,25 @@ def _edges(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> list[str]
     """
     if stated := [text for text in config.overrides if text.startswith("head.bins=")]:
         raise SpecError(f"bins of times come from data.bins: leave out {stated[0]} of overrides")
-    rows = train if config.data.bins_from == "train" else range(len(cohort))
-    of_patient = {cohort.records[row].patient: cohort.records[row].target for row in rows}
+    if config.data.bins_from == "train":
+        of_patient = {cohort.records[row].patient: cohort.records[row].target for row in train}
+    else:
+        of_patient = _targets_of_table(config.data, cohort.task)
     times = [target["time"] for target in of_patient.values()]
     events = [target["event"] for target in of_patient.values()]
     edges = time_edges(times, events, config.data.bins).tolist()
     return [f"head.bins={len(edges) + 1}", f"head.edges={json.dumps(edges)}"]
+
+
+def _targets_of_table(config: DataConfig, task: str) -> dict[str, Target]:
+    """The target of every patient of the table that has one, with feature files or without."""
+    table = read_table(config.table)
+    names = [slide_name(row[config.slide]) for row in table.rows]
+    found = {}
+    for patient, row in zip(origins_of(table, names, config).patients, table.rows, strict=True):
+        with contextlib.suppress(LackingError):
+            found[patient] = target_of(row, config, task, ())
+    return found
 
 
 def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> float:
@@ -180,7 +211,7 @@ def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> f
     threshold = float(head.get("threshold") or 0.5)
     labels = []
     for row in train:
-        share = torch.as_tensor((cohort.bag(row).target or {})["instances"])
+        share = torch.as_tensor(cohort.labels_of_patches(row))
         labels.append(torch.where(share < 0, -1, (share >= threshold).long()))
     return positive_weight(torch.cat(labels))
 

@@ -16,7 +16,7 @@ from wsizoo.files import write_json
 from wsizoo.interfaces import SlideOutput
 from wsizoo.measures.bootstrap import RESAMPLES
 from wsizoo.measures.measured import Measured, to_json
-from wsizoo.measures.names import MAIN
+from wsizoo.measures.names import MAIN, UNDEFINED, title
 from wsizoo.model import SlideModel
 from wsizoo.prediction_files import PATIENTS, PREDICTIONS, Row, write_rows
 from wsizoo.train.kept_rows import KeptRows
@@ -120,8 +120,8 @@ def edges_of(model: SlideModel) -> list[float] | None:
     return None if edges is None else list(edges)
 
 
-def told_of(metrics: Mapping[str, Any], whose: str) -> str:
-    """One line of the first measures of the first part that there is."""
+def told_of(metrics: Mapping[str, Any], whose: str, task: str) -> str:
+    """One line of the first measures of the first part that there is, or why there are none."""
     part = next((name for name in PARTS if name in metrics), "")
     measured = metrics.get(part, {})
     shown = [
@@ -129,4 +129,7 @@ def told_of(metrics: Mapping[str, Any], whose: str) -> str:
         for name in sorted(measured, key=lambda name: name not in MAIN.values())
         if measured[name]["value"] is not None
     ]
-    return f"{whose}: {part} {', '.join(shown[:3])}" if shown else f"{whose}: nothing to measure"
+    if measured and measured.get(MAIN[task], {}).get("value") is None:
+        shown.insert(0, f"{title(MAIN[task])} is not defined, {UNDEFINED[task]}")
+    told = f"{part} {', '.join(shown[:3])}" if shown else "no test or validation slides"
+    return f"{whose}: {told}"

@@ -36,15 +36,15 @@ def start_processes(device: str, precision: str) -> Fabric:
         raise NotFoundError(
             "Training needs Lightning Fabric, which is not installed: pip install 'wsizoo[train]'"
         ) from error
-    kind, _, number = device.partition(":")
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise SpecError(f"device is '{device}', expected auto, cpu, mps, cuda or cuda:0")
-    if kind == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
+        raise SpecError(f"train.device is '{device}', expected auto, cpu, mps, cuda or cuda:0")
+    kind, _, number = found_device(device).partition(":")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise NotFoundError(f"There is no device '{device}' here; device=cpu is always there")
+        raise NotFoundError(f"There is no device '{device}' here; train.device=cpu is always there")
     if precision == "16-mixed" and kind == "cpu":
-        raise SpecError("precision 16-mixed needs a GPU; a CPU has precision=bf16-mixed")
+        raise SpecError(
+            "train.precision=16-mixed needs a GPU; a CPU has train.precision=bf16-mixed"
+        )
     world = int(os.environ.get("WORLD_SIZE", "1"))
     here = int(os.environ.get("LOCAL_WORLD_SIZE", str(world)))
     fabric = Fabric(
@@ -56,6 +56,13 @@ def start_processes(device: str, precision: str) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def found_device(device: str) -> str:
+    """The device that is meant: of "auto" the GPU, where there is one."""
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def alike_everywhere(fabric: Fabric, module: nn.Module, buffers_only: bool = False) -> None:

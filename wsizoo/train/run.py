@@ -21,6 +21,8 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import RunConfig
 from wsizoo.train.making import classes_of, task_of
 from wsizoo.train.one_run import OneRun, train_one
+from wsizoo.train.problems import some
+from wsizoo.train.rehearsal import cannot_be_measured, check_choice
 from wsizoo.train.run_folder import SPLIT, claim, is_first, writing
 from wsizoo.train.summary import summarise
 
@@ -61,8 +63,10 @@ def run_training(
     )
     splits = splits_of(config, cohort)
     check_folds(splits)
+    check_choice(config, cohort, splits, registry)
     say(told_of(cohort, splits))
-    for line in warnings_of(cohort, splits):
+    unmeasured = cannot_be_measured(config, cohort, splits, registry)
+    for line in [*warnings_of(cohort, splits), *unmeasured]:
         say(line)
     if not is_first():
         return _each(config, cohort, splits, out, registry, say, tick)
@@ -172,8 +176,11 @@ def warnings_of(cohort: Cohort, splits: Sequence[Split]) -> list[str]:
     """What of the data and its split a reader of the results should know."""
     told = []
     if cohort.dropped:
-        first, reason = cohort.dropped[0]
-        told.append(f"Left out {len(cohort.dropped)} slides, first '{first}': {reason}")
+        reasons: dict[str, list[str]] = {}
+        for slide, reason in cohort.dropped:
+            reasons.setdefault(reason, []).append(slide)
+        each = [f"{len(names)} {reason}: {some(names)}" for reason, names in reasons.items()]
+        told.append("\n  ".join([f"Left out {len(cohort.dropped)} slides:", *each]))
     for fold, split in enumerate(splits):
         parts = [{cohort.patients[row] for row in rows} for rows in split.parts().values()]
         leaks = sorted({p for a, b in itertools.combinations(parts, 2) for p in a & b})

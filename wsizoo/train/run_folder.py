@@ -15,7 +15,7 @@ from wsizoo.files import write_json, write_text
 from wsizoo.train.config import RunConfig, load_config, to_yaml
 from wsizoo.train.settings import CHANGE_NO_NUMBER
 
-CONFIG, RUN, METRICS = "config.yaml", "run.json", "metrics.json"
+CONFIG, RUN, METRICS, EPOCHS = "config.yaml", "run.json", "metrics.json", "epochs.csv"
 SPLIT, ENVIRONMENT = "split.csv", "environment.json"
 MODEL, REPORT = "model", "report.html"
 RUNNING, FINISHED = "running", "finished"
@@ -55,7 +55,7 @@ def is_first() -> bool:
 def claim(folder: Path, config: RunConfig) -> None:
     """Make the folder that of this config, or see that it is.
 
-    One in which nothing was begun, as its features or model were refused, is made this one's.
+    One in which nothing was trained, as what it was told was refused, is made this one's.
 
     Raises:
         DataError: it is that of another config, the keys that differ are named; or it holds
@@ -81,9 +81,9 @@ def claim(folder: Path, config: RunConfig) -> None:
 
 
 def _is_begun(folder: Path) -> bool:
-    """Whether it, or that of a fold in it, holds more than configs and locks."""
-    files = (path for path in folder.rglob("*") if path.is_file())
-    return any(path.name != CONFIG and not path.name.startswith(".") for path in files)
+    """Whether it, or that of a fold in it, holds what a training has written."""
+    written = (path for pattern in (EPOCHS, "*.ckpt", METRICS) for path in folder.rglob(pattern))
+    return next(written, None) is not None
 
 
 def differences(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
@@ -130,7 +130,7 @@ def is_finished(folder: Path, digests: Mapping[str, str]) -> bool:
     Raises:
         DataError: it was begun with other labels, parts or features: which of them is told.
     """
-    record = read_record(folder)
+    record = read_record(folder) if _is_begun(folder) else {}
     changed = [name for name, digest in digests.items() if record and record.get(name) != digest]
     if changed:
         told = "; ".join(

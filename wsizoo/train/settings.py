@@ -83,7 +83,8 @@ class TrainSettings:
                 )
         for logger in self.loggers:
             if logger not in LOGGERS:
-                raise SpecError(f"No logger '{logger}', expected some of {', '.join(LOGGERS)}")
+                told = ", ".join(LOGGERS)
+                raise SpecError(f"train.loggers names '{logger}', expected some of {told}")
         self._check_numbers()
 
     def _check_numbers(self) -> None:

@@ -44,6 +44,7 @@ class Stepper:
 
     Attributes:
         done: optimiser steps. of: in all epochs. per_epoch: in one.
+        idle: steps, since it was last set to 0, whose gradient was 0.
         waited: s that `do` and `validate` stood still for slides.
     """
 
@@ -56,7 +57,7 @@ class Stepper:
         together = settings.batch_size * settings.accumulate * self.fabric.world_size
         self.per_epoch = math.ceil(slides / together)
         self.of = self.per_epoch * settings.epochs
-        self.done, self.waited = 0, 0.0
+        self.done, self.idle, self.waited = 0, 0, 0.0
         self.makers = Makers(model)
         self.fabric.to_device(model)
         self.optimiser = make_optimiser(model, settings)
@@ -192,7 +193,7 @@ class Stepper:
         """Sum over the processes; they stop together where one has a loss that is not finite."""
         total, any_bad = sums(self.fabric, [losses, float(bool(bad))])
         if any_bad:
-            _stop("; ".join(one for one in gathered(self.fabric, bad) if one), epoch)
+            self._stop("; ".join(one for one in gathered(self.fabric, bad) if one), epoch)
         return total
 
     def _clip(self, shown: list[str], epoch: int) -> None:
@@ -202,19 +203,22 @@ class Stepper:
             self.model, self.optimiser, max_norm=most, error_if_nonfinite=False
         )
         value = float(cast(Tensor, norm))
+        self.idle += value == 0
         if self.settings.precision != "16-mixed" and not math.isfinite(value):
             everywhere = [name for names in gathered(self.fabric, shown) for name in names]
-            _stop(f"the gradient of {named(everywhere)} is {value}", epoch)
+            self._stop(f"the gradient of {named(everywhere)} is {value}", epoch)
+
+    def _stop(self, why: str, epoch: int) -> NoReturn:
+        every = self.settings.checkpoint_steps
+        kept = epoch > 0 or (every is not None and self.done >= every)
+        left = "the last checkpoint is as it was" if kept else "no checkpoint was written yet"
+        raise DataError(
+            f"{why}, in epoch {epoch + 1}; {left}. Look at the features and the target, else train "
+            "with a smaller step: in a run optimiser.lr=1e-5 train.clip=1.0"
+        )
 
 
 def _of_each(output: SlideOutput, slides: Sequence[Bag]) -> list[SlideOutput]:
     if len(slides) == 1:
         return [output]
     return unstacked(output, [len(bag) for bag in slides])
-
-
-def _stop(why: str, epoch: int) -> NoReturn:
-    raise DataError(
-        f"{why}, in epoch {epoch + 1}; the last checkpoint is as it was. Look at the features and "
-        "the target, else train with a smaller lr or clip=1.0"
-    )

@@ -26,6 +26,7 @@ from wsizoo.train.checkpointing import (
 )
 from wsizoo.train.loading import Augment, EachOf, Slides, Step, read_ahead, some_patches, steps_of
 from wsizoo.train.logs import Logger, Row, check_loggers, line_of, open_loggers, write_logs
+from wsizoo.train.loop import check_steps
 from wsizoo.train.randomness import For, generator_for, random_states_kept
 from wsizoo.train.run_folder import writing
 from wsizoo.train.settings import TrainSettings
@@ -92,8 +93,10 @@ def train_model(
             (naming the slides; the last checkpoint stays), a checkpoint of another training, no
             room for one, nothing to choose the best epoch by.
         NotFoundError: Lightning Fabric, a logger or the device is not there.
+        SpecError: a head whose loss compares slides, and steps of one.
         FingerprintError: features of different encoders, or of another than the model requires.
     """
+    check_steps(model, settings.batch_size, task_loss)
     _check(train, val, settings, measure)
     with random_states_kept():
         model.train()
@@ -195,8 +198,14 @@ class _Training:
         for epoch in range(len(self.history), self.settings.epochs):
             if self._patience_is_over():
                 break
-            start, self.stepper.waited = time.perf_counter(), 0.0
+            start, self.stepper.waited, self.stepper.idle = time.perf_counter(), 0.0, 0
             self._show_all(epoch)
+            if idle := self.stepper.idle:
+                self.say(
+                    f"Warning: {idle} of {self.stepper.per_epoch} steps of epoch {epoch + 1} "
+                    "taught nothing, their gradient is 0: for instance no event among slides that "
+                    "are compared. Look at the targets, or take more at once: train.batch_size"
+                )
             row = {
                 "epoch": epoch + 1,
                 "lr": self.stepper.lr,

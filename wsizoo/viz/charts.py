@@ -115,7 +115,8 @@ def curve_chart(
     Args:
         name: what is measured, the y axis' label. xs: (P,) ascending.
         series: name -> (P,) values; None or NaN leaves a gap.
-        mark: an x that matters, and what it is called.
+        mark: an x that matters, and what it is called; an upright line there, solid, as a
+            series may be dashed.
 
     Raises:
         DataError: lengths that differ, or nothing finite to draw.
@@ -136,7 +137,7 @@ def curve_chart(
     )
     if mark is not None:
         x, called = plot.x(mark[0]), mark[1]
-        plot.line((x, plot.y.start), (x, plot.y.end), "guide")
+        plot.line((x, plot.y.start), (x, plot.y.end), "whisker")  # seen on an axis too
         left = x > (plot.x.start + plot.x.end) / 2
         at_text = (x - 5 if left else x + 5, plot.y.end + FONT)
         plot.text(at_text, called, "end" if left else "start", soft=True)

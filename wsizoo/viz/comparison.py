@@ -55,7 +55,9 @@ def interval_plot(
     ticks = nice_ticks(0, 1) if shares and low == high else nice_ticks(low, high)
     chart, scale = _rows(f"{label}: {spoken}", ticks, label, len(rows))
     if guide is not None:
-        chart.line((scale(guide), 0), (scale(guide), ROW * len(rows) + 4), "guide")
+        for index in range(len(rows)):  # beside the dots; names and numbers stay legible
+            top = ROW * index + FONT + 6
+            chart.line((scale(guide), top), (scale(guide), ROW * (index + 1) + 2), "guide")
     for index, ((name, value, start, end), reading) in enumerate(zip(rows, readings, strict=True)):
         y = _name(chart, scale, name, reading, index)
         if start is not None and end is not None:

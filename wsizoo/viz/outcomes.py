@@ -121,7 +121,7 @@ def _cell(
 def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     """Predicted probabilities against what came true; on the diagonal they mean what they say.
 
-    How many a bin holds stands over the x axis.
+    How many a bin holds stands over the x axis, in further rows where two would touch.
 
     Args:
         bins: those that hold anything. label: what was predicted.
@@ -142,8 +142,18 @@ def reliability_chart(bins: Sequence[Calibration], label: str) -> str:
     for one in bins:
         plot.line(plot.at(one.predicted, one.low), plot.at(one.predicted, one.high), "whisker")
         plot.circle(plot.at(one.predicted, one.seen), 4.5, "f0")
-        plot.text((plot.x(one.predicted), plot.y.start - 8), str(one.n), "middle", soft=True)
+    _counts(plot, bins)
     return plot.svg()
+
+
+def _counts(plot: Plot, bins: Sequence[Calibration]) -> None:
+    """How many each bin holds, in the lowest row where it does not touch the one to its left."""
+    ends: list[float] = []  # of the last count of each row
+    for one in sorted(bins, key=lambda one: one.predicted):
+        x, half = plot.x(one.predicted), len(str(one.n)) * CHARACTER / 2
+        row = next((r for r, end in enumerate(ends) if end + CHARACTER <= x - half), len(ends))
+        ends[row : row + 1] = [x + half]
+        plot.text((x, plot.y.start - 8 - row * (FONT + 1)), str(one.n), "middle", soft=True)
 
 
 def score_chart(

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import wsizoo
 from wsizoo.errors import DataError
@@ -19,6 +17,7 @@ from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
 from wsizoo.viz.classes import read_classes
 from wsizoo.viz.predicted import output_files
+from wsizoo.weights import weights_digest
 
 PREDICTIONS = "predictions.csv"
 RUN = "run.json"
@@ -128,16 +127,6 @@ def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
         share = torch.bincount(read, minlength=len(found.names)) / max(1, len(read))
         return {f"share_{name}": _number(s) for name, s in zip(found.names, share, strict=True)}
     return {}
-
-
-def weights_digest(tensors: Mapping[str, Tensor]) -> str:
-    """sha256 of tensors by name, wherever they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(data.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -251,5 +251,5 @@ def test_it_refuses_what_it_cannot_do(monkeypatch):
 
 def test_it_is_chosen_before_the_blocks():
     backends = grid_attention.backends()
-    assert [backend.name for backend in backends] == ["flash", "blocked"]
+    assert [backend.name for backend in backends] == ["flash", "blocked", "striped"]
     assert math.isclose(flash_backend.NEVER * 2**0.5, 42426, rel_tol=1e-3)  # float16 holds it
