@@ -1,8 +1,11 @@
 """The selective scan on a CPU: each backend against the reference, its memory, the first call.
 
 The reference costs the same for every step and keeps all states for backward, so it runs over the
-first steps of a sequence, and its seconds are taken times the length. Memory is that of forward and
-backward in a fresh process, over inputs, outputs and gradients.
+first steps of a sequence, and its seconds are taken times the length (at full length it is slower
+still: every page of its states is a new one). Seconds are the processor's,
+all threads together, which a busy machine changes less: with free cores, two threads are up to
+twice as fast as that. Memory is that of forward and backward in a fresh process, over inputs,
+outputs and gradients.
 """
 
 import os
@@ -25,11 +28,14 @@ SIZES = {(65_536, 384): 16.0, (262_144, 24): 170.0, (1_000_000, 12): None}  # L,
 REFERENCE_STEPS = 4_096
 MEMORY_GOAL = 0.1  # of the states (L, D, N)
 BLOCK = (20_000, 192)  # tokens, width
+THREADS = {
+    "numba": 2
+}  # others: 1; their calls are so short that a busy machine's threads only wait
 
 
 def run() -> None:
-    torch.set_num_threads(2)
     print(f"  {load_now()}")
+    print(f"  threads: {THREADS}, others 1")
     for name in backends():
         for (steps, channels), goal in SIZES.items():
             _compare(name, steps, channels, goal if name == "numba" else None)
@@ -55,13 +61,15 @@ def inputs(steps: int, channels: int) -> list[Tensor]:
 
 def passes(name: str, args: list[Tensor]) -> tuple[Callable[[], None], Callable[[], None]]:
     """The forward pass alone, and with the backward pass to every input."""
-    scan, given = selective_scan.on(name), args[:8]
+    scan, given, threads = selective_scan.on(name), args[:8], THREADS.get(name, 1)
 
     @torch.no_grad()
     def forward() -> None:
+        torch.set_num_threads(threads)
         scan(*given, True)
 
     def both() -> None:
+        torch.set_num_threads(threads)
         torch.autograd.grad(scan(*given, True)[0], given, args[8])
 
     return forward, both
@@ -74,7 +82,7 @@ def _compare(name: str, steps: int, channels: int, goal: float | None) -> None:
     for what, ours, theirs, least in zip(
         ("forward", "forward + backward"), mine, reference, (None, goal), strict=True
     ):
-        seconds, few = interleaved(ours, theirs, rounds=3)
+        seconds, few = interleaved(ours, theirs, rounds=3, clock=time.process_time)
         many = [second * steps / short for second in few]
         title = f"{name}, D = {channels}, L = {steps:,}, {what}"
         report_speed(title, seconds, many, f"the reference ({short:,} steps, scaled)", least)
@@ -87,16 +95,13 @@ def _memory(name: str, steps: int, channels: int) -> None:
         capture_output=True,
         text=True,
     )
-    naive = steps * channels * STATES * 4 / 1e6
-    share = float(found.stdout) / naive
+    more, naive = float(found.stdout), steps * channels * STATES * 4 / 1e6
     goal = f", goal {MEMORY_GOAL:.0%}" if name == "numba" else ""
-    told = f"{share:.1%} of the {naive:.0f} MB of all states"
-    print(f"    memory {float(found.stdout):.0f} MB, {told}{goal}")
+    print(f"    memory {more:.0f} MB, {more / naive:.1%} of the {naive:.0f} MB of all states{goal}")
 
 
 def _gain(name: str, steps: int, channels: int) -> float:
     """MB at the peak of forward and backward over inputs, outputs and gradients."""
-    torch.set_num_threads(2)
     passes(name, inputs(600, channels))[1]()
     args = inputs(steps, channels)
     results = 2 * args[8].nbytes + sum(x.nbytes for x in args[1:8])  # y, and a gradient an input
@@ -141,13 +146,14 @@ def _block() -> None:
 
     def step_on(name: str) -> Callable[[], None]:
         def step() -> None:
+            torch.set_num_threads(THREADS.get(name, 1))
             with use_backend(name):
                 block(x).sum().backward()
 
         return step
 
     names = backends()
-    found = interleaved(*map(step_on, names), rounds=3)
+    found = interleaved(*map(step_on, names), rounds=3, clock=time.process_time)
     for name, seconds in zip(names, found, strict=True):
         median = sorted(seconds)[1]
         print(f"  MambaBlock({width}), {tokens:,} tokens, step on {name}: {median:.2f} s")

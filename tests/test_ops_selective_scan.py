@@ -206,6 +206,38 @@ def test_numba_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert message in str(_numba.why_not(u))
     monkeypatch.setattr(_numba, "_installed", lambda: False)
     assert 'pip install "wsizoo[scan]"' in str(_numba.why_not())
-    with pytest.raises(BackendError, match="cannot run on 'numba': numba is not installed"):
+    with pytest.raises(BackendError, match="cannot run on 'numba': without numba"):
         selective_scan.on("numba")(*inputs([4]))
     assert torch.isfinite(selective_scan(*inputs([4]))[0]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backward_keeps_few_of_the_states(backend: str) -> None:
+    args, kept = inputs([600], 512, 16), {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    leaves = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        y, _ = selective_scan.on(ready(backend))(*args)
+    for x in (*leaves, args[9]):
+        assert kept.pop(x.untyped_storage().data_ptr()) == x.untyped_storage().nbytes()
+    assert 0 < sum(kept.values()) < 0.1 * y.nbytes * 16
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_autocast_changes_nothing(backend: str) -> None:
+    args, run = inputs([40]), selective_scan.on(ready(backend))
+    leaves = [x.requires_grad_() for x in args if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def found() -> list[Tensor]:
+        y, last = run(*args)
+        return [y, last, *torch.autograd.grad(y.sum(), leaves)]
+
+    plain = found()
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = found()
+    for a, b in zip(plain, cast, strict=True):
+        assert torch.equal(a, b)

@@ -13,6 +13,7 @@ This file and `_vectors` import numba, which is optional and has no types.
 
 from __future__ import annotations
 
+import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,16 @@ FACTORS, DECAYED = 0, 1  # of a channel's states: exp(dt A), and that times the 
 ODDS = np.array([1 / n for n in (15, 13, 11, 9, 7, 5, 3, 1)], np.float32)  # artanh's series
 ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
 
-compiled = njit(nogil=True, cache=True)
+
+def compiled(function):
+    """Machine code without the interpreter's lock, kept for the next process where there is room.
+
+    It lies beside this file (in __pycache__), else in NUMBA_CACHE_DIR or the user's cache.
+    """
+    kernel = njit(nogil=True)(function)
+    with contextlib.suppress(RuntimeError):  # no such folder can be written to
+        kernel.enable_caching()
+    return kernel
 
 
 class Given(NamedTuple):

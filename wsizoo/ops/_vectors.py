@@ -1,7 +1,8 @@
 """Sixteen float32 as one value of numba, so that LLVM need not prove that a loop is vector code.
 
 LLVM splits such a value into the registers that a processor has. This file and the kernels import
-numba, which is optional and has no types: import them within a function.
+numba, which is optional and has no types: import them within a function. Who changes this file
+saves the kernels anew too: numba's cache looks at the file of the function that was called only.
 """
 
 # mypy: ignore-errors

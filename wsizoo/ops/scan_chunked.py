@@ -155,7 +155,7 @@ class _Block:
         return _chained(state, total, handed)
 
     def walk(self, starts: Tensor) -> Tensor:
-        """Fill in the states; returns the last one (E, N)."""
+        """Fill in the states; returns the last one (E, N), in memory of its own."""
         before = starts
         for state, factor in zip(self.states, self.factors, strict=True):
             before = state.addcmul_(factor, before)
