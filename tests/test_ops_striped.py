@@ -146,6 +146,22 @@ def test_strips_of_a_slide_may_have_a_limit() -> None:
     assert max(block.queries.start for block in args[3].strips.strips[0].blocks) > 0
 
 
+def test_a_nan_stays_among_the_queries_of_its_blocks() -> None:
+    q, k, v, *_ = disk(1500, 2)
+    v[0, 0, 0] = math.nan
+    near = Disk(crowd(1500, 100), 2)
+    lost = FAST(q, k, v, near)[:, 0, 0].isnan()
+    assert lost[near.dense()[0]].all()
+    hold = [
+        strip.queries[block.queries]
+        for strip in near.strips.strips
+        for block in strip.blocks
+        if any((strip.keys[part] == 0).any() for part in block.keys)
+    ]
+    assert set(lost.nonzero()[:, 0].tolist()) <= set(torch.cat(hold).tolist())
+    assert len(set(torch.cat(hold).tolist())) < 1500
+
+
 def test_far_islands_build_no_table_of_their_extent() -> None:
     asked = []
 

@@ -2,7 +2,8 @@
 
 Nothing of a pair is kept: the backward pass computes the weights again, from the log-sum-exp of a
 token's scores, and draws the dropout again, so that memory is linear in tokens. Scores are in base
-2, as in `blocked`.
+2: see `base_2`, which says too what `blocked` is for. Pairs that are too far away have weight 0,
+and 0 times what is not finite is NaN: one NaN in v reaches all queries whose slice holds it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops._dispatch import why_not_under_torch_func
-from wsizoo.ops.blocked import LN_2, LOG2_E, NEVER, NOBODY, keep_mask
-from wsizoo.ops.grid_attention import OffsetBias, bias_at, check_attention
+from wsizoo.ops.base_2 import LN_2, LOG2_E, NEVER, NOBODY, keep_mask, run, wide
+from wsizoo.ops.grid_attention import OffsetBias, bias_at
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
 from wsizoo.ops.products import stacked
@@ -204,10 +205,6 @@ def _merged(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, .
     return old[0].add_(new[0]), old[1].add_(new[1]), highest
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class _GridAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -215,12 +212,12 @@ class _GridAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        bias: Tensor | OffsetBias | None,
         nearby: Neighbourhood,
+        bias: Tensor | OffsetBias | None,
         dropout: float,
     ) -> Tensor:
         ctx.rest = nearby, dropout, int(torch.randint(1 << 62, ())) if dropout else 0
-        lse = _wide(q.new_empty(q.shape[:2]))
+        lse = wide(q.new_empty(q.shape[:2]))
         out = scratch(*q.shape, like=lse)
         nearby, *drawn = ctx.rest
         _Pass(nearby, bias, q.shape, lse, *drawn).forward(q, k, v, out, lse)
@@ -238,9 +235,9 @@ class _GridAttention(torch.autograd.Function):
             q, lse = saved[0], saved[-1]
             back = _Pass(nearby, bias, q.shape, lse, dropout, seed)
             slopes = [scratch(*q.shape, like=lse).zero_() for _ in range(3)]
-            back.backward(tuple(saved), _wide(slope), slopes)
+            back.backward(tuple(saved), wide(slope), slopes)
             of = (x.to(own.dtype) for x, own in zip(slopes, saved, strict=False))
-            return *of, back.added.slope(), None, None
+            return *of, None, back.added.slope(), None
 
 
 def why_not(
@@ -266,8 +263,4 @@ def grid_attention_striped(
     dropout: float = 0.0,
 ) -> Tensor:
     """As `grid_attention`; memory is linear in tokens."""
-    check_attention(q, k, v, neighbourhood, bias)
-    apply: Any = _GridAttention.apply
-    with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
-        attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
-    return attended
+    return run(_GridAttention, q, k, v, neighbourhood, bias, dropout)
