@@ -256,8 +256,8 @@ class Windows(Neighbourhood):
         side, length = self.side, self.side**2
         window = cells // side
         number, count = compact(window)
-        row, column = (cells - window * side).unbind(1)
-        place = number * length + row * side + column  # (t,)
+        x, y = (cells - window * side).unbind(1)
+        place = number * length + x * side + y  # (t,)
         rows = cells.new_full((count * length,), len(self)).index_copy_(0, place, tokens)
         at = place[without_self]
         inside = square(side, cells.device)
@@ -271,7 +271,7 @@ class Windows(Neighbourhood):
 
 
 def compact(keys: Tensor) -> tuple[Tensor, int]:
-    """Numbers 0..n-1 of the distinct pairs in raster order, in linear time unless far apart.
+    """Numbers 0..n-1 of the distinct pairs, in order of x and then y, in linear time unless far apart.
 
     Args:
         keys: (T, 2) int64.
