@@ -271,7 +271,7 @@ class Windows(Neighbourhood):
 
 
 def compact(keys: Tensor) -> tuple[Tensor, int]:
-    """Numbers 0..n-1 of the distinct pairs, in order of x and then y, in linear time unless far apart.
+    """Numbers 0..n-1 of the distinct pairs, by x and then y; in linear time unless far apart.
 
     Args:
         keys: (T, 2) int64.
