@@ -1,4 +1,5 @@
 import math
+import re
 from typing import Any
 
 import pytest
@@ -55,11 +56,25 @@ def test_the_edge_of_a_disk_belongs_to_it() -> None:
 
 
 def test_radii_that_are_none_are_errors() -> None:
-    for radius in (-1, math.nan, math.inf, 2**31):
+    for radius in (-1, math.nan, math.inf, 2**31, "x", None):
         with pytest.raises(
-            DataError, match=r"a disk's radius is .* cells, expected 0 to 1073741824"
+            DataError, match=rf"a disk's radius is {radius!r} cells, expected 0 to 1073741824"
         ):
-            Disk(some_cells(4, 3), radius)
+            Disk(some_cells(4, 3), radius)  # type: ignore[arg-type]
+
+
+def test_cells_that_are_none_are_errors() -> None:
+    cells = some_cells(4, 3)
+    for wrong in (cells.float(), cells.int(), cells[0], torch.cat([cells, cells], 1)):
+        expected = (
+            rf"{re.escape(str(tuple(wrong.shape)))} {wrong.dtype}, expected \(T, 2\) torch.int64"
+        )
+        with pytest.raises(DataError, match=f"the cells of Disk are {expected}"):
+            Disk(wrong, 3)
+        with pytest.raises(DataError, match=f"the cells of Windows are {expected}"):
+            Windows(wrong, 2)
+        with pytest.raises(DataError, match=f"the cells of Everywhere are {expected}"):
+            Everywhere(wrong, torch.tensor([0, 4]))
 
 
 def test_everywhere_is_all_of_the_same_slide() -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from tests.test_ops_disks import slopes_times_distance
 from tests.test_ops_neighbourhoods import some_cells
 from wsizoo.errors import BackendError
-from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, products, striped, strips
+from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, products, strips
 from wsizoo.testing import check_op_backend
 
 FAST, REFERENCE = grid_attention.on("striped"), grid_attention.on("reference")
@@ -70,13 +71,13 @@ def test_strips_compute_what_the_definition_computes() -> None:
 
 def test_blocks_of_many_slices_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(strips, "MOST_KEYS", strips.KEYS)
-    monkeypatch.setattr(strips, "MANY_ROWS", strips.ROWS)
+    monkeypatch.setattr(strips, "MANY_QUERIES", strips.QUERIES)
     check_op_backend(grid_attention, "striped", *SIZES, dtypes=[torch.float64])
 
 
 def test_values_of_pairs_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(striped, "TABLE", 0)
-    monkeypatch.setattr(striped, "TABLE_PER_TOKEN", 0)
+    monkeypatch.setattr(strips, "TABLE", 0)
+    monkeypatch.setattr(strips, "TABLE_PER_TOKEN", 0)
     check_op_backend(grid_attention, "striped", *SIZES, dtypes=[torch.float64])
 
 
@@ -116,16 +117,49 @@ def test_in_float64_strips_are_the_definition_to_1e_12(
         assert float((mine - theirs).abs().max()) <= 1e-12 * max(1, float(theirs.abs().max()))
 
 
-def test_what_a_pass_notes_about_pairs_serves_the_next_ones() -> None:
+def test_who_is_too_far_is_found_once_unless_there_are_many_slices() -> None:
     q, k, v, near, bias = disk(300, 5, "alibi")
-    first, second = FAST(q, k, v, near), FAST(q, k, v, near)
-    assert torch.equal(first, second)
-    noted = [strip.far for strip in near.strips.strips]
-    assert any(noted)
+    strip = near.strips.strips[0]
+    block = strip.blocks[0]
+    found = near.strips.far(strip, block, block.keys[0])
+    assert near.strips.far(strip, block, block.keys[0]) is found
+    assert torch.equal(FAST(q, k, v, near), FAST(q, k, v, near))
     assert torch.allclose(FAST(q, k, v, near, bias), REFERENCE(q, k, v, near, bias), atol=1e-5)
-    everything = Disk(crowd(1500, 40), 1000)
-    FAST(*args_of(everything))
-    assert not any(strip.far for strip in everything.strips.strips)  # it would be of all pairs
+    large = Disk(crowd(1500, 40), 1000).strips
+    strip = large.strips[0]
+    block = strip.blocks[0]
+    assert large.far(strip, block, block.keys[0]) is not large.far(strip, block, block.keys[0])
+
+
+def test_strips_of_a_slide_may_have_a_limit() -> None:
+    """Their blocks have more queries than those of disks."""
+
+    class Near(Disk):
+        @property
+        def strips(self) -> strips.Strips:
+            made = strips.strips_of_slides(self.cells, [0, len(self)])
+            return dataclasses.replace(made, limit=self.within)
+
+    disk = Disk(crowd(600), 3)
+    args = args_of(Near(disk.cells, disk.radius))
+    assert torch.allclose(FAST(*args), REFERENCE(*args[:3], disk), atol=1e-5)
+    assert max(block.queries.start for block in args[3].strips.strips[0].blocks) > 0
+
+
+def test_a_nan_stays_among_the_queries_of_its_blocks() -> None:
+    q, k, v, *_ = disk(1500, 2)
+    v[0, 0, 0] = math.nan
+    near = Disk(crowd(1500, 100), 2)
+    lost = FAST(q, k, v, near)[:, 0, 0].isnan()
+    assert lost[near.dense()[0]].all()
+    hold = [
+        strip.queries[block.queries]
+        for strip in near.strips.strips
+        for block in strip.blocks
+        if any((strip.keys[part] == 0).any() for part in block.keys)
+    ]
+    assert set(lost.nonzero()[:, 0].tolist()) <= set(torch.cat(hold).tolist())
+    assert len(set(torch.cat(hold).tolist())) < 1500
 
 
 def test_far_islands_build_no_table_of_their_extent() -> None:
@@ -137,7 +171,7 @@ def test_far_islands_build_no_table_of_their_extent() -> None:
 
     args = slides("alibi", 300, 100, apart=10**7)
     FAST(*args[:4], bias)
-    assert max(asked) <= strips.MANY_ROWS * strips.MOST_KEYS
+    assert max(asked) <= strips.MANY_QUERIES * strips.MOST_KEYS
     asked.clear()
     near = Everywhere(crowd(3000, 80), torch.tensor([0, 3000]))
     FAST(*args_of(near, bias=bias))

@@ -13,9 +13,10 @@ def blocks_of(near: Neighbourhood) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Queries (L,), keys (K,) and numbers of offsets (L, K) of each block, without what fills."""
     found = []
     for strip in near.strips.strips:
-        for some, parts in strip.blocks:
+        for block in strip.blocks:
+            some = block.queries
             ours = slice(some.start, min(some.stop, strip.n_queries))
-            for part in parts:
+            for part in block.keys:
                 assert (part.stop - part.start) % strips.KEYS == 0
                 assert part.stop - part.start <= strips.MOST_KEYS
                 theirs = slice(part.start, min(part.stop, strip.n_keys))
@@ -70,7 +71,7 @@ def test_strips_hold_each_pair_of_a_slide_once(sizes: list[int], seed: int) -> N
 def test_a_long_slide_is_cut_into_slices() -> None:
     near = Disk(torch.stack([torch.zeros(1500).long(), torch.arange(1500) // 4], 1), 150)
     check(near)
-    assert max(len(parts) for strip in near.strips.strips for _, parts in strip.blocks) > 1
+    assert max(len(block.keys) for strip in near.strips.strips for block in strip.blocks) > 1
 
 
 def test_cells_too_far_apart_to_be_numbered_are_an_error() -> None:

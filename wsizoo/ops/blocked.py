@@ -4,7 +4,7 @@ The pieces `attend` and `attend_backward` are also for layers that fuse more aro
 
 Each block is one small dense softmax. Blocks of several kinds are merged by the log-sum-exp of
 their parts, which makes them one softmax over the union; the backward pass computes the weights
-again from it. Scores are in base 2: on a CPU `exp2` is several times faster than `exp`.
+again from it. Scores are in base 2: see `base_2`, which says too what `striped` is for.
 """
 
 from __future__ import annotations
@@ -19,13 +19,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops._dispatch import why_not_under_torch_func
-from wsizoo.ops.grid_attention import OffsetBias, check_attention
+from wsizoo.ops.base_2 import LN_2, LOG2_E, NEVER, NOBODY, keep_mask, run, wide
+from wsizoo.ops.grid_attention import OffsetBias
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Blocks, Neighbourhood
 
-LOG2_E, LN_2 = math.log2(math.e), math.log(2)
-NEVER = -1e30  # a score that no other comes near; exp2 is slow on -inf
-NOBODY = -1e29  # a log-sum-exp below it: no key at all
 CHUNK = 1 << 18  # scores at a time on a CPU, so that they stay in its cache; more on a GPU
 GPU_CHUNK = 1 << 26
 
@@ -57,7 +55,7 @@ def attend(
         dropout: share of weights dropped.
     """
     t, _, heads, dim = rows.shape
-    lse = _wide(rows.new_empty(t, heads))
+    lse = wide(rows.new_empty(t, heads))
     out = scratch(t, heads, dim, like=lse)
     lse[-1] = torch.inf
     kept: list[Tensor] = []
@@ -145,7 +143,7 @@ class _Chunk:
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
         """Batched product of factors in the rows' dtype, at least float32."""
-        return _wide(torch.bmm(left.to(self.q.dtype), right.to(self.q.dtype)))
+        return wide(torch.bmm(left.to(self.q.dtype), right.to(self.q.dtype)))
 
     def scores(self) -> Tensor:
         """(c, L, K) in base 2."""
@@ -201,7 +199,7 @@ def _added(
     neighbourhood: Neighbourhood, blocks: Blocks, rows: Tensor, bias: Tensor | None
 ) -> Tensor | None:
     """(H or 1, L, K), added to the score of a pair of places: bias, NEVER where not allowed."""
-    never = _wide(torch.where(blocks.allowed, 0.0, NEVER).to(rows.device, rows.dtype))
+    never = wide(torch.where(blocks.allowed, 0.0, NEVER).to(rows.device, rows.dtype))
     if bias is None:
         return never[None]
     at = blocks.offset + neighbourhood.reach
@@ -216,7 +214,7 @@ def _bias_slope(
     if bias is None:
         return None
     edge = bias.shape[-1]
-    slope = _wide(bias.new_zeros(len(bias), edge * edge))
+    slope = wide(bias.new_zeros(len(bias), edge * edge))
     for kind, own in sums.items():
         offset = neighbourhood.blocks[kind].offset + neighbourhood.reach
         at = offset[..., 0] * edge + offset[..., 1]  # (L, K)
@@ -232,23 +230,6 @@ def _silence(out: Tensor, lse: Tensor) -> None:
         out[alone], lse[alone] = 0, torch.inf
 
 
-def keep_mask(like: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
-    """A bool mask of this shape, False with probability `dropout` to 1.5e-5.
-
-    Four draws come out of 64 random bits.
-    """
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(1 << 63), None, generator=generator)
-    draws = words.view(torch.int16)[: like.numel()].view(like.shape)
-    kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
-    return torch.ge(draws, round(dropout * (1 << 16)) - (1 << 15), out=kept)
-
-
-def _wide(values: Tensor) -> Tensor:
-    """At least float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 class _GridAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -256,8 +237,8 @@ class _GridAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        bias: Tensor | None,
         neighbourhood: Neighbourhood,
+        bias: Tensor | None,
         dropout: float,
     ) -> Tensor:
         t, heads, dim = q.shape
@@ -273,13 +254,13 @@ class _GridAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         rows, bias, out, lse, *kept = ctx.saved_tensors
-        t, dim, slope = len(slope), slope.shape[-1], _wide(slope)
+        t, dim, slope = len(slope), slope.shape[-1], wide(slope)
         found, nearby = Attended(out, lse, kept), ctx.neighbourhood
         with torch.autocast(rows.device.type, enabled=False):
             delta = torch.linalg.vecdot(slope, out[:t])
             slopes, of_bias = attend_backward(rows, nearby, bias, found, slope, delta, ctx.dropout)
         of_q, of_k, of_v = slopes[:t].unbind(1)
-        return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, of_bias, None, None
+        return of_q * (LOG2_E / math.sqrt(dim)), of_k, of_v, None, of_bias, None
 
 
 def why_not(
@@ -307,8 +288,4 @@ def grid_attention_blocked(
     dropout: float = 0.0,
 ) -> Tensor:
     """As `grid_attention`; memory and products by pairs of places in blocks, not by T x T."""
-    check_attention(q, k, v, neighbourhood, bias)
-    apply: Any = _GridAttention.apply
-    with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
-        attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
-    return attended
+    return run(_GridAttention, q, k, v, neighbourhood, bias, dropout)

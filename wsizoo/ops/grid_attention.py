@@ -40,6 +40,8 @@ def grid_attention(
 
     Returns:
         (T, H, D); 0 for a token that has no key.
+        Where k or v is not finite, tokens that it is no key of may be NaN too: the reference and
+        backends compute further pairs and weigh them 0, and 0 times NaN is NaN.
 
     Raises:
         DataError: shapes that do not fit together, that of what a bias function gives included.

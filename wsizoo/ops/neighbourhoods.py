@@ -76,11 +76,22 @@ class Neighbourhood:
     Args:
         cells: (T, 2) int64, all distinct unless a kind says otherwise. Slides packed together lie
             where none is in reach of another.
+
+    Raises:
+        DataError: cells of another shape or dtype.
     """
 
     cells: Tensor
     in_blocks: ClassVar[bool] = False  # whether it has `blocks`
     in_strips: ClassVar[bool] = False  # whether it has `strips`
+
+    def __post_init__(self) -> None:
+        cells = self.cells
+        if cells.dtype != torch.int64 or cells.ndim != 2 or cells.shape[1] != 2:
+            raise DataError(
+                f"the cells of {type(self).__name__} are {tuple(cells.shape)} {cells.dtype}, "
+                "expected (T, 2) torch.int64; floor or round them, then .long()"
+            )
 
     @property
     def reach(self) -> int:
@@ -142,6 +153,7 @@ class Windows(Neighbourhood):
     without_self: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pattern not in ("regular", "shifted", "union"):
             raise DataError(
                 f"windows are '{self.pattern}', expected 'regular', 'shifted' or 'union'"
@@ -244,8 +256,8 @@ class Windows(Neighbourhood):
         side, length = self.side, self.side**2
         window = cells // side
         number, count = compact(window)
-        row, column = (cells - window * side).unbind(1)
-        place = number * length + row * side + column  # (t,)
+        x, y = (cells - window * side).unbind(1)
+        place = number * length + x * side + y  # (t,)
         rows = cells.new_full((count * length,), len(self)).index_copy_(0, place, tokens)
         at = place[without_self]
         inside = square(side, cells.device)
@@ -259,7 +271,7 @@ class Windows(Neighbourhood):
 
 
 def compact(keys: Tensor) -> tuple[Tensor, int]:
-    """Numbers 0..n-1 of the distinct pairs in raster order, in linear time unless far apart.
+    """Numbers 0..n-1 of the distinct pairs, by x and then y; in linear time unless far apart.
 
     Args:
         keys: (T, 2) int64.
@@ -270,14 +282,14 @@ def compact(keys: Tensor) -> tuple[Tensor, int]:
     if len(keys) == 0:
         return keys[:, 0], 0
     low = keys.amin(0)
-    height, width = (keys.amax(0) - low + 1).tolist()
-    flat = (keys[:, 0] - low[0]) * width + keys[:, 1] - low[1]  # (T,)
-    if height * width > max(FLAGS, FLAGS_PER_CELL * len(keys)):
-        if height * width >= 1 << 62:
-            raise DataError(f"cells span {height} x {width}, more than a grid can number")
+    width, height = (keys.amax(0) - low + 1).tolist()
+    flat = (keys[:, 0] - low[0]) * height + keys[:, 1] - low[1]  # (T,)
+    if width * height > max(FLAGS, FLAGS_PER_CELL * len(keys)):
+        if width * height >= 1 << 62:
+            raise DataError(f"cells span {width} x {height}, more than a grid can number")
         found, number = torch.unique(flat, return_inverse=True)
         return number, len(found)
-    occupied = torch.zeros(height * width, dtype=torch.int64, device=keys.device)
+    occupied = torch.zeros(width * height, dtype=torch.int64, device=keys.device)
     occupied[flat] = 1
     rank = occupied.cumsum(0)
     return rank[flat] - 1, int(rank[-1])

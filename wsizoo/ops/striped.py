@@ -2,7 +2,8 @@
 
 Nothing of a pair is kept: the backward pass computes the weights again, from the log-sum-exp of a
 token's scores, and draws the dropout again, so that memory is linear in tokens. Scores are in base
-2, as in `blocked`.
+2: see `base_2`, which says too what `blocked` is for. Pairs that are too far away have weight 0,
+and 0 times what is not finite is NaN: one NaN in v reaches all queries whose slice holds it.
 """
 
 from __future__ import annotations
@@ -15,14 +16,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops._dispatch import why_not_under_torch_func
-from wsizoo.ops.blocked import LN_2, LOG2_E, NEVER, NOBODY, keep_mask
-from wsizoo.ops.grid_attention import OffsetBias, bias_at, check_attention
+from wsizoo.ops.base_2 import LN_2, LOG2_E, NEVER, NOBODY, keep_mask, run, wide
+from wsizoo.ops.grid_attention import OffsetBias, bias_at
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
 from wsizoo.ops.products import stacked
-from wsizoo.ops.strips import ROWS, Strip
+from wsizoo.ops.strips import Block, Strip
 
-TABLE, TABLE_PER_TOKEN = 1 << 16, 64  # offsets; beyond both, a pair's value is made for the pair
 SILENT = 1e30  # a log-sum-exp that makes all weights 0
 
 
@@ -38,66 +38,53 @@ class _Added:
     ) -> None:
         self.nearby, self.bias, self.heads, self.like = nearby, bias, heads, like
         self.strips = nearby.strips
-        self.nothing = bias is None and self.strips.limit is None
-        few = self.strips.n_offsets <= max(TABLE, TABLE_PER_TOKEN * len(nearby))
-        self.table: Tensor | None = None  # (H or 1, offsets) by number
-        if isinstance(bias, Tensor) or (few and not self.nothing):
-            self.table = self._of(self.strips.offsets(like.device))
+        self.table: Tensor | None = None  # (H, offsets) by number
+        if isinstance(bias, Tensor) or (bias is not None and self.strips.few):
+            self.table = self._of(bias, self.strips.offsets(like.device))
         self.slopes: Tensor | None = None  # as the table
         if isinstance(bias, Tensor):
             self.slopes = like.new_zeros(heads, self.strips.n_offsets)
 
-    def _of(self, offset: Tensor) -> Tensor:
-        """(H or 1, ...) for offsets (..., 2)."""
-        added = self.like.new_zeros(1, *offset.shape[:-1])
-        if isinstance(self.bias, Tensor):
-            added = self.bias.flatten(1)[:, self._places(offset)].to(added.dtype) * LOG2_E
-        elif self.bias is not None:
-            added = bias_at(self.bias, offset, self.heads).to(added.dtype) * LOG2_E
-        if (limit := self.strips.limit) is not None:
-            far = math.isqrt(limit) + 1
-            near = offset.clamp(-far, far).square().sum(-1) <= limit
-            added = torch.where(near, added, NEVER)
+    def _of(self, bias: Tensor | OffsetBias, offset: Tensor) -> Tensor:
+        """(H, ...) for offsets (..., 2)."""
+        if isinstance(bias, Tensor):
+            added = bias.flatten(1)[:, self._places(offset)]
+        else:
+            added = bias_at(bias, offset, self.heads)
+        added = added.to(self.like.dtype) * LOG2_E
+        added = added.masked_fill(self.strips.too_far(offset), NEVER)
         return added.clamp(min=NEVER)  # of an infinite bias
 
     def _places(self, offset: Tensor) -> Tensor:
         """(..., 2) -> (...) of offsets in a table by offset, flattened."""
         reach = self.nearby.reach
-        row, column = (offset.clamp(-reach, reach) + reach).unbind(-1)
-        return row * (2 * reach + 1) + column
+        first, second = (offset.clamp(-reach, reach) + reach).unbind(-1)
+        return first * (2 * reach + 1) + second
 
-    def _numbers(self, strip: Strip, queries: slice, keys: slice) -> Tensor:
-        """(L * K,) of the offsets of pairs."""
-        ours = strip.query_at[queries] - self.strips.number_of_zero
-        at = strip.key_at[keys] - ours[:, None]
-        return at.clamp_(0, self.strips.n_offsets - 1).flatten()
-
-    def _at(self, strip: Strip, queries: slice, keys: slice) -> Tensor:
-        """(H or 1, L, K) for a block."""
+    def _of_pairs(
+        self, bias: Tensor | OffsetBias, strip: Strip, queries: slice, keys: slice
+    ) -> Tensor:
+        """(H, L, K) for a block."""
         if self.table is not None:
-            at = self._numbers(strip, queries, keys)
-            added = self.table.index_select(1, at).view(len(self.table), -1, keys.stop - keys.start)
-        else:
-            cells = self.nearby.cells
-            ours, theirs = cells[strip.queries[queries]], cells[strip.keys[keys]]
-            added = self._of(theirs - ours[:, None])
-        if self.bias is None and len(strip.blocks[queries.start // ROWS][1]) == 1:
-            strip.far[queries.start] = (added[0] != 0).to(torch.int8)
-        return added
+            at = self.strips.numbers(strip, queries, keys)
+            return self.table.index_select(1, at).view(self.heads, -1, keys.stop - keys.start)
+        cells = self.nearby.cells
+        ours, theirs = cells[strip.queries[queries]], cells[strip.keys[keys]]
+        return self._of(bias, theirs - ours[:, None])
 
-    def add(self, scores: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
-        """To the scores (H, L, K) of a block, in place."""
-        if self.bias is None and queries.start in strip.far:
-            scores.add_(strip.far[queries.start].to(scores.dtype), alpha=NEVER)
-        elif not self.nothing:
-            scores += self._at(strip, queries, keys)
+    def add(self, scores: Tensor, strip: Strip, block: Block, keys: slice) -> None:
+        """To the scores (H, L, K) of a block and a slice of its keys, in place."""
+        if self.bias is not None:
+            scores += self._of_pairs(self.bias, strip, block.queries, keys)
+        elif (far := self.strips.far(strip, block, keys)) is not None:
+            scores.add_(far.to(scores.dtype), alpha=NEVER)
         if keys.stop > strip.n_keys:
             scores[..., max(0, strip.n_keys - keys.start) :] = NEVER
 
     def take_slopes(self, slopes: Tensor, strip: Strip, queries: slice, keys: slice) -> None:
         """Where the bias is a table: of the scores (H, L, K) of a block."""
         if self.slopes is not None:
-            at = self._numbers(strip, queries, keys)
+            at = self.strips.numbers(strip, queries, keys)
             self.slopes.index_add_(1, at, slopes.flatten(1))
 
     def slope(self) -> Tensor | None:
@@ -139,29 +126,30 @@ class _Pass:
     def queries(self, q: Tensor, strip: Strip) -> Tensor:
         return self.gathered(q, strip.queries) * self.scale
 
-    def scores(self, q: Tensor, k: Tensor, strip: Strip, some: slice, part: slice) -> Tensor:
+    def scores(self, q: Tensor, k: Tensor, strip: Strip, block: Block, part: slice) -> Tensor:
         """(H, L, K) in base 2."""
-        scores = stacked(q[:, some], k[:, part].mT)
-        self.added.add(scores, strip, some, part)
+        scores = stacked(q[:, block.queries], k[:, part].mT)
+        self.added.add(scores, strip, block, part)
         return scores
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor) -> None:
         for strip in self.strips:
             queries = self.queries(q, strip)
             keys, values = (self.gathered(x, strip.keys) for x in (k, v))
-            for some, parts in strip.blocks:
-                mixed, level = self._block(queries, keys, values, strip, some, parts)
+            for block in strip.blocks:
+                mixed, level = self._mixed(queries, keys, values, strip, block)
+                some = block.queries
                 rows = strip.queries[some.start : min(some.stop, strip.n_queries)]
                 out.index_copy_(0, rows, mixed[:, : len(rows)].transpose(0, 1))
                 lse.index_copy_(0, rows, level[:, : len(rows), 0].t())
 
-    def _block(
-        self, q: Tensor, k: Tensor, v: Tensor, strip: Strip, some: slice, parts: tuple[slice, ...]
+    def _mixed(
+        self, q: Tensor, k: Tensor, v: Tensor, strip: Strip, block: Block
     ) -> tuple[Tensor, Tensor]:
         """(H, L, D) what a block's queries attend to, and (H, L, 1) their log-sum-exp."""
         sums: tuple[Tensor, ...] = ()
-        for part in parts:
-            scores = self.scores(q, k, strip, some, part)
+        for part in block.keys:
+            scores = self.scores(q, k, strip, block, part)
             highest = scores.amax(-1, keepdim=True)
             weights = torch.exp2(scores.sub_(highest), out=scores)
             total = weights.sum(-1, keepdim=True, dtype=self.summing).to(self.dtype)
@@ -183,9 +171,10 @@ class _Pass:
             level, inner = (self.gathered(x[..., None], strip.queries) for x in (lse, delta))
             given[:, strip.n_queries :], inner[:, strip.n_queries :] = 0, 0
             of = [scratch(*x.shape, like=x).zero_() for x in (queries, keys, values)]
-            for some, parts in strip.blocks:
-                for part in parts:
-                    scores = self.scores(queries, keys, strip, some, part)
+            for block in strip.blocks:
+                some = block.queries
+                for part in block.keys:
+                    scores = self.scores(queries, keys, strip, block, part)
                     weights = torch.exp2(scores.sub_(level[:, some]), out=scores)
                     mine = stacked(given[:, some], values[:, part].mT)
                     kept = weights
@@ -216,10 +205,6 @@ def _merged(old: tuple[Tensor, ...], new: tuple[Tensor, ...]) -> tuple[Tensor, .
     return old[0].add_(new[0]), old[1].add_(new[1]), highest
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 class _GridAttention(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -227,12 +212,12 @@ class _GridAttention(torch.autograd.Function):
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        bias: Tensor | OffsetBias | None,
         nearby: Neighbourhood,
+        bias: Tensor | OffsetBias | None,
         dropout: float,
     ) -> Tensor:
         ctx.rest = nearby, dropout, int(torch.randint(1 << 62, ())) if dropout else 0
-        lse = _wide(q.new_empty(q.shape[:2]))
+        lse = wide(q.new_empty(q.shape[:2]))
         out = scratch(*q.shape, like=lse)
         nearby, *drawn = ctx.rest
         _Pass(nearby, bias, q.shape, lse, *drawn).forward(q, k, v, out, lse)
@@ -250,9 +235,9 @@ class _GridAttention(torch.autograd.Function):
             q, lse = saved[0], saved[-1]
             back = _Pass(nearby, bias, q.shape, lse, dropout, seed)
             slopes = [scratch(*q.shape, like=lse).zero_() for _ in range(3)]
-            back.backward(tuple(saved), _wide(slope), slopes)
+            back.backward(tuple(saved), wide(slope), slopes)
             of = (x.to(own.dtype) for x, own in zip(slopes, saved, strict=False))
-            return *of, back.added.slope(), None, None
+            return *of, None, back.added.slope(), None
 
 
 def why_not(
@@ -278,8 +263,4 @@ def grid_attention_striped(
     dropout: float = 0.0,
 ) -> Tensor:
     """As `grid_attention`; memory is linear in tokens."""
-    check_attention(q, k, v, neighbourhood, bias)
-    apply: Any = _GridAttention.apply
-    with torch.autocast(q.device.type, enabled=False):  # q, k, v have the dtype of the products
-        attended: Tensor = apply(q, k, v, bias, neighbourhood, dropout)
-    return attended
+    return run(_GridAttention, q, k, v, neighbourhood, bias, dropout)

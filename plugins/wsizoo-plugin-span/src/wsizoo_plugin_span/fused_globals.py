@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.ops import Neighbourhood, chunks, product
-from wsizoo.ops.blocked import LOG2_E, NEVER, keep_mask
+from wsizoo.ops.base_2 import LOG2_E, NEVER, keep_mask
 
 
 @dataclass(frozen=True)

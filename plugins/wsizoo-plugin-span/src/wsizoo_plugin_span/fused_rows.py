@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import Rulebook, chunks, product, scratch
-from wsizoo.ops.blocked import keep_mask
+from wsizoo.ops.base_2 import keep_mask
 from wsizoo_plugin_span.fused_pieces import (
     NORM,
     NORM_BACKWARD,
