@@ -3,8 +3,11 @@
 Programs are chunks of STEPS steps times blocks of BE channels with all their states, (BE, BN).
 A step behind the last has dt = 0 and changes nothing; a sequence's first step drops the state
 before it. `step` counts along the walk, `row` is where it lies.
+
+This file imports triton, which is optional and has no types.
 """
 
+# mypy: ignore-errors
 # ruff: noqa: N803
 
 from __future__ import annotations
@@ -22,6 +25,11 @@ def _positive(raw):
     w = 1.0 + x
     small = tl.where(w == 1.0, x, tl.log(w) * (x / (w - 1.0)))
     return tl.where(raw > 20.0, raw, small)
+
+
+@triton.jit
+def _put(x, at, values, mask):
+    tl.store(x + at, values.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -56,8 +64,8 @@ def _step(
 
 @triton.jit
 def hand_on(
-    u, delta, a, b, bias, begins, handed, sums, T, E, N,
-    STEPS: constexpr, BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
+    u, delta, a, b, bias, begins, handed, sums, T, E, N, STEPS: constexpr, BE: constexpr,
+    BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
 ):  # fmt: skip
     """Each chunk from states of 0: what it hands on (chunks, E, N), and its sum of dt (., E)."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -66,9 +74,7 @@ def hand_on(
     state, total = tl.zeros((BE, BN), tl.float32), tl.zeros((BE,), tl.float32)
     for i in range(STEPS):
         step = chunk * STEPS + i
-        row, mask, raw, dt, fresh = _step(
-            delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE
-        )
+        row, mask, _, dt, fresh = _step(delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE)
         x = dt * _row(u, row, E, es, mask)
         added = x[:, None] * _row(b, row, N, ns, (ns < N) & (step < T))[None, :]
         state = tl.where(fresh, 0.0, tl.exp(dt[:, None] * rate) * state) + added
@@ -96,9 +102,8 @@ def carry(handed, sums, a, cut, starts, chunks, E, N, BLOCK: constexpr, BACK: co
 
 @triton.jit
 def forward(
-    u, delta, a, b, c, d, z, bias, begins, ends, starts, y, last, T, E, N,
-    STEPS: constexpr, BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
-    GATED: constexpr,
+    u, delta, a, b, c, d, z, bias, begins, ends, starts, y, last, T, E, N, STEPS: constexpr,
+    BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr, GATED: constexpr,
 ):  # fmt: skip
     """Each chunk from the states that it is handed: y (T, E), and the last states (S, E, N)."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -108,9 +113,7 @@ def forward(
     state = tl.load(starts + chunk * E * N + flat, mask=both, other=0.0)
     for i in range(STEPS):
         step = chunk * STEPS + i
-        row, mask, raw, dt, fresh = _step(
-            delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE
-        )
+        row, mask, _, dt, fresh = _step(delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE)
         mask_n = (ns < N) & (step < T)
         x = _row(u, row, E, es, mask)
         added = (dt * x)[:, None] * _row(b, row, N, ns, mask_n)[None, :]
@@ -119,16 +122,15 @@ def forward(
         if GATED:
             gate = _row(z, row, E, es, mask)
             out *= gate * _sigmoid(gate)
-        tl.store(y + row * E + es, out.to(y.dtype.element_ty), mask=mask)
+        _put(y, row * E + es, out, mask)
         end = tl.load(ends + row, mask=step < T, other=-1)
         tl.store(last + end * E * N + flat, state, mask=both & (end >= 0))
 
 
 @triton.jit
 def hand_back(
-    delta, a, c, z, bias, begins, slope, handed, T, E, N,
-    STEPS: constexpr, BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
-    GATED: constexpr,
+    delta, a, c, z, bias, begins, slope, handed, T, E, N, STEPS: constexpr, BE: constexpr,
+    BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr, GATED: constexpr,
 ):  # fmt: skip
     """As `hand_on`, of the states' slopes: what each chunk hands to the one before it."""
     chunk = tl.program_id(0).to(tl.int64)
@@ -137,9 +139,7 @@ def hand_back(
     own = tl.zeros((BE, BN), tl.float32)
     for i in range(STEPS):
         step = chunk * STEPS + (STEPS - 1 - i)
-        row, mask, raw, dt, fresh = _step(
-            delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE
-        )
+        row, mask, _, dt, fresh = _step(delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE)
         of_y = _row(slope, row, E, es, mask)
         if GATED:
             gate = _row(z, row, E, es, mask)
@@ -151,8 +151,8 @@ def hand_back(
 
 @triton.jit
 def again(
-    u, delta, a, b, bias, begins, starts, before, T, E, N, START,
-    STEPS: constexpr, BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
+    u, delta, a, b, bias, begins, starts, before, T, E, N, START, STEPS: constexpr, BE: constexpr,
+    BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
 ):  # fmt: skip
     """Chunks from START on: the state before each step, (chunks, STEPS, E, N)."""
     local = tl.program_id(0).to(tl.int64)
@@ -162,9 +162,7 @@ def again(
     state = tl.load(starts + chunk * E * N + flat, mask=both, other=0.0)
     for i in range(STEPS):
         step = chunk * STEPS + i
-        row, mask, raw, dt, fresh = _step(
-            delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE
-        )
+        row, mask, _, dt, fresh = _step(delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE)
         tl.store(before + (local * STEPS + i) * E * N + flat, state, mask=both)
         x = dt * _row(u, row, E, es, mask)
         added = x[:, None] * _row(b, row, N, ns, (ns < N) & (step < T))[None, :]
@@ -172,11 +170,28 @@ def again(
 
 
 @triton.jit
+def _ungate(of_z, z, at, mask, of_y, ungated):
+    """Put the gate's slopes; returns those of what is gated."""
+    gate = tl.load(z + at, mask=mask, other=0.0).to(tl.float32)
+    sig = _sigmoid(gate)
+    _put(of_z, at, of_y * ungated * sig * (1.0 + gate * (1.0 - sig)), mask)
+    return of_y * gate * sig
+
+
+@triton.jit
+def _slopes(own, kept, dt, x, raw, rate, own_b, SOFTPLUS: constexpr):
+    """From the slopes of a step's states: those of dt A (E, N), of dt u and of delta (E,)."""
+    of_exponent = own * kept
+    of_added = tl.sum(own * own_b, 1)
+    of_raw = tl.sum(of_exponent * rate, 1) + x * of_added
+    return of_exponent, of_added, of_raw * _sigmoid(raw) if SOFTPLUS else of_raw
+
+
+@triton.jit
 def backward(
-    u, delta, a, b, c, d, z, bias, begins, slope, before, handed,
-    of_u, of_delta, of_z, of_b, of_c, of_a, of_d, of_bias, T, E, N, START, ROWS,
-    STEPS: constexpr, BE: constexpr, BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr,
-    GATED: constexpr,
+    u, delta, a, b, c, d, z, bias, begins, slope, before, handed, of_u, of_delta, of_z, of_b,
+    of_c, of_a, of_d, of_bias, T, E, N, START, ROWS, STEPS: constexpr, BE: constexpr,
+    BN: constexpr, SOFTPLUS: constexpr, REVERSE: constexpr, GATED: constexpr,
 ):  # fmt: skip
     """Chunks from START on: gradients.
 
@@ -184,50 +199,34 @@ def backward(
     (chunks, E, N); of_d, of_bias: (chunks, E). All to be summed over their first axis.
     """
     local, block = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
-    chunk = local + START
     es, ns, flat, both = _place(block, E, N, BE, BN)
-    rate = tl.load(a + flat, mask=both, other=0.0)
-    skip = _row(d, 0, E, es, es < E)
+    rate, skip = tl.load(a + flat, mask=both, other=0.0), _row(d, 0, E, es, es < E)
+    chunk = local + START
     own = tl.load(handed + chunk * E * N + flat, mask=both, other=0.0)
     sum_a = tl.zeros((BE, BN), tl.float32)
     sum_d, sum_bias = tl.zeros((BE,), tl.float32), tl.zeros((BE,), tl.float32)
     for i in range(STEPS):
-        inside = local * STEPS + (STEPS - 1 - i)
+        inside = (local + 1) * STEPS - 1 - i
         step = START * STEPS + inside
-        row, mask, raw, dt, fresh = _step(
-            delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE
-        )
-        mask_n = (ns < N) & (step < T)
-        x = _row(u, row, E, es, mask)
+        row, mask, raw, dt, fresh = _step(delta, bias, begins, step, T, E, es, SOFTPLUS, REVERSE)
+        at, mask_n = row * E + es, (ns < N) & (step < T)
+        x, of_y = _row(u, row, E, es, mask), _row(slope, row, E, es, mask)
         own_b, own_c = _row(b, row, N, ns, mask_n)[None, :], _row(c, row, N, ns, mask_n)[None, :]
         factor = tl.exp(dt[:, None] * rate)
-        kept = tl.load(before + inside * E * N + flat, mask=both, other=0.0) * factor
-        kept = tl.where(fresh, 0.0, kept)
+        kept = tl.load(before + inside * E * N + flat, mask=both & (fresh == 0), other=0.0) * factor
         state = kept + (dt * x)[:, None] * own_b
-        of_y = _row(slope, row, E, es, mask)
         if GATED:
-            gate = _row(z, row, E, es, mask)
-            sig = _sigmoid(gate)
-            ungated = tl.sum(state * own_c, 1) + skip * x
-            of_gate = of_y * ungated * sig * (1.0 + gate * (1.0 - sig))
-            tl.store(of_z + row * E + es, of_gate.to(of_z.dtype.element_ty), mask=mask)
-            of_y *= gate * sig
+            of_y = _ungate(of_z, z, at, mask, of_y, tl.sum(state * own_c, 1) + skip * x)
         own += of_y[:, None] * own_c
-        tl.store(of_c + (block * ROWS + inside) * N + ns, tl.sum(state * of_y[:, None], 0), mask_n)
-        of_added = own * (dt * x)[:, None]
-        tl.store(of_b + (block * ROWS + inside) * N + ns, tl.sum(of_added, 0), mask_n)
-        of_x = tl.sum(own * own_b, 1)
-        of_exponent = own * kept
-        sum_a += of_exponent * dt[:, None]
-        of_raw = tl.sum(of_exponent * rate, 1) + x * of_x
-        if SOFTPLUS:
-            of_raw *= _sigmoid(raw)
-        of_raw = tl.where(mask, of_raw, 0.0)
-        sum_bias += of_raw
+        place = (block * ROWS + inside) * N + ns
+        _put(of_c, place, tl.sum(state * of_y[:, None], 0), mask_n)
+        _put(of_b, place, tl.sum(own * (dt * x)[:, None], 0), mask_n)
+        grown, of_added, of_raw = _slopes(own, kept, dt, x, raw, rate, own_b, SOFTPLUS)
+        sum_a += grown * dt[:, None]
         sum_d += x * of_y
-        tl.store(of_delta + row * E + es, of_raw.to(of_delta.dtype.element_ty), mask=mask)
-        of_x = dt * of_x + skip * of_y
-        tl.store(of_u + row * E + es, of_x.to(of_u.dtype.element_ty), mask=mask)
+        sum_bias += tl.where(mask, of_raw, 0.0)
+        _put(of_delta, at, of_raw, mask)
+        _put(of_u, at, dt * of_added + skip * of_y, mask)
         own = tl.where(fresh, 0.0, factor * own)
     tl.store(of_a + chunk * E * N + flat, sum_a, mask=both)
     tl.store(of_d + chunk * E + es, sum_d, mask=es < E)

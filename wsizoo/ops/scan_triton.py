@@ -55,11 +55,8 @@ def selective_scan_triton(
 ) -> tuple[Tensor, Tensor]:
     """As `selective_scan`; copies what is not contiguous."""
     check_scan(u, delta, A, B, C, D, z, delta_bias, offsets)
-    if not (u.numel() and A.numel()):
-        args = u, delta, A, B, C, D, z, delta_bias, delta_softplus, offsets, reverse
-        return selective_scan.reference(*args)
-    apply: Any = _Scan.apply
-    found: tuple[Tensor, Tensor] = apply(
+    run: Any = _Scan.apply if u.numel() and A.numel() else selective_scan.reference
+    found: tuple[Tensor, Tensor] = run(
         u, delta, A, B, C, D, z, delta_bias, delta_softplus, offsets, reverse
     )
     return found
@@ -154,10 +151,10 @@ class _Given:
         return self.u.new_empty(shape, dtype=torch.float32)
 
 
-def _chain(given: _Given, handed: Tensor, sums: Tensor, back: bool) -> Tensor:
+def _chain(given: _Given, handed: Tensor, sums: Tensor, *, back: bool) -> Tensor:
     """(chunks, E, N), what each chunk is handed."""
     _, e, n = given.size
-    starts = torch.empty_like(handed)
+    starts = given.new(*handed.shape)
     grid = (-(-e * n // CHAINED),)
     _kernels().carry[grid](
         handed, sums, given.a, given.cut, starts, given.chunks, e, n, BLOCK=CHAINED, BACK=back
@@ -171,9 +168,7 @@ def _forward(given: _Given, sequences: int) -> tuple[Tensor, Tensor, Tensor, Ten
     y, last = torch.empty_like(g.u), g.new(sequences, e, n).zero_()
     handed, sums = g.new(g.chunks, e, n), g.new(g.chunks, e)
     grid = g.chunks, g.blocks
-    kernels.hand_on[grid](
-        g.u, g.delta, g.a, g.b, g.bias, g.begins, handed, sums, t, e, n, **g.ways
-    )
+    kernels.hand_on[grid](g.u, g.delta, g.a, g.b, g.bias, g.begins, handed, sums, t, e, n, **g.ways)
     starts = _chain(g, handed, sums, back=False)
     read = g.u, g.delta, g.a, g.b, g.c, g.d, g.z, g.bias, g.begins, g.ends, starts
     kernels.forward[grid](*read, y, last, t, e, n, **g.ways, **g.gated)
@@ -198,8 +193,9 @@ def _backward(given: _Given, slope: Tensor, starts: Tensor, sums: Tensor) -> lis
         rows = steps.stop - steps.start
         before, parts = g.new(count * g.steps, e, n), g.new(2, g.blocks, rows, n)
         grid = count, g.blocks
-        read = g.u, g.delta, g.a, g.b, g.bias, g.begins, starts
-        kernels.again[grid](*read, before, t, e, n, start, **g.ways)
+        kernels.again[grid](
+            *(g.u, g.delta, g.a, g.b, g.bias, g.begins, starts, before, t, e, n, start), **g.ways
+        )
         read = g.u, g.delta, g.a, g.b, g.c, g.d, g.z, g.bias, g.begins, slope, before, handed
         found = of_u, of_delta, of_z, *parts, of_a, of_d, of_bias
         kernels.backward[grid](*read, *found, t, e, n, start, rows, **g.ways, **g.gated)
