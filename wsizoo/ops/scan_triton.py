@@ -148,7 +148,7 @@ class _Given:
         return torch.cuda.device(self.u.device) if self.u.is_cuda else contextlib.nullcontext()
 
     def new(self, *shape: int) -> Tensor:
-        return self.u.new_empty(shape, dtype=torch.float32)
+        return torch.empty(shape, dtype=torch.float32, device=self.u.device)
 
 
 def _chain(given: _Given, handed: Tensor, sums: Tensor, *, back: bool) -> Tensor:

@@ -1,4 +1,4 @@
-from wsizoo import Component, WeightFormat, hookimpl
+from wsizoo import Component, OpBackend, WeightFormat, hookimpl
 
 wsizoo_api = 1
 
@@ -28,5 +28,26 @@ def wsizoo_weight_formats():
             target="wsizoo_plugin_pixelmamba.vim:VimOfficial",
             summary="a Pixel-Mamba under the names of Vim's code",
             source=VIM,
+        ),
+    )
+
+
+@hookimpl
+def wsizoo_op_backends():
+    module = "wsizoo_plugin_pixelmamba.mamba_ssm_backend"
+    return (
+        OpBackend(
+            "selective_scan",
+            "mamba-ssm",
+            target=f"{module}:selective_scan",
+            why_not=f"{module}:why_not_scan",
+            priority=30,
+        ),
+        OpBackend(
+            "causal_conv1d",
+            "mamba-ssm",
+            target=f"{module}:causal_conv1d",
+            why_not=f"{module}:why_not_conv",
+            priority=30,
         ),
     )
