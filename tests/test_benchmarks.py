@@ -169,6 +169,22 @@ def test_backends_on_a_gpu_are_left_out_without_one(
     assert "2 slides of 20, fp32:" in printed
 
 
+def test_scans_on_a_gpu_are_left_out_without_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks import scan_gpu
+
+    monkeypatch.setattr(scan_gpu.torch.cuda, "is_available", lambda: False)
+    scan_gpu.run()
+    assert capsys.readouterr().out == "  left out: no CUDA device is here\n"
+    monkeypatch.setattr(scan_gpu, "ROUNDS", 1)
+    monkeypatch.setattr(scan_gpu, "BACKENDS", ("chunked", "numbat"))
+    scan_gpu.compare("cpu", ((2, 9, 4),), (8, 8))
+    printed = capsys.readouterr().out
+    assert "2 x 9 steps, D = 4, bf16 (0 MB of states): chunked " in printed
+    assert "MambaBlock(8), 8 tokens, fp32: No op has a backend 'numbat'" in printed
+
+
 def test_the_training_loop_is_compared_with_bare_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

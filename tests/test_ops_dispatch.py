@@ -160,12 +160,12 @@ def test_a_backend_that_no_op_has_is_an_error_at_once() -> None:
 
 def test_a_variable_that_names_no_backend_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     made = op(named("fast"))
-    monkeypatch.setenv("WSIZOO_BACKEND", "tritton")
+    monkeypatch.setenv("WSIZOO_BACKEND", "quick")
     with pytest.raises(
-        BackendError, match=r"WSIZOO_BACKEND=tritton: No op has a backend 'tritton'\. Known: auto"
+        BackendError, match=r"WSIZOO_BACKEND=quick: No op has a backend 'quick'\. Known: auto"
     ):
         made(X)
-    with pytest.raises(BackendError, match="WSIZOO_BACKEND=tritton"):
+    with pytest.raises(BackendError, match="WSIZOO_BACKEND=quick"):
         segment_sum(X, torch.tensor([0, 3]))
 
 
