@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import BackendError
-from wsizoo.ops import scan_triton, selective_scan
+from wsizoo.ops import causal_conv1d, conv_triton, scan_triton, selective_scan
 from wsizoo.testing import check_op_backend
 
 HERE = importlib.util.find_spec("triton") is not None
@@ -27,6 +27,7 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="under TRITON_INTERPRET=1")
 # numpy computes both sides of a where
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::DeprecationWarning")
 WAYS = {"STEPS": 64, "BE": 32, "BN": 16, "SOFTPLUS": True, "REVERSE": True}
+TAPS = {"TAPS": 4, "BR": 64, "BE": 32, "REVERSE": True, "SILU": True}
 
 
 def inputs(
@@ -40,6 +41,17 @@ def inputs(
         return [u, delta.abs(), a, b, c, {"reverse": reverse}]
     offsets = torch.tensor([0, *lengths]).cumsum(0)
     return [u, delta, a, b, c, draw(e), draw(t, e), draw(e), True, offsets, reverse]
+
+
+def conv_inputs(
+    lengths: Sequence[int], e: int, silu: bool, reverse: bool, plain: bool = False
+) -> list[Any]:
+    """Arguments of the convolution; `plain`: one sequence without a bias."""
+    draw = functools.partial(torch.randn, generator=torch.Generator().manual_seed(e))
+    x, weight, activation = draw(sum(lengths), e), draw(e, 4), "silu" if silu else "none"
+    if plain:
+        return [x, weight, {"activation": activation, "reverse": reverse}]
+    return [x, weight, draw(e), activation, torch.tensor([0, *lengths]).cumsum(0), reverse]
 
 
 SMALL = [
@@ -97,6 +109,27 @@ def test_one_chunk_computes_what_the_definition_computes() -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("silu", [False, True])
+def test_convolutions_compute_what_the_definition_computes(
+    silu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv_triton, "ROWS", 4)
+    monkeypatch.setattr(conv_triton, "CHANNELS", 2)
+    sizes = [functools.partial(conv_inputs, x, 3, silu, silu) for x in ([0], [1], [0, 6, 1, 9])]
+    plain = functools.partial(conv_inputs, [11], 2, not silu, silu, plain=True)
+    kinds = [torch.float32, torch.bfloat16]
+    check_op_backend(causal_conv1d, "triton", *sizes, plain, dtypes=kinds)
+
+
+@interpreted
+def test_a_nan_of_a_convolution_stays_in_its_sequence() -> None:
+    args = conv_inputs([9, 9], 3, True, False)
+    args[0][8, 0] = torch.nan
+    found = causal_conv1d.on("triton")(*args)
+    assert torch.isnan(found).nonzero().tolist() == [[8, 0]]
+
+
+@interpreted
 @pytest.mark.usefixtures("chunks")
 def test_a_nan_stays_in_its_sequence() -> None:
     args = inputs([6, 7], 2, 2)
@@ -142,6 +175,8 @@ def test_backward_keeps_few_of_the_states() -> None:
 def test_it_equals_the_reference_on_cuda() -> None:
     kinds = [torch.float32, torch.bfloat16, torch.float16]
     check_op_backend(selective_scan, "triton", *SMALL, *LARGE[:3], dtypes=kinds, device="cuda")
+    convs = [functools.partial(conv_inputs, [0, 700, 1, 90], 133, True, x) for x in (False, True)]
+    check_op_backend(causal_conv1d, "triton", *convs, dtypes=kinds, device="cuda")
 
 
 @pytest.mark.gpu
@@ -168,6 +203,9 @@ def test_long_sequences_equal_the_chunked_scan_on_cuda() -> None:
         ("hand_back", {**WAYS, "GATED": True}),
         ("again", WAYS),
         ("backward", {**WAYS, "GATED": True}),
+        ("conv.forward", TAPS),
+        ("conv.of_parameters", TAPS),
+        ("conv.of_rows", {name: TAPS[name] for name in TAPS if name != "SILU"}),
         ("backward", {**WAYS, "GATED": False, "SOFTPLUS": False, "REVERSE": False, "BE": 1}),
     ],
 )
@@ -178,14 +216,20 @@ def test_kernels_compile_for_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from wsizoo.ops import _triton_kernels
+    from wsizoo.ops import _triton_conv_kernels, _triton_kernels
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    function = getattr(_triton_kernels, kernel)
+    where = _triton_conv_kernels if "." in kernel else _triton_kernels
+    function = getattr(where, kernel.rsplit(".", maxsplit=1)[-1])
     kinds = dict.fromkeys(function.arg_names, "*fp32") | dict.fromkeys(ways, "constexpr")
     numbers = ("T", "E", "N", "START", "ROWS", "chunks")
-    rows = ("u", "delta", "b", "c", "z", "y", "slope", "of_u", "of_delta", "of_z")
-    kinds |= dict.fromkeys(numbers, "i32") | {"begins": "*i32", "cut": "*i32", "ends": "*i64"}
+    rows = ("x", "u", "delta", "b", "c", "z", "y", "slope", "of_u", "of_delta", "of_z", "of_x")
+    kinds |= dict.fromkeys(numbers, "i32") | {
+        "begins": "*i32",
+        "cut": "*i32",
+        "ends": "*i64",
+        "place": "*i64",
+    }
     kinds |= dict.fromkeys(rows, "*bf16" if half else "*fp32")
     signature = {name: kinds[name] for name in function.arg_names}
     built = compile_for(ASTSource(function, signature, ways), target=GPUTarget("cuda", 90, 32))

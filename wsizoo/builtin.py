@@ -138,12 +138,15 @@ BACKENDS = (
         why_not="wsizoo.ops._dispatch:why_not_under_torch_func",
         priority=10,
     ),
-    OpBackend(
-        "selective_scan",
-        "triton",
-        target="wsizoo.ops.scan_triton:selective_scan_triton",
-        why_not="wsizoo.ops.scan_triton:why_not",
-        priority=20,
+    *(
+        OpBackend(
+            op,
+            "triton",
+            target=f"wsizoo.ops.{module}:{op}_triton",
+            why_not="wsizoo.ops.scan_triton:why_not",
+            priority=20,
+        )
+        for op, module in (("selective_scan", "scan_triton"), ("causal_conv1d", "conv_triton"))
     ),
     *(
         OpBackend(

@@ -88,12 +88,17 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+def current(x: Tensor) -> Any:
+    """Within it the device of x is the current one, on which Triton launches."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
 class _Scan(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, Tensor]:
         offsets = args[9]
         given = _Given(args)
-        with given.device():
+        with current(given.u):
             y, last, starts, sums = _forward(given, 1 if offsets is None else len(offsets) - 1)
         ctx.save_for_backward(*args[:8], offsets, starts, sums)
         ctx.flags = args[8], args[10]
@@ -106,7 +111,7 @@ class _Scan(torch.autograd.Function):
         *parts, offsets, starts, sums = ctx.saved_tensors
         softplus, reverse = ctx.flags
         given = _Given((*parts, softplus, offsets, reverse))
-        with given.device():
+        with current(given.u):
             found = _backward(given, slope.contiguous(), starts, sums)
         slopes = (
             None if part is None else own.to(part.dtype)
@@ -142,10 +147,6 @@ class _Given:
         self.ways = {"SOFTPLUS": softplus, "REVERSE": reverse}
         self.ways |= {"STEPS": self.steps, "BE": wide, "BN": states}
         self.gated = {"GATED": z is not None}
-
-    def device(self) -> Any:
-        """Triton launches on the current device."""
-        return torch.cuda.device(self.u.device) if self.u.is_cuda else contextlib.nullcontext()
 
     def new(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=self.u.device)
