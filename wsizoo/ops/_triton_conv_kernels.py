@@ -60,7 +60,7 @@ def of_parameters(
     x, weight, bias, place, slope, of_sum, of_weight, of_bias, T, E, TAPS: constexpr, BR: constexpr,
     BE: constexpr, REVERSE: constexpr, SILU: constexpr,
 ):  # fmt: skip
-    """of_sum (T, E), before the activation; of_weight (., TAPS, E), of_bias (., E), of blocks of rows."""
+    """of_sum (T, E), before the activation; of_weight (., TAPS, E), of_bias (., E), by program."""
     rows, es, mask = _square(T, E, BR, BE)
     at, block = rows[:, None] * E + es[None, :], tl.program_id(0).to(tl.int64)
     total, before = _sum(x, weight, bias, place, rows, es, T, E, mask, TAPS, REVERSE)
