@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+from wsizoo.bag_checks import check_finite, check_width
 from wsizoo.mamba import param_groups
 from wsizoo.ops import Neighbourhood, OffsetBias, segment_mean
 from wsizoo_plugin_longmil.blocks import Block, Where, received
@@ -20,7 +21,7 @@ from wsizoo_plugin_longmil.options import (
     check_value,
     check_widths,
 )
-from wsizoo_plugin_longmil.places import Places, check_finite, check_width, place
+from wsizoo_plugin_longmil.places import Places, place
 from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
 from wsizoo_plugin_longmil.rows import linear
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Bag
+from wsizoo.bag_checks import check_any, check_extent
 from wsizoo.errors import BagError
 from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.model import OnGrid, Scores
 from wsizoo_plugin_longmil.options import check_value, refuse
-from wsizoo_plugin_longmil.places import check_any, check_extent, packed
+from wsizoo_plugin_longmil.places import packed
 from wsizoo_plugin_longmil.positions import (
     FAR,
     LENGTH,
@@ -136,7 +137,7 @@ class LongMILV1(OnGrid):
 
     def cells_of(self, bag: Bag) -> Tensor:
         """(N, 2) int64, from (0, 0). Raises BagError, see the class."""
-        check_any(bag)
+        check_any(bag, "nothing to attend to")
         if bag.coords is None:
             return bag.grid()  # which says what is missing
         check_extent(bag, self.unit)

@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+from wsizoo.bag_checks import check_finite, check_width
 from wsizoo.ops import segment_sum
-from wsizoo_plugin_span.cells import cells_of, check_finite, check_width
+from wsizoo_plugin_span.cells import cells_of
 from wsizoo_plugin_span.decoder import Decoder
 from wsizoo_plugin_span.encoder import Encoder, Staged
 from wsizoo_plugin_span.pooling import make_pooling

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
+from wsizoo.bag_checks import check_finite, check_width
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.ops import segment_softmax, segment_sum, sparse_conv2d
-from wsizoo_plugin_span.cells import cells_of, check_finite, check_width
+from wsizoo_plugin_span.cells import cells_of
 from wsizoo_plugin_span.options import check_value, refuse
 from wsizoo_plugin_span.pyramid import Plan, Pyramid, Step, build
 from wsizoo_plugin_span.v1_layers import STD, Layer, position_bias
