@@ -34,6 +34,8 @@ def test_slides_that_stand_out_are_named_with_the_reason() -> None:
         result("huge", 90_000),
         result("tiny", 3),
         result("torn", 99, unreadable=2),
+        result("edge", 99, beyond_grid=0.32),
+        result("within", 111, beyond_grid=0.04),
         result("off", 99, scale_error=0.02),
         result("nominal", 99, mpp_source="objective-power 40", mpp=0.25),
         result("failed", 0, state="failed", reason="no tissue"),
@@ -42,6 +44,8 @@ def test_slides_that_stand_out_are_named_with_the_reason() -> None:
         "huge": "many patches: 90000, usual here are 104",
         "tiny": "few patches: 3, usual here are 104",
         "torn": "2 patches could not be decoded: the file is damaged in places",
+        "edge": "32 % of the tissue is at the right and bottom edge, where no whole patch fits: it is "
+        "not read. Smaller patches reach further (--patch-size)",
         "off": "patches are off scale by 2 %",
         "nominal": "um/px only nominal: 0.25 from its objective-power 40",
     }

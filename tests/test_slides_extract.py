@@ -373,3 +373,16 @@ def test_patches_that_cannot_be_decoded_are_left_out_and_told(
     ):
         extract_slide(torn, MeanColour(), tmp_path / "x.h5", Request(max_unreadable=0.001))
     assert not list(tmp_path.glob(".*"))
+
+
+def test_an_encoder_may_want_less_tissue_a_patch_unless_asked_for_another_share(
+    tmp_path: Path,
+) -> None:
+    path, encoder = draw_slide(tmp_path / "slide.tiff"), MeanColour()
+    usual, _ = extract_slide(path, encoder, tmp_path / "usual.h5", Request())
+    encoder.min_tissue = 0.1
+    own, _ = extract_slide(path, encoder, tmp_path / "own.h5", Request())
+    asked, _ = extract_slide(path, encoder, tmp_path / "asked.h5", Request(min_tissue=0.5))
+    assert asked == usual < own
+    assert read_header(tmp_path / "own.h5").facts.min_tissue == 0.1
+    assert read_header(tmp_path / "usual.h5").facts.min_tissue is None

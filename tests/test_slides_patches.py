@@ -21,6 +21,7 @@ from wsizoo.slides.patches import (
     PatchGrid,
     certify,
     read_batches,
+    tissue_beyond,
     tissue_cells,
 )
 from wsizoo.slides.reader import Pixels, Slide, open_slide
@@ -510,3 +511,20 @@ def test_real_slides_yield_patches_at_defaults(name: str, at_least: int) -> None
 def test_real_slides_without_patches_say_why(name: str, match: str) -> None:
     with open_slide(SLIDES / name) as slide, pytest.raises(SlideError, match=match):
         tissue_cells(slide, PatchGrid.of(slide, 0.5, 224), find_tissue(slide))
+
+
+def test_tissue_beyond_the_last_whole_patch_is_measured(tmp_path: Path) -> None:
+    path = write_pyramid(tmp_path / "s.tiff", np.full((700, 1100, 3), 243, np.uint8), 4.0)
+    whole = np.ones((70, 110), bool)
+    empty = np.zeros_like(whole)
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 4.0, 224)
+        found, none = (
+            tissue_beyond(slide, grid, TissueMask(mask, 40.0, 0.1, empty, True))
+            for mask in (whole, empty)
+        )
+        assert found == pytest.approx(1 - (4 * 224 * 3 * 224) / (1100 * 700))
+        assert none == 0
+        fits = PatchGrid.of(slide, 4.0, 100)
+        within = tissue_beyond(slide, fits, TissueMask(whole, 40.0, 0.1, empty, True))
+        assert within == pytest.approx(0, abs=1e-9)

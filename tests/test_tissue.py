@@ -404,3 +404,16 @@ def test_strips_leave_no_seam() -> None:
     whole = tissue._look(image)
     turned = tissue._look(np.ascontiguousarray(image.transpose(1, 0, 2)))
     assert np.allclose(whole.score, turned.score.T, atol=1e-5)
+
+
+def test_a_grey_image_that_shows_something_is_told_from_a_blank_one() -> None:
+    image = glass()
+    grey = np.repeat(image.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    assert segment(grey).colour
+    grey[disc(grey, 100, 100, 60)] = 120
+    found = segment(grey)
+    assert not found.mask.any()
+    assert found.why_none == "a grey image: tissue is found by colour"
+    image[disc(image, 100, 100, 60)] = PINK
+    assert segment(image).colour
+    assert segment(glass()).why_none == "blank, or too pale"

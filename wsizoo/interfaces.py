@@ -145,6 +145,7 @@ class Encoder(Part):
         preprocessing: one line that changes whenever the pixels that reach the network change.
         pooling: which output is the vector. revision, weights: commit or version, and digest.
         precision: in which a GPU runs it if nobody says otherwise: "fp32", "fp16" or "bf16".
+        min_tissue: share of a patch, if nobody says otherwise; None: as `extract` has it.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Encoder(Part):
     revision: str | None = None
     weights: str | None = None
     precision: str = "fp32"
+    min_tissue: float | None = None
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, 3, H, W) uint8 at `mpp` -> (B, D) float32. Deterministic, no gradient needed."""

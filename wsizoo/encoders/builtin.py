@@ -26,12 +26,16 @@ class HandcraftedHE(Encoder):
 
 
 class Pixels(Encoder):
-    """No encoder: the patches themselves, for models that read pixels."""
+    """No encoder: the patches themselves, for models that read pixels.
+
+    They are large and the model sees nothing else of a slide, so edges of tissue are taken too.
+    """
 
     name = "pixels"
     dim = None
     mpp = 4.0
     patch_size = 224
+    min_tissue = 0.1
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, 3, H, W) uint8, as they are."""

@@ -29,7 +29,8 @@ class Extracted:
     Args:
         state: "done", "present" (an equal file was there) or "failed". reason: why it failed.
         patches: in the file. unreadable: patches that could not be decoded.
-        tissue: share of the slide. mpp: um per level-0 px. mpp_source: where that comes from.
+        tissue: share of the slide. beyond_grid: share of the tissue at the right and bottom edge,
+            where no whole patch fits. mpp: um per level-0 px. mpp_source: where that comes from.
         scale_error: of the patches' um/px against what was asked for, relative.
     """
 
@@ -42,6 +43,7 @@ class Extracted:
     reason: str = ""
     unreadable: int = 0
     tissue: float | None = None
+    beyond_grid: float | None = None
     mpp: float | None = None
     mpp_source: str | None = None
     scale_error: float | None = None
@@ -115,6 +117,7 @@ class Station:
                 patches=header.n,
                 unreadable=header.unreadable,
                 tissue=facts.tissue,
+                beyond_grid=facts.beyond_grid,
                 mpp=header.mpp,
                 mpp_source=facts.mpp_source,
                 scale_error=(facts.certificate or {}).get("error"),

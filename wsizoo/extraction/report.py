@@ -26,6 +26,7 @@ FAR = (
 )
 ENOUGH = 8  # slides; of fewer none stands out
 SCALE_ERROR = 1e-3
+MUCH_BEYOND = 0.05  # of the tissue
 PATIENCE = 60.0  # s to wait for other jobs that write the report
 
 Row = Mapping[str, Any]
@@ -88,6 +89,11 @@ def _reasons(row: Row, away: float, spread: float, n: int, usual: float) -> list
         why.append(f"{more} patches: {patches}, usual here are {usual:.0f}")
     if unreadable := int(_number(row["unreadable"])):
         why.append(f"{unreadable} patches could not be decoded: the file is damaged in places")
+    if (beyond := _number(row["beyond_grid"])) > MUCH_BEYOND:
+        why.append(
+            f"{beyond * 100:.0f} % of the tissue is at the right and bottom edge, where no whole "
+            "patch fits: it is not read. Smaller patches reach further (--patch-size)"
+        )
     if _number(row["scale_error"]) > SCALE_ERROR:
         why.append(f"patches are off scale by {_number(row['scale_error']) * 100:.2g} %")
     if str(row["mpp_source"]).startswith("objective"):

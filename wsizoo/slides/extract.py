@@ -28,6 +28,7 @@ from wsizoo.slides.patches import (
     PatchGrid,
     certify,
     read_batches,
+    tissue_beyond,
     tissue_cells,
 )
 from wsizoo.slides.reader import Slide, open_slide
@@ -47,7 +48,8 @@ class Request:
 
     Args:
         mpp: um/px of a patch. patch_size: px. overlap: share of an edge that neighbours share.
-        min_tissue: share of a patch; None: 0.5, or 0.1 on slides with less than 1 % tissue.
+        min_tissue: share of a patch; None: the encoder's own (0.1 of `pixels`), else 0.5, or 0.1
+            on slides with less than 1 % tissue.
         mask: GeoJSON of tissue, or a folder with `<slide>.geojson`; None: tissue is found.
         max_unreadable: share of a slide's patches that may be impossible to decode; more fail it.
         slide_mpp: um per level-0 px, overriding what slides and manifests state.
@@ -142,6 +144,11 @@ class SlideEncoder:
     def _made(self) -> Fingerprint:
         return self.encode.encoder.fingerprint(self.request.mpp, self.request.patch_size)
 
+    @property
+    def _min_tissue(self) -> float | None:
+        asked = self.request.min_tissue
+        return self.encode.encoder.min_tissue if asked is None else asked
+
     def _facts(self, slide: Slide, entry: SlideEntry) -> SlideFacts:
         mask = self._mask(slide)
         return SlideFacts(
@@ -150,7 +157,7 @@ class SlideEncoder:
             quickhash=slide.quickhash,
             mpp_source=slide.mpp_source,
             overlap=self.request.overlap,
-            min_tissue=self.request.min_tissue,
+            min_tissue=self._min_tissue,
             mask=None if mask is None else sha256_of(mask),
             patient=entry.patient,
         )
@@ -182,9 +189,11 @@ class SlideEncoder:
         assert made.mpp is not None and made.patch_size is not None
         grid = PatchGrid.of(slide, made.mpp, made.patch_size, self.request.overlap)
         tissue, thumbnail = self._tissue(slide)
-        cells = tissue_cells(slide, grid, tissue, self.request.min_tissue)
+        cells = tissue_cells(slide, grid, tissue, self._min_tissue)
         certificate = asdict(certify(slide, grid))
-        facts = replace(facts, tissue=round(tissue.fraction, 6), certificate=certificate)
+        found = {"tissue": tissue.fraction, "beyond_grid": tissue_beyond(slide, grid, tissue)}
+        told = {name: round(share, 6) for name, share in found.items()}
+        facts = replace(facts, certificate=certificate, **told)
         setting = self._setting()
         asked = {"made": made.to_json(), "facts": asdict(facts), "mpp": slide.mpp, "by": setting}
         with partial(out, asked) as parts:

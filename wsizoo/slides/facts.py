@@ -21,9 +21,10 @@ class SlideFacts:
     Args:
         width, height: level-0 px. quickhash: the reader's, "" where unknown.
         mpp_source: where the slide's um/px come from. overlap: share of a patch's edge.
-        min_tissue: as asked for, None: the default rule.
+        min_tissue: as asked for, or the encoder's own; None: the default rule.
         mask: digest of the outlines that were given for tissue; None: found by wsizoo.
-        tissue: share of the slide that is tissue. patient: as its manifest names it.
+        tissue: share of the slide that is tissue. beyond_grid: share of that tissue at the right
+            and bottom edge, where no whole patch fits. patient: as its manifest names it.
         certificate: what um/px its patches have, see `wsizoo.slides.patches.certify`.
     """
 
@@ -36,6 +37,7 @@ class SlideFacts:
     min_tissue: float | None = None
     mask: str | None = None
     tissue: float | None = None
+    beyond_grid: float | None = None
     patient: str | None = None
     certificate: dict[str, Any] | None = None
 

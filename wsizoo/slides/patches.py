@@ -29,6 +29,7 @@ __all__ = [
     "PatchGrid",
     "certify",
     "read_batches",
+    "tissue_beyond",
     "tissue_cells",
 ]
 
@@ -77,10 +78,19 @@ def tissue_cells(
             f"the fullest one holds {fullest * 100:.3g} %. Take patches with less: --min-tissue "
             f"{np.floor(fullest * 1000) / 1000:g}"
             if fullest >= 0.001
-            else "none was found at all (blank, or too pale). Take every patch: --min-tissue 0"
+            else f"none was found at all ({tissue.why_none}). Take every patch: --min-tissue 0"
         )
         raise SlideError(f"{slide.path}: no patch holds {min_tissue * 100:g} % tissue; {hint}")
     return cells
+
+
+def tissue_beyond(slide: Slide, grid: PatchGrid, tissue: TissueMask) -> float:
+    """Share of the tissue at the right and bottom edge, where no whole patch fits, 0 to 1."""
+    covered = [(n - 1) * grid.spacing + grid.footprint for n in (grid.columns, grid.rows)]
+    height, width = tissue.mask.shape
+    x, y = np.minimum(covered, slide.size) / slide.size * (width, height)  # mask px
+    on_grid = tissue.share([0], [0], [x], [y], downsample=1)[0] * x * y
+    return 1 - float(on_grid) / max(np.count_nonzero(tissue.mask), 1) if tissue.mask.any() else 0.0
 
 
 def _shares(

@@ -34,6 +34,7 @@ DARKEST_BRIGHTFIELD = 60  # median of the brightest channel; fluorescence and la
 WHITE_PERCENTILE, DARKEST_WHITE = 99.0, 220.0
 THRESHOLD_RANGE = (0.05, 0.15)
 PALE = 0.6  # of the threshold: enough where it is joined to tissue
+EQUAL = 8  # of 255, by which channels of a grey image differ at most once it was compressed
 GREY = 0.2  # of the mean density: less spread over the channels than in any stain
 MIN_PEN, MIN_TISSUE, MAX_HOLE = 100, 50, 100  # px; smaller red spots are blood or nuclei, not pen
 MIN_SURE_PEN, MIN_SURE_TISSUE = 20, 5  # px of a component that are beyond doubt
@@ -54,6 +55,7 @@ class TissueMask:
         threshold: score above which a pixel is foreground; nan where the image is not brightfield.
         pen: (h, w) bool, True where pen was left out.
         brightfield: False for an image too dark to be a brightfield scan; its mask is empty.
+        colour: False for an image of grey alone; tissue is found by its colour.
     """
 
     mask: Mask
@@ -61,6 +63,12 @@ class TissueMask:
     threshold: float
     pen: Mask
     brightfield: bool
+    colour: bool = True
+
+    @property
+    def why_none(self) -> str:
+        """Why an image may have no tissue, in words."""
+        return "blank, or too pale" if self.colour else "a grey image: tissue is found by colour"
 
     @property
     def fraction(self) -> float:
@@ -187,7 +195,13 @@ def segment(rgb: Pixels, remove_pen: bool = True, mpp: float = MASK_MPP) -> Tiss
     absent = pen | looks.grey if remove_pen else empty
     pale = looks.score > max(PALE * threshold, THRESHOLD_RANGE[0])
     mask = _clean(pale & ~absent, (looks.score > threshold) & ~absent, pen)
-    return TissueMask(mask, mpp, threshold, pen, brightfield=True)
+    colour = mask.any() or not _is_grey(rgb, looks.score > threshold)
+    return TissueMask(mask, mpp, threshold, pen, brightfield=True, colour=bool(colour))
+
+
+def _is_grey(rgb: Pixels, dense: Mask) -> bool:
+    """Whether an image without colour shows something."""
+    return bool(dense.any() and (np.ptp(rgb, axis=2) <= EQUAL).all())
 
 
 def _brightness(rgb: Pixels) -> float:

@@ -46,7 +46,7 @@ def predict(path, model, tmp_path, slide_mpp=4.0, **request):
 
 
 def test_a_slide_is_predicted_with_scores_and_a_heatmap(model, tmp_path):
-    result = predict(slide(tmp_path), model, tmp_path)
+    result = predict(slide(tmp_path), model, tmp_path, min_tissue=0.5)
     assert result.reason == ""
     assert set(result.row) == {"slide", "prob_normal", "prob_tumour", "predicted"}
     bag = wsizoo.read_bag(result.files["features"])
@@ -79,6 +79,19 @@ def test_background_is_kept_on_request(model, tmp_path):
     assert len(wsizoo.read_bag(kept.files["features"])) == 8 * 6
 
 
+def test_a_slide_is_predicted_on_the_regions_that_extract_takes(model, tmp_path):
+    path = slide(tmp_path, tissue=(5, 3, 59, 45))  # the outer regions hold two eighths or less
+    wsizoo.extract(path, "pixels", tmp_path / "regions", request=Request(4.0, 8, slide_mpp=4.0))
+    predict(path, model, tmp_path)
+    trained_on, seen = (
+        wsizoo.read_bag(tmp_path / folder / "s.h5") for folder in ("regions", "out/features")
+    )
+    assert len(trained_on) == 8 * 6
+    assert torch.equal(trained_on.features, seen.features)
+    by_half = predict(path, model, tmp_path / "half", min_tissue=0.5)
+    assert len(wsizoo.read_bag(by_half.files["features"])) < 8 * 6
+
+
 @pytest.mark.parametrize(("size", "n"), [((8, 8), 1), ((29, 15), 3)])
 def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path, size, n):
     path = slide(tmp_path, *size, tissue=(0, 0, *size))
@@ -92,6 +105,7 @@ def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path,
     [
         ({"width": 7}, 4.0, "28 x 192 um, smaller than one patch of 32 um"),
         ({"tissue": (0, 0, 0, 0)}, 4.0, "no patch holds .* tissue"),
+        ({"mode": "L"}, 4.0, "none was found at all .a grey image: tissue is found by colour"),
         ({}, 9.0, "scanned at 9 um/px, too coarse for patches at 4 um/px"),
     ],
 )
