@@ -188,7 +188,9 @@ class RunConfig:
         recipe: what this file starts from: a shipped recipe, or another file.
         model: what `wsizoo.build` takes. overrides: of it, after the recipe's, of which none is
             lost; `head.classes` comes from the data.
-        init: adapt the trained weights of this name or folder, in place of random ones.
+        init: adapt the trained weights of this name or folder, in place of random ones;
+            the composition is theirs, and what a recipe changes in its model has to be said again
+            in `overrides`, as of the head.
         augment: null: none.
         seeds: a run each.
     """

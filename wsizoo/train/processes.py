@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 
-def start_processes(device: str, precision: str) -> Fabric:
+def start_processes(device: str, precision: str, key: str = "train.device") -> Fabric:
     """This process joined with its like, and where and how exactly it computes.
 
     Args:
         device: as `TrainSettings.device`; with several processes each has the GPU of its rank.
+        key: under which the user stated it.
 
     Raises:
         NotFoundError: Lightning Fabric is not installed, or there is no such device.
@@ -37,10 +38,10 @@ def start_processes(device: str, precision: str) -> Fabric:
             "Training needs Lightning Fabric, which is not installed: pip install 'wsizoo[train]'"
         ) from error
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", device):
-        raise SpecError(f"train.device is '{device}', expected auto, cpu, mps, cuda or cuda:0")
+        raise SpecError(f"{key} is '{device}', expected auto, cpu, mps, cuda or cuda:0")
     kind, _, number = found_device(device).partition(":")
     if kind == "cuda" and int(number or 0) >= torch.cuda.device_count():
-        raise NotFoundError(f"There is no device '{device}' here; train.device=cpu is always there")
+        raise NotFoundError(f"There is no device '{device}' here; {key}=cpu is always there")
     if precision == "16-mixed" and kind == "cpu":
         raise SpecError(
             "train.precision=16-mixed needs a GPU; a CPU has train.precision=bf16-mixed"

@@ -1,9 +1,11 @@
 """Vim's names, and Vim's layers as a start."""
 
+import sys
+
 import pytest
 import torch
 from torch import nn
-from wsizoo_plugin_pixelmamba.vim import seed_from_vim
+from wsizoo_plugin_pixelmamba.vim import main, seed_from_vim
 
 import wsizoo
 from wsizoo.conversion import read_weights, write_weights
@@ -110,3 +112,40 @@ def test_what_cannot_be_a_donor_is_refused():
 def test_published_vims_fit_the_layers_of_their_widths(size, widths):
     settings = wsizoo.build(f"pixel-mamba-{size}", "head=null").aggregator.settings
     assert {w: settings.widths.count(w) for w in widths} == widths
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("layers.3.mixer.x_proj.weight", None, "weight' is missing, expected"),
+        ("layers.3.mixer.D", torch.zeros(7), r"'layers\.3\.mixer\.D' is \(7,\), expected \(12,\)"),
+        ("layers.3.norm.weight", torch.full((6,), torch.nan), "holds NaN or infinite"),
+        ("layers.3.mixer.D", "text", r"'layers\.3\.mixer\.D' is \(\), expected \(12,\)"),
+    ],
+)
+def test_a_damaged_donor_changes_nothing(name, tensor, message):
+    model, donor = wsizoo.build(NAME, *SMALL), vim()
+    del donor[name]
+    donor |= {} if tensor is None else {name: tensor}
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=message):
+        seed_from_vim(model, donor)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["vim", *map(str, words)])
+    main()
+
+
+def test_a_model_is_seeded_on_the_command_line_and_a_run_may_begin_from_it(
+    tmp_path, monkeypatch, capsys
+):
+    torch.save({"model": vim(), "epoch": 300}, tmp_path / "vim.pth")
+    command(monkeypatch, tmp_path / "vim.pth", tmp_path / "out", NAME, *SMALL)
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: layers 2, 3, 4 are Vim's\n"
+    begun = wsizoo.adapt(tmp_path / "out", "head.classes=[a,b,c]")
+    own = begun.aggregator.network.layers[1].norm.weight
+    assert torch.equal(own, vim()["layers.1.norm.weight"])
+    with pytest.raises(SystemExit, match=r"No file of weights at .*none\.pth"):
+        command(monkeypatch, tmp_path / "none.pth", tmp_path / "out", NAME, *SMALL)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +21,9 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp"})
 RATIO = (3 / 4, 4 / 3)  # of a crop's edges
 ERASED, ERASED_RATIO = (0.02, 1 / 3), (0.3, 1 / 0.3)  # share of the area; ratio of the edges
 TRIES = 10
+AHEAD = 16  # images a thread may have read before they are wanted
+T = TypeVar("T")
+DEEP = ("I", "F")  # Pillow's modes of 16 and 32 bits, which it would clip to 255
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,14 @@ class ImageFolder:
         return len(self.files)
 
     def open(self, i: int) -> Image.Image:
-        """An image as RGB. Raises DataError: it cannot be decoded."""
+        """An image as RGB. Raises DataError: it cannot be decoded, or has more than 8 bits."""
         try:
             with Image.open(self.files[i]) as image:
+                if image.mode.startswith(DEEP):
+                    raise DataError(
+                        f"'{self.files[i]}' is of Pillow's mode {image.mode}, grey of more than 8 "
+                        "bits, expected 8 bits: scale its values to 0 to 255 first"
+                    )
                 return image.convert("RGB")
         except OSError as error:
             raise DataError(f"'{self.files[i]}' cannot be decoded: {error}") from error
@@ -90,11 +102,15 @@ def centre_crop(image: Image.Image, edge: int) -> Tensor:
     return _tensor(image.resize((edge, edge), Image.Resampling.BICUBIC, box))
 
 
-def erase(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
-    """Normalised images (B, 3, h, w), a rectangle of a `share` of them filled with noise."""
+def erase(images: Tensor, share: float, rngs: Sequence[np.random.Generator]) -> Tensor:
+    """Normalised images (B, 3, h, w), a rectangle of a `share` of them filled with noise.
+
+    Args:
+        rngs: one an image.
+    """
     images = images.clone()
     height, width = images.shape[2:]
-    for image in images:
+    for image, rng in zip(images, rngs, strict=True):
         if rng.random() >= share:
             continue
         area = height * width * rng.uniform(*ERASED)
@@ -104,6 +120,27 @@ def erase(images: Tensor, share: float, rng: np.random.Generator) -> Tensor:
         noise = rng.standard_normal((3, h, w), dtype=np.float32)
         image[:, y : y + h, x : x + w] = torch.from_numpy(noise).to(image)
     return images
+
+
+def ahead(read: Callable[[int], T], order: Sequence[int], workers: int) -> Generator[T]:
+    """`read` of each of `order`, in order, by threads that are at most `AHEAD` each ahead.
+
+    Decoding and resizing release the interpreter, so threads are enough. 0 workers: when wanted.
+    """
+    if not workers:
+        yield from map(read, order)
+        return
+    pool = ThreadPoolExecutor(workers, "images")
+    waiting: deque[Future[T]] = deque()
+    try:
+        for i in order:
+            if len(waiting) == AHEAD * workers:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(read, i))
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _tensor(image: Image.Image) -> Tensor:
