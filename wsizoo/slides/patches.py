@@ -74,11 +74,12 @@ def tissue_cells(
         fullest = max(fullest, float(share.max()))
     cells = np.concatenate(kept).astype(np.int64, copy=False)
     if len(cells) == 0:
+        why = "blank, or too pale" if tissue.colour else "a grey image: tissue is found by colour"
         hint = (
             f"the fullest one holds {fullest * 100:.3g} %. Take patches with less: --min-tissue "
             f"{np.floor(fullest * 1000) / 1000:g}"
             if fullest >= 0.001
-            else f"none was found at all ({tissue.why_none}). Take every patch: --min-tissue 0"
+            else f"none was found at all ({why}). Take every patch: --min-tissue 0"
         )
         raise SlideError(f"{slide.path}: no patch holds {min_tissue * 100:g} % tissue; {hint}")
     return cells

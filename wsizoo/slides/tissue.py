@@ -55,7 +55,7 @@ class TissueMask:
         threshold: score above which a pixel is foreground; nan where the image is not brightfield.
         pen: (h, w) bool, True where pen was left out.
         brightfield: False for an image too dark to be a brightfield scan; its mask is empty.
-        colour: False for an image of grey alone; tissue is found by its colour.
+        colour: False for an image that shows something, in grey alone.
     """
 
     mask: Mask
@@ -64,11 +64,6 @@ class TissueMask:
     pen: Mask
     brightfield: bool
     colour: bool = True
-
-    @property
-    def why_none(self) -> str:
-        """Why an image may have no tissue, in words."""
-        return "blank, or too pale" if self.colour else "a grey image: tissue is found by colour"
 
     @property
     def fraction(self) -> float:
@@ -194,14 +189,10 @@ def segment(rgb: Pixels, remove_pen: bool = True, mpp: float = MASK_MPP) -> Tiss
         pen = _dilate(_dilate(ink, _EIGHT), _EIGHT)
     absent = pen | looks.grey if remove_pen else empty
     pale = looks.score > max(PALE * threshold, THRESHOLD_RANGE[0])
-    mask = _clean(pale & ~absent, (looks.score > threshold) & ~absent, pen)
-    colour = mask.any() or not _is_grey(rgb, looks.score > threshold)
-    return TissueMask(mask, mpp, threshold, pen, brightfield=True, colour=bool(colour))
-
-
-def _is_grey(rgb: Pixels, dense: Mask) -> bool:
-    """Whether an image without colour shows something."""
-    return bool(dense.any() and (np.ptp(rgb, axis=2) <= EQUAL).all())
+    dense = looks.score > threshold
+    mask = _clean(pale & ~absent, dense & ~absent, pen)
+    grey = not mask.any() and dense.any() and (np.ptp(rgb, axis=2) <= EQUAL).all()
+    return TissueMask(mask, mpp, threshold, pen, brightfield=True, colour=not grey)
 
 
 def _brightness(rgb: Pixels) -> float:

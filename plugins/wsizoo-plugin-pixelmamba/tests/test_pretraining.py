@@ -84,7 +84,9 @@ def test_an_interrupted_run_ends_with_the_same_numbers(tmp_path, monkeypatch, ki
     monkeypatch.setattr(Run, "do", killed)
     with pytest.raises(KeyboardInterrupt):
         pretrain(images, tmp_path / "cut", config)
-    with pytest.raises(DataError, match=r"cut\.state\.pt' is of another pre-training: lr was 0\.001"):
+    with pytest.raises(
+        DataError, match=r"cut\.state\.pt' is of another pre-training: lr was 0\.001"
+    ):
         pretrain(images, tmp_path / "cut", read_config([*QUICK, "batch_size=4", "lr=0.1"]))
     resumed = pretrain(images, tmp_path / "cut", config).state_dict()
     assert len(steps) == 3 * 2 + 1  # no step was done twice
@@ -100,7 +102,9 @@ def test_what_is_finished_is_said_to_be_so_and_never_replaced(tmp_path, monkeypa
         again = pretrain(images, tmp_path / "out", config)
     assert "out' is finished already" in caplog.text
     assert torch.equal(again.head.linear.weight, first.head.linear.weight)
-    with pytest.raises(DataError, match=r"out' holds another model: lr is 0\.001, now 0\.5\. Choose"):
+    with pytest.raises(
+        DataError, match=r"out' holds another model: lr is 0\.001, now 0\.5\. Choose"
+    ):
         pretrain(images, tmp_path / "out", read_config([*QUICK, "epochs=1", "lr=0.5"]))
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import torch
@@ -61,10 +61,11 @@ class Run:
         if self.state.is_file():
             kept = read_checkpoint(self.state)
             for name, mine in self.identity.items():
-                if kept["identity"].get(name) != mine:
+                there = kept["identity"].get(name)
+                if there != mine:
                     raise DataError(
-                        f"'{self.state}' is of another pre-training: {name} was "
-                        f"{kept['identity'].get(name)}, now {mine}. Delete it, or choose another OUT"
+                        f"'{self.state}' is of another pre-training: {name} was {there}, now "
+                        f"{mine}. Delete it, or choose another OUT"
                     )
             self.epoch, self.step, self.loss = kept["epoch"], kept["step"], kept["loss"]
             self.model.load_state_dict(kept["model"])
@@ -114,7 +115,9 @@ class Run:
         size, at_once = self.images_a_step, self.config.images_at_once
         rank, world = self.fabric.global_rank, self.fabric.world_size
         steps = (order[step * size : (step + 1) * size] for step in range(self.steps))
-        return [[rows[i : i + at_once] for i in range(0, size, at_once)][rank::world] for rows in steps]
+        return [
+            [rows[i : i + at_once] for i in range(0, size, at_once)][rank::world] for rows in steps
+        ]
 
     def cut(self, i: int) -> Cut:
         """A random part of an image."""

@@ -70,7 +70,9 @@ def seed_from_vim(model: SlideModel, tensors: Mapping[str, Any]) -> list[int]:
     """
     network = _network(model)
     width = _width(tensors)
-    found = [i for i, own in enumerate(network.settings.widths) if own == width and _has(tensors, i)]
+    found = [
+        i for i, own in enumerate(network.settings.widths) if own == width and _has(tensors, i)
+    ]
     if not found:
         raise WeightsError(
             f"a Vim of width {width} has no layer in common with '{model.name}', whose widths are "
