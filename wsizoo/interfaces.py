@@ -29,8 +29,7 @@ class Prediction:
         logits: (C,) or (n, C), as the head's raw outputs.
         target: None: the slide's own, the same for all n rows; a mapping as `Head.loss` takes,
             with n rows each; a tensor (n,): labels (of slides or patches) that the method chose.
-        weight: factor of its loss.
-        slide: which slide of a packed batch it belongs to.
+        weight: factor of its loss. slide: which slide of a packed batch it belongs to.
     """
 
     logits: Tensor
@@ -144,8 +143,7 @@ class Encoder(Part):
         mpp: microns per pixel of its input; patch_size: nominal edge in pixels at that scale.
         preprocessing: one line that changes whenever the pixels that reach the network change.
         pooling: which output is the vector. revision, weights: commit or version, and digest.
-        precision: in which a GPU runs it if nobody says otherwise: "fp32", "fp16" or "bf16".
-        min_tissue: share of a patch, if nobody says otherwise; None: as `extract` has it.
+        precision ("fp32", "fp16", "bf16"; on a GPU), min_tissue (of a patch): if not asked for.
     """
 
     name: str

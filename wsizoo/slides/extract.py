@@ -191,9 +191,9 @@ class SlideEncoder:
         tissue, thumbnail = self._tissue(slide)
         cells = tissue_cells(slide, grid, tissue, self._min_tissue)
         certificate = asdict(certify(slide, grid))
-        found = {"tissue": tissue.fraction, "beyond_grid": tissue_beyond(slide, grid, tissue)}
-        told = {name: round(share, 6) for name, share in found.items()}
-        facts = replace(facts, certificate=certificate, **told)
+        beyond = round(tissue_beyond(slide, grid, tissue), 6)
+        facts = replace(facts, tissue=round(tissue.fraction, 6), beyond_grid=beyond)
+        facts = replace(facts, certificate=certificate)
         setting = self._setting()
         asked = {"made": made.to_json(), "facts": asdict(facts), "mpp": slide.mpp, "by": setting}
         with partial(out, asked) as parts:

@@ -87,11 +87,12 @@ def tissue_cells(
 
 def tissue_beyond(slide: Slide, grid: PatchGrid, tissue: TissueMask) -> float:
     """Share of the tissue at the right and bottom edge, where no whole patch fits, 0 to 1."""
-    covered = [(n - 1) * grid.spacing + grid.footprint for n in (grid.columns, grid.rows)]
-    height, width = tissue.mask.shape
-    x, y = np.minimum(covered, slide.size) / slide.size * (width, height)  # mask px
+    last = np.array([grid.columns, grid.rows]) - 1
+    ends = np.minimum(last * grid.spacing + grid.footprint, slide.size)  # level-0 px
+    x, y = ends / slide.size * tissue.mask.shape[::-1]  # mask px
     on_grid = tissue.share([0], [0], [x], [y], downsample=1)[0] * x * y
-    return 1 - float(on_grid) / max(np.count_nonzero(tissue.mask), 1) if tissue.mask.any() else 0.0
+    found = int(tissue.mask.sum())
+    return 1 - float(on_grid) / found if found else 0.0
 
 
 def _shares(
