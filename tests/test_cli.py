@@ -1,5 +1,6 @@
 """wsizoo.cli: what is typed, what is printed, and the exit code."""
 
+import csv
 import io
 import json
 import os
@@ -332,6 +333,18 @@ def test_extract_prints_a_line_a_slide_and_where_the_rest_stands(
     assert re.search(
         r"^present  S1  2 patches", invoke("extract", slides, "-o", tmp_path).stdout, re.M
     )
+
+
+def test_extract_says_where_much_of_the_tissue_lies_beyond_whole_patches(
+    slides: Path, tmp_path: Path
+) -> None:
+    result = invoke("extract", slides, "-o", tmp_path, "--patch-size", "400")
+    told = re.search(
+        r"^done     S0  \d+ patches  (\d+)% of the tissue lies beyond", result.stdout, re.M
+    )
+    assert told, result.stdout
+    rows = list(csv.DictReader((tmp_path / "extract.csv").read_text().splitlines()))
+    assert round(float(rows[0]["beyond_grid"]) * 100) == int(told[1]) > 5
 
 
 def test_extract_json_is_one_object_a_slide_and_failures_end_with_1(
