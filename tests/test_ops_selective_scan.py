@@ -241,3 +241,33 @@ def test_autocast_changes_nothing(backend: str) -> None:
         cast = found()
     for a, b in zip(plain, cast, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", EVERY)
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_nan_stays_in_its_sequence(
+    backend: str, reverse: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In values and in gradients of what belongs to a step; those of A see all sequences."""
+    monkeypatch.setattr(scan_chunked, "STEPS", 4)
+    for name in ("u", "delta", "B", "C", "z"):
+        args = inputs([3, 19, 30], 4, 16, reverse)
+        args[PARTS.index(name)][10, 0] = torch.nan
+        steps = [args[PARTS.index(part)].requires_grad_() for part in ("u", "delta", "B", "C", "z")]
+        y, last = selective_scan.on(ready(backend))(*args)
+        y.sum().backward()
+        for found in (y, *(step.grad for step in steps)):
+            assert torch.isfinite(found[:3]).all() and torch.isfinite(found[22:]).all()
+        assert torch.isfinite(last[[0, 2]]).all() and torch.isnan(y[3:22]).any()
+
+
+@pytest.mark.parametrize("backend", EVERY)
+def test_a_step_that_takes_no_time_changes_nothing(backend: str) -> None:
+    args = inputs([24], 5, 16)
+    args[1][[0, 5, 23]] = -torch.inf
+    args[1].requires_grad_()
+    y, _ = selective_scan.on(ready(backend))(*args)
+    y.sum().backward()
+    expected, _ = selective_scan.reference(*args)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(args[1].grad[[0, 5, 23]], torch.zeros(3, 5))

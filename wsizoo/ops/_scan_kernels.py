@@ -19,14 +19,14 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from wsizoo.ops._vectors import LANES, exp, load, magnitude, splat, store, total
+from wsizoo.ops._vectors import LANES, exp, load, magnitude, positive, splat, store, total
 
 STEPS = 256  # of a chunk
 U, RAW, DT, X, Y, Z, SLOPE, OF_Y, OF_X, OF_DT = range(10)  # columns of a channel in a chunk
 N_COLUMNS = 10
 FACTORS, DECAYED = 0, 1  # of a channel's states: exp(dt A), and that times the state before
 ODDS = np.array([1 / n for n in (15, 13, 11, 9, 7, 5, 3, 1)], np.float32)  # artanh's series
-ZERO, HALF, ONE, TWO = np.float32(0), np.float32(0.5), np.float32(1), np.float32(2)
+ZERO, ONE, TWO = np.float32(0), np.float32(1), np.float32(2)
 
 
 def compiled(function):
@@ -293,7 +293,7 @@ def _softplus(x):
     square, series = s * s, splat(ODDS[0])
     for i in range(1, ODDS.size):
         series = series * square + splat(ODDS[i])
-    return (x + magnitude(x)) * splat(HALF) + splat(TWO) * s * series
+    return positive(x) + splat(TWO) * s * series
 
 
 @compiled

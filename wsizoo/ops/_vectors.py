@@ -151,6 +151,17 @@ def exp(typing, value):
 
 
 @intrinsic
+def positive(typing, value):
+    """Each float, 0 instead of one below it."""
+
+    def code(context, builder, sig, args):
+        below = builder.fcmp_ordered("<", args[0], _constant(0.0))
+        return builder.select(below, _constant(0.0), args[0])
+
+    return vector(vector), code
+
+
+@intrinsic
 def magnitude(typing, value):
     """The absolute value of each float."""
 

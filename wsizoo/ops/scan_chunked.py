@@ -4,7 +4,8 @@ Steps are taken in blocks, a block as S segments of K steps that advance togethe
 of 0, to find what each segment hands on; then from the states that it is handed. So a block costs
 K short calls rather than S K, and only the states at starts of segments outlive it.
 
-A sequence's first step has the factor 0 instead of exp(dt A), which parts packed sequences.
+A sequence's first step has the factor 0 instead of exp(dt A), which parts packed sequences; what it
+would multiply is put to 0 as well, since a NaN of the sequence before would outlive it.
 """
 
 # ruff: noqa: N803
@@ -125,8 +126,10 @@ class _Block:
         self.dt = F.softplus(self.raw) if given.softplus else self.raw
         self.x = self.dt * self.u
         self.ends = self.take(given.ends)
+        self.first = self.take(given.first)[..., None, None]  # (K, S, 1, 1)
+        self.parts = self.first.flatten(1).any(1).tolist()  # K, of steps that part sequences
         self.factors = self.product(self.dt[..., None], given.A).exp_()
-        self.factors[self.take(given.first)] = 0
+        self.factors[self.first[..., 0, 0]] = 0
         self.states = self.product(self.x[..., None], self.b[:, :, None])
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
@@ -151,15 +154,19 @@ class _Block:
         if self.segments == 1:
             return state[None]
         handed, total = self.states[0], self.factors[0]
-        for added, factor in zip(self.states[1:], self.factors[1:], strict=True):
-            handed, total = torch.addcmul(added, factor, handed), total * factor
-        return _chained(state, total, handed)
+        for k in range(1, len(self.states)):
+            added, factor = self.states[k], self.factors[k]
+            handed, total = (
+                torch.addcmul(added, factor, self.parted(handed, k)),
+                self.parted(total, k) * factor,
+            )
+        return _chained(state, total, handed, self.first.any(0))
 
     def walk(self, starts: Tensor) -> Tensor:
         """Fill in the states; returns the last one (E, N), in memory of its own."""
         before = starts
-        for state, factor in zip(self.states, self.factors, strict=True):
-            before = state.addcmul_(factor, before)
+        for k, (state, factor) in enumerate(zip(self.states, self.factors, strict=True)):
+            before = state.addcmul_(factor, self.parted(before, k))
         return before[-1].clone()  # a view would keep the states of all steps
 
     def walk_back(self, slopes: Tensor, handed: Tensor) -> Tensor:
@@ -168,17 +175,25 @@ class _Block:
         Args:
             handed: (E, N) from behind the block. Returns what goes before it.
         """
-        pairs = list(zip(slopes, self.factors, strict=True))[::-1]
+        steps = range(len(slopes))[::-1]
         own, total = torch.zeros_like(slopes[0]), torch.ones_like(slopes[0])
         if self.segments > 1:
-            for slope, factor in pairs:
-                own, total = (slope + own) * factor, total * factor
-            own = _chained(handed, total.flip(0), own.flip(0)).flip(0)
+            for k in steps:
+                factor = self.factors[k]
+                own, total = (
+                    self.parted(slopes[k] + own, k) * factor,
+                    self.parted(total, k) * factor,
+                )
+            own = _chained(handed, total.flip(0), own.flip(0), self.first.any(0).flip(0)).flip(0)
         else:
             own = handed[None]
-        for slope, factor in pairs:
-            own = slope.add_(own) * factor
+        for k in steps:
+            own = self.parted(slopes[k].add_(own), k) * self.factors[k]
         return own[0]
+
+    def parted(self, x: Tensor, k: int) -> Tensor:
+        """(S, E, N) that step k multiplies by its factor, 0 where a sequence begins there."""
+        return x.masked_fill(self.first[k], 0) if self.parts[k] else x
 
     def outputs(self) -> Tensor:
         """(K, S, E), before the gate."""
@@ -189,12 +204,18 @@ class _Block:
         return y if self.z is None else y * F.silu(self.z)
 
 
-def _chained(state: Tensor, totals: Tensor, handed: Tensor) -> Tensor:
-    """(S, E, N), the state before each segment, if each makes totals state + handed of it."""
+def _chained(state: Tensor, totals: Tensor, handed: Tensor, parted: Tensor) -> Tensor:
+    """(S, E, N), the state before each segment, if each makes totals state + handed of it.
+
+    Args:
+        parted: (S, 1, 1) bool, a sequence begins in it, so that nothing of the state gets through.
+    """
     starts = torch.empty_like(handed)
-    for start, total, added in zip(starts, totals, handed, strict=True):
+    for start, total, added, new in zip(
+        starts, totals, handed, parted.flatten().tolist(), strict=True
+    ):
         start.copy_(state)
-        state = torch.addcmul(added, total, state)
+        state = added if new else torch.addcmul(added, total, state)
     return starts
 
 
@@ -226,6 +247,7 @@ class _Slopes:
         of_exponent = block.factors.mul_(g)
         of_exponent[0].mul_(starts)
         of_exponent[1:].mul_(block.states[:-1])
+        of_exponent[block.first[..., 0, 0]] = 0  # also of a NaN before
         self.A += torch.einsum("ksen,kse->en", of_exponent, block.dt)
         of_dt = torch.einsum("ksen,en->kse", of_exponent, given.A).addcmul_(block.u, of_x)
         of_delta = of_dt * torch.sigmoid(block.raw) if given.softplus else of_dt
