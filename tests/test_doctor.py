@@ -161,8 +161,9 @@ def test_a_plan_is_what_the_model_says(monkeypatch: pytest.MonkeyPatch) -> None:
     model.aggregator = Planned(4)
     given: list[Any] = []
     monkeypatch.setattr("wsizoo.zoo.build", lambda *args, **_: (given.append(args), model)[1])
+    monkeypatch.setattr(doctor, "system_bytes", lambda file, key: 7)
     size = model.requires.patch_size or 224
-    assert doctor.plan("mean-uni", 10, "encoder.dim=4") == [10 * size, 30 * size]
+    assert doctor.plan("mean-uni", 10, "encoder.dim=4") == [7 + 10 * size, 7 + 30 * size]
     assert given == [("mean-uni", "head=null", "encoder.dim=4")]
 
 

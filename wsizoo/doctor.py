@@ -10,6 +10,7 @@ import platform
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from wsizoo.catalogue import why_not_here
 from wsizoo.errors import SpecError, WsizooError
@@ -63,30 +64,43 @@ def diagnose(access: bool = False, registry: Registry | None = None) -> list[Fin
 
 
 def plan(name: str, patches: int, *overrides: str, registry: Registry | None = None) -> list[int]:
-    """Bytes that the tensors of a slide take at most: forward, and forward and backward.
+    """Bytes that a process holds at most with one slide: forward, and a step of training.
 
-    Beside the weights and their gradients. Known of models whose aggregator (or whole model) has
-    `peak_bytes(patches, patch_size, training)`.
+    What this process holds with the model built (on Linux), and what the slide adds: known of
+    models whose aggregator (or whole model) has `peak_bytes(patches, patch_size, training)`.
 
     Args:
-        name, overrides: as `wsizoo.build`, without its head. patches: of the slide.
+        name, overrides: as `wsizoo.build`, without its head; or the folder of a model or run, as
+            `wsizoo.load`. patches: of the slide.
 
     Raises:
         SpecError: the model does not say, or there are no patches. Others: as `build`.
     """
-    from wsizoo.zoo import build
+    from wsizoo.zoo import build, load
 
     if patches < 1:
         raise SpecError(f"a slide of {patches} patches, expected 1 or more: --patches 300")
     registry = registry or default()
     record = registry.models[name].record if name in registry.models else {}
-    model = build(
-        name, *(["head=null"] if record.get("head") else []), *overrides, registry=registry
-    )
+    headless = ["head=null"] if record.get("head") else []
+    if name not in registry.models and Path(name).is_dir():
+        model = load(name, *overrides, registry=registry)
+    else:
+        model = build(name, *headless, *overrides, registry=registry)
     peak = getattr(model.aggregator or model.whole, "peak_bytes", None)
     if peak is None:
         raise SpecError(f"'{name}' does not say what memory it takes; models of pixel-mamba do")
-    return [peak(patches, model.requires.patch_size or 224, mode) for mode in (False, True)]
+    edge, held = model.requires.patch_size or 224, system_bytes("self/status", "VmRSS") or 0
+    return [held + peak(patches, edge, mode) for mode in (False, True)]
+
+
+def system_bytes(file: str, key: str) -> int | None:
+    """A figure of Linux's /proc, such as "meminfo", "MemAvailable"; None on other systems."""
+    try:
+        lines = Path("/proc", file).read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(key)), None)
 
 
 def _guarded(area: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:

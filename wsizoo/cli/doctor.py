@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from wsizoo.doctor import Finding
 
 
+ASSUMED = """\
+On a CPU, one slide at a time, float32, with the libraries and the weights; backward with gradients
+and AdamW. The C library may keep up to as much again of what was freed:
+MALLOC_MMAP_THRESHOLD_=1048576 in the environment stops that, and takes more time."""
+
+
 @click.command("doctor")
 @click.option(
     "--access", is_flag=True, help="Also ask the Hub whether gated encoders are granted to you."
@@ -28,15 +34,16 @@ def doctor_command(
 ) -> None:
     """Say which devices, readers, encoders, op backends, extras and plugins work here.
 
-    Exit code 1 if something that the core needs is broken. With --plan: the most memory that the
-    tensors of a slide take at once, before anything runs; KEY=VALUE override the model.
+    Exit code 1 if something that the core needs is broken. With --plan: the most memory that a
+    process takes with one slide, before it runs. MODEL may be a trained one's folder; KEY=VALUE
+    override the model.
 
     \b
     Example:
       wsizoo doctor
       wsizoo doctor --plan pixel-mamba-6m --patches 300
     """
-    from wsizoo.doctor import diagnose, plan
+    from wsizoo.doctor import diagnose, plan, system_bytes
 
     if model is not None:
         names = ("forward", "forward and backward")
@@ -45,6 +52,11 @@ def doctor_command(
             click.echo(json.dumps(told))
         for name, size in told.items() if not as_json else ():
             print_field(f"{name:<21} ", f"{size / 1e9:.2f} GB")
+        free = system_bytes("meminfo", "MemAvailable")
+        if not as_json and free is not None:
+            print_field(f"{'available here':<21} ", f"{free / 1e9:.2f} GB")
+        if not as_json:
+            click.echo(ASSUMED)
         return
     if overrides:
         raise click.UsageError(f"'{overrides[0]}' overrides no model: --plan MODEL {overrides[0]}")

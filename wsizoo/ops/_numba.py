@@ -28,7 +28,7 @@ WORTH = 1 << 18  # updates of a state that are worth a thread of their own
 def why_not(*args: Any, **kwargs: Any) -> str | None:
     """Why numba cannot run these arguments, or anything at all."""
     if not _installed():
-        return 'without numba Mamba blocks take 3 times as long: pip install "wsizoo[scan]"'
+        return 'without numba scans take several times as long: pip install "wsizoo[scan]"'
     if under_torch_func():
         return "torch.func runs the reference only"
     for x in (*args, *kwargs.values()):

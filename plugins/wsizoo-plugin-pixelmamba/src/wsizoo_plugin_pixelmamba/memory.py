@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from wsizoo_plugin_pixelmamba.counting import tokens_of
+from wsizoo_plugin_pixelmamba.counting import parameters, tokens_of
 from wsizoo_plugin_pixelmamba.settings import Settings
 
 BYTES = 4  # of a float32
 MB = 1_000_000
 COPIES = 3  # of a layer's tokens at once where they are fused and expanded
+LIBRARIES = 220 * MB  # what torch and numba load, and buffers of theirs, when a network first runs
 
 
-def working_floats(settings: Settings, width: int, training: bool = True) -> int:
+def working_floats(
+    settings: Settings, width: int, training: bool = True, half: bool = False
+) -> int:
     """Values a token that a layer of this width works with, beside what it is given and gives.
 
-    Counted where scans keep no states: those of numba, and CUDA's.
+    Measured, where scans keep no states: all backends but the reference.
+
+    Args:
+        half: under autocast to bfloat16, whose copies come on top of what stays float32.
     """
     inner = settings.expand * width
     of_scan = settings.dt_rank(width) + 2 * settings.d_state
-    return 20 * inner + 4 * of_scan if training else 8 * inner + of_scan
+    each, of_both = (15, 3) if training else (7, 1)
+    return (each + 2 * half) * inner + (of_both + half) * of_scan
 
 
 def piece_of(settings: Settings, width: int) -> int:
@@ -31,16 +38,17 @@ def peak_bytes(
     regions: int,
     region: tuple[int, int] = (224, 224),
     training: bool = True,
+    half: bool = False,
 ) -> int:
     """The most memory that tensors of a slide take at once, beside the weights and their slopes.
 
     In training with `recompute` each layer keeps its input, and one layer works; in evaluation
-    nothing is kept. It presumes float32, and a scan that keeps no states: any but the reference.
-    What a process holds may be up to twice that: glibc keeps much of what it is given back in
-    blocks of less than 32 MB (with MALLOC_MMAP_THRESHOLD_=1048576 in the environment it does not).
+    nothing is kept. It presumes a scan that keeps no states: any but the reference.
 
     Args:
         regions: of the slide. region: their height and width, px.
+        half: under autocast to bfloat16. Tokens between the layers stay float32, so on a CPU this
+            takes more memory, not less.
     """
     kept = regions * region[0] * region[1] * 3 // BYTES  # the uint8 pixels themselves
     peak = 0
@@ -48,8 +56,25 @@ def peak_bytes(
         own = tokens * width
         at_once = min(tokens, piece_of(settings, width))
         if training and not settings.recompute:
-            at_once, own = tokens, own + tokens * working_floats(settings, width) // 2
-        working = at_once * working_floats(settings, width, training)
+            at_once, own = tokens, own + tokens * working_floats(settings, width, half=half) // 2
+        working = at_once * working_floats(settings, width, training, half)
         peak = max(peak, kept + own + working + COPIES * tokens * width)
         kept += own if training else 0
     return BYTES * peak
+
+
+def process_bytes(
+    settings: Settings,
+    regions: int,
+    region: tuple[int, int] = (224, 224),
+    training: bool = True,
+    half: bool = False,
+) -> int:
+    """What a process holds at most beyond what it held when the network was built, on a CPU.
+
+    `peak_bytes`, the libraries, and in training the gradients and AdamW's two values a parameter.
+    It holds up to twice the tensors' part where glibc keeps freed blocks of less than 32 MB: with
+    MALLOC_MMAP_THRESHOLD_=1048576 in the environment it does not, but takes more time.
+    """
+    beside = 3 * BYTES * parameters(settings) if training else 0
+    return LIBRARIES + beside + peak_bytes(settings, regions, region, training, half)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any, ClassVar
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import BagError, SpecError
 from wsizoo.mamba import param_groups
-from wsizoo_plugin_pixelmamba.memory import peak_bytes
+from wsizoo_plugin_pixelmamba.memory import process_bytes
 from wsizoo_plugin_pixelmamba.network import Found, Network
 from wsizoo_plugin_pixelmamba.serialise import bag_order
 from wsizoo_plugin_pixelmamba.settings import Settings
+
+log = logging.getLogger(__name__)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, the paper states none
 
@@ -81,6 +84,13 @@ class PixelMamba(Aggregator):
         except BagError as error:
             raise BagError(f"slide '{bag.slide_id}': {error}") from error
         found = self.network(self.normalised(bag.features[order])[None])
+        if len(bag) > 1 and found.regions.shape[1] == 1 and not self.training:
+            log.warning(
+                "slide '%s': its %d regions were all fused into one, so their scores are equal; "
+                "aggregator.count=current fuses fewer, aggregator.alpha=0 none",
+                bag.slide_id,
+                len(bag),
+            )
         region_of = torch.empty_like(found.region_of).index_copy(1, order, found.region_of)
         return Found(found.slide, found.regions, region_of)
 
@@ -90,8 +100,13 @@ class PixelMamba(Aggregator):
         return param_groups(self, base_lr, undecayed=others)
 
     def peak_bytes(self, patches: int, patch_size: int, training: bool) -> int:
-        """For `wsizoo doctor --plan`; see `memory.peak_bytes`."""
-        return peak_bytes(self.settings, patches, (patch_size, patch_size), training)
+        """For `wsizoo doctor --plan`; see `memory.process_bytes`.
+
+        Raises BagError: regions of a size that the network cannot halve often enough.
+        """
+        region = (patch_size, patch_size)
+        self.network.check_region(region)
+        return process_bytes(self.settings, patches, region, training)
 
     def normalised(self, regions: Tensor) -> Tensor:
         """Regions (..., 3, h, w) uint8 as the network sees them."""

@@ -40,7 +40,7 @@ class Settings:
     """Options of a network. Those of a choice that the paper leaves open name it: C1 to C14.
 
     Args:
-        size: "6m" and "21m" as published (Tables 7 and 8), "tiny" (0.1 M, ours) for tests.
+        size: "6m" and "21m" as published (Tables 7 and 8), "tiny" (0.2 M, ours) for tests.
         layers: instead of the size's: what follows each layer, "" nothing, or a Token Expansion
             "h-cat", "v-cat", "h-avg", "v-avg".
         alpha: share of the regions that Region Fusion takes away in all layers together, 0 to 1.
