@@ -44,6 +44,7 @@ from wsizoo.slides.store import read_bag, write_bag
 from wsizoo.slides.tiff import write_pyramid
 from wsizoo.spec import ModelSpec, model_spec
 from wsizoo.train.loop import fit
+from wsizoo.viz.predicted import PatchAnswers
 from wsizoo.viz.table import prediction_row
 
 RECORD: dict[str, Any] = {
@@ -846,3 +847,20 @@ def test_a_refused_folder_gets_no_features(features: Path, slides: Path, tmp_pat
     with pytest.raises(DataError, match="holds predictions of"):
         predict(slides / "S0.svs", toy_model(seed=1), tmp_path / "out")
     assert not (tmp_path / "out" / "features").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "ends", "label"),
+    [
+        ([0.9987, 1.0, 1.0006], ("least, 0.999", "most, 1"), "(rank)"),
+        ([0.99991, 0.99992], ("least, 0.99991", "most, 0.99992"), "(rank)"),
+        ([1.0, 2.0, 1.0, 1.0, 2.0], ("least, 1", "most, 2"), "(rank of 2 distinct scores)"),
+        ([0.5, 0.5], ("least, 0.5", "most, 0.5"), ": no difference, one score for all"),
+    ],
+)
+def test_a_legend_says_how_far_scores_are_apart(
+    scores: list[float], ends: tuple[str, str], label: str
+) -> None:
+    drawn = PatchAnswers(len(scores), scores=np.array(scores)).drawn()
+    assert drawn is not None
+    assert drawn[1:] == (ends, "importance to the model" + (" " if label[0] == "(" else "") + label)

@@ -82,16 +82,33 @@ class PatchAnswers:
         Returns:
             values (K,) in [0, 1]; what 0 and 1 mean; what the values are.
         """
-        ends = ("least", "most")
         if self.scores is not None and not self.segments:
-            return normalise(self.scores[self.read]), ends, "importance to the model (rank)"
+            scores = self.scores[self.read]
+            return normalise(scores), _ends(scores), _label("importance to the model", scores)
         if self.probabilities is not None:
             label = f"probability of {self.classes[-1]}"
             shown = np.clip(self.probabilities[self.read, -1], 0, 1)
             return shown, ("0", "1"), label
         if self.selector_scores is not None:
-            return normalise(self.selector_scores[self.read]), ends, "wanted by the selector (rank)"
+            wanted = self.selector_scores[self.read]
+            return normalise(wanted), _ends(wanted), _label("wanted by the selector", wanted)
         return None
+
+
+def _label(what: str, scores: Floats) -> str:
+    """What ranks show: few distinct scores, or scores that are close, look as far apart as any."""
+    distinct = len(np.unique(scores))
+    if distinct < 2:
+        return f"{what}: no difference, one score for all"
+    few = f" of {distinct} distinct scores" if distinct < len(scores) / 2 else ""
+    return f"{what} (rank{few})"
+
+
+def _ends(scores: Floats) -> tuple[str, str]:
+    """The least and the largest score, in as many digits as tell them apart."""
+    low, high = (float(end) for end in (scores.min(), scores.max())) if scores.size else (0.0, 0.0)
+    told = next((d for d in range(3, 8) if f"{low:.{d}g}" != f"{high:.{d}g}"), 3)
+    return f"least, {low:.{told}g}", f"most, {high:.{told}g}"
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def test_a_slide_is_predicted_with_scores_and_a_heatmap(model, tmp_path):
     assert result.files["heatmap"].is_file() and result.files["geojson"].is_file()
 
 
-def test_regions_that_were_fused_have_one_score_and_the_mean_region_has_1(model, tmp_path):
+def test_regions_that_were_fused_have_one_score_what_the_slide_loses_without_them(model, tmp_path):
     predict(slide(tmp_path), model, tmp_path)
     bag = wsizoo.read_bag(tmp_path / "out/features/s.h5")
     found = model.aggregator.look(bag)
@@ -67,10 +67,29 @@ def test_regions_that_were_fused_have_one_score_and_the_mean_region_has_1(model,
     finals = torch.stack([scores[region_of == i][0] for i in range(found.regions.shape[1])])
     assert 1 < len(finals) < len(bag)
     torch.testing.assert_close(finals[region_of], scores)
-    torch.testing.assert_close(finals.mean(), torch.tensor(1.0))
+    vector = found.slide[0]
+    for i, score in enumerate(finals):
+        without = torch.cat([found.regions[0, :i], found.regions[0, i + 1 :]]).mean(0)
+        torch.testing.assert_close(score, (vector - without).norm() / vector.norm())
     order = torch.randperm(len(bag), generator=torch.Generator().manual_seed(1))
     again = model.aggregator.look(bag.subset(order)).region_of[0]
     assert torch.equal(again, region_of[order])
+
+
+def test_the_logits_of_the_final_regions_average_to_those_of_the_slide(model, tmp_path):
+    predict(slide(tmp_path), model, tmp_path)
+    bag = wsizoo.read_bag(tmp_path / "out/features/s.h5")
+    found = model.aggregator.look(bag)
+    each = model.head.linear(found.regions[0])
+    torch.testing.assert_close(each.mean(0), model(bag).logits)
+
+
+def test_a_slide_that_ends_as_one_region_is_told(tmp_path, caplog):
+    one = wsizoo.build(*MODEL, *FAST[:2], "aggregator.alpha=1.0")
+    result = predict(slide(tmp_path, tissue=(8, 8, 24, 24)), one, tmp_path)
+    assert "regions were all fused into one, so their scores are equal" in caplog.text
+    bag = wsizoo.read_bag(result.files["features"])
+    assert torch.equal(one(bag).scores, torch.ones(len(bag)))
 
 
 def test_background_is_kept_on_request(model, tmp_path):

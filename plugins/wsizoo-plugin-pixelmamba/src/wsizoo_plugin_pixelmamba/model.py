@@ -38,9 +38,9 @@ class PixelMamba(Aggregator):
     them: regions that are missing are left out of the sequence (the paper keeps all).
 
     Returns (forward): `slide` (E,), the mean over the final regions, each counted once.
-    `scores` (N,): <f, slide> / <slide, slide> with f the vector of the final region that the region
-    is part of: its share in the slide vector, relative to an average region's. The mean over final
-    regions is 1; below 0 it pulls the other way. Regions that were fused have one score.
+    `scores` (N,): by how much the slide vector would move without the final region that the region
+    is part of, relative to its length: |f - slide| / ((m - 1) |slide|), f the vector of the final
+    region, m how many there are; 1 if there is one. Regions that were fused have one score.
 
     Cost: see `counting.multiply_adds`; memory: `memory.peak_bytes`. No backward of a backward.
     Source: "From Pixels to Gigapixels: Bridging Local Inductive Bias and Long-Range Dependencies
@@ -115,5 +115,8 @@ class PixelMamba(Aggregator):
 
 def _scores(slide: Tensor, found: Found) -> Tensor:
     """Scores (N,) of the regions of a slide (E,); see `PixelMamba`."""
-    share = found.regions[0] @ slide / slide.square().sum().clamp(min=1e-30)  # (m,)
-    return share[found.region_of[0]]
+    regions = found.regions[0]  # (m, E)
+    if len(regions) == 1:
+        return torch.ones_like(found.region_of[0], dtype=slide.dtype)
+    length = slide.norm().clamp(min=1e-15) * (len(regions) - 1)
+    return ((regions - slide).norm(dim=-1) / length)[found.region_of[0]]
