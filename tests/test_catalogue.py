@@ -68,6 +68,12 @@ def test_models_are_listed_by_pattern_and_filters(
     assert list_models(pattern, registry=registry, **filters) == expected
 
 
+def test_facts_of_an_encoder_are_those_that_the_model_uses_it_with() -> None:
+    facts = show("pixel-mamba-tiny")
+    assert (facts["encoder"]["patch_size"], facts["encoder_facts"]["patch_size"]) == (32, 32)
+    assert (facts["encoder"]["mpp"], facts["encoder_facts"]["mpp"]) == (4.0, 4.0)
+
+
 def test_show_tells_everything_about_a_model(registry: Registry) -> None:
     facts = show("a-max", registry)
     assert facts["name"] == "a-max"

@@ -75,19 +75,20 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     offered = {(c.kind, c.name) for c in registry.plugins.components()}
     used = {(part, getattr(spec, part)["name"]) for part in PARTS if getattr(spec, part)}
     encoder = registry.encoders.get(entry.part("encoder") or "")
-    weights = spec.weights
+    record, weights = model_record(spec), spec.weights
+    own = {key: value for key, value in (record["encoder"] or {}).items() if value is not None}
     complete = weights and (weights.package or (weights.revision and weights.sha256))
     state = (
         "released" if complete else "not pinned" if registry.has_weights(entry) else "none released"
     )
     return {
         "name": entry.name,
-        **model_record(spec),
+        **record,
         "build": build_call(entry.name, spec),
         "installed": used <= offered,
         "weights_state": state,
         "commercial": allows_commercial_use(entry, registry),
-        "encoder_facts": dict(encoder.record) if encoder else None,
+        "encoder_facts": {k: own.get(k, v) for k, v in encoder.record.items()} if encoder else None,
     }
 
 
