@@ -11,7 +11,7 @@ import pytest
 import wsizoo
 from wsizoo import doctor, hub
 from wsizoo.doctor import Finding, diagnose
-from wsizoo.errors import GatedError, NotFoundError, SpecError
+from wsizoo.errors import BagError, GatedError, NotFoundError, SpecError
 from wsizoo.interfaces import Aggregator
 from wsizoo.plugins import Plugin, discover
 from wsizoo.registry import Entry, Registry
@@ -174,3 +174,14 @@ def test_a_plan_that_cannot_be_made_says_why() -> None:
         doctor.plan("mean-uni", 0)
     with pytest.raises(NotFoundError, match="mean-unni"):
         doctor.plan("mean-unni", 10)
+
+
+def test_a_trained_folder_is_planned_as_its_model_is(tmp_path: Path) -> None:
+    given = ("pixel-mamba-tiny", "head.classes=[a,b]", "encoder.patch_size=64")
+    wsizoo.save(wsizoo.build(*given), tmp_path / "model")
+    folder = doctor.plan(str(tmp_path / "model"), 900)
+    named = doctor.plan("pixel-mamba-tiny", 900, "encoder.patch_size=64")
+    for one, other in zip(folder, named, strict=True):
+        assert abs(one - other) < 5e7  # what this process holds differs a little
+    with pytest.raises(BagError, match=r"regions are 100 x 100 px"):
+        doctor.plan("pixel-mamba-tiny", 900, "encoder.patch_size=100")

@@ -1,6 +1,7 @@
 """From a slide to an answer, without a patch encoder; and slides that give none."""
 
 import csv
+import logging
 
 import numpy as np
 import pytest
@@ -85,6 +86,7 @@ def test_the_logits_of_the_final_regions_average_to_those_of_the_slide(model, tm
 
 
 def test_a_slide_that_ends_as_one_region_is_told(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     one = wsizoo.build(*MODEL, *FAST[:2], "aggregator.alpha=1.0")
     result = predict(slide(tmp_path, tissue=(8, 8, 24, 24)), one, tmp_path)
     assert "regions were all fused into one, so their scores are equal" in caplog.text
