@@ -53,9 +53,9 @@ def test_the_less_memory_the_shorter_the_pieces(monkeypatch):
     lengths = []
     for working_mb in (1, 2, 512):
         seen.clear()
-        made(working_mb=working_mb, alpha=0.0)(regions(n=200))
+        made(working_mb=working_mb, alpha=0.0)(regions(n=400))
         lengths.append(max(seen, default=None))
-    assert lengths[0] < lengths[1] < 200 * 17
+    assert lengths[0] < lengths[1] < 400 * 17
     assert lengths[1] // 2 in (lengths[0], lengths[0] + 1)
     assert lengths[2] is None  # all at once
 
