@@ -6,6 +6,7 @@ the last step of an epoch, and a method may leave parameters out of a step.
 
 from __future__ import annotations
 
+import atexit
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -56,7 +57,15 @@ def start_processes(device: str, precision: str, key: str = "train.device") -> F
         precision=precision,  # type: ignore[arg-type]
     )
     fabric.launch()
+    if world > 1:
+        atexit.register(_leave)
     return fabric
+
+
+def _leave() -> None:
+    """End this process's part in the group: threads of gloo that outlive Python abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def found_device(device: str) -> str:
