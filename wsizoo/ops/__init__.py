@@ -13,6 +13,7 @@ from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
+from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
 from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
@@ -26,6 +27,7 @@ from wsizoo.ops.sparse_conv import (
 )
 
 __all__ = [
+    "ROTARY_BASE",
     "Disk",
     "Everywhere",
     "Grids",
@@ -33,7 +35,9 @@ __all__ = [
     "OffsetBias",
     "Op",
     "Rulebook",
+    "Turns",
     "Windows",
+    "alibi_slopes",
     "attention_weights",
     "causal_conv1d",
     "children",
@@ -46,6 +50,8 @@ __all__ = [
     "pixel_shuffle",
     "pixel_shuffle_linear",
     "product",
+    "rotary_turns",
+    "rotate",
     "rulebook",
     "scratch",
     "segment_max",

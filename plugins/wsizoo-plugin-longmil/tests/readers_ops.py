@@ -7,22 +7,19 @@ from wsizoo_plugin_longmil.places import packed
 from wsizoo_plugin_longmil.positions import (
     Alibi,
     Clamped,
-    alibi_slopes,
     published_turns,
-    rotate,
-    turns,
 )
 from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag
-from wsizoo.ops import Disk, grid_attention
+from wsizoo.ops import Disk, alibi_slopes, grid_attention, rotary_turns, rotate
 
 
 def read_local(case):
     inputs, config = case.inputs(), case.config
     q, k, v = (inputs[name].requires_grad_() for name in "qkv")
     cells = inputs["coords"]
-    by = turns(cells, q.shape[2], q.dtype) if config["rope"] else None
+    by = rotary_turns(cells, q.shape[2], q.dtype) if config["rope"] else None
     asked, asks = (q, k) if by is None else (rotate(q, by), rotate(k, by))
     bias = Alibi(inputs["slopes"]) if config["alibi"] else None
     out = grid_attention(asked, asks, v, Disk(cells, config["radius"]), bias)

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from wsizoo_plugin_longmil.blocks import received
 from wsizoo_plugin_longmil.model import FullAttention, LongMIL
 from wsizoo_plugin_longmil.places import packed, place
-from wsizoo_plugin_longmil.positions import Alibi, alibi_slopes
+from wsizoo_plugin_longmil.positions import Alibi
 from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag, BagBatch
 from wsizoo.errors import BagError, SpecError
-from wsizoo.ops import grid_attention, use_backend
+from wsizoo.ops import alibi_slopes, grid_attention, use_backend
 from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_longmil.safetensors"

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from wsizoo_plugin_longmil.positions import Clamped, alibi_slopes, published_turns
+from wsizoo_plugin_longmil.positions import Clamped, published_turns
 from wsizoo_plugin_longmil.v1 import LongMILV1
 
 from wsizoo import Bag
 from wsizoo.diagnosis.layers import attention_layers
 from wsizoo.errors import BagError, SpecError
 from wsizoo.model import SlideModel
+from wsizoo.ops import alibi_slopes
 from wsizoo.spec import ModelSpec
 
 

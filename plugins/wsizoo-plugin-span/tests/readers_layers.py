@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from wsizoo_plugin_span.layers import SpanLayer, TwoStepLayer
 from wsizoo_plugin_span.official import down_names, layer_entries, slot_entries, up_names
-from wsizoo_plugin_span.positions import alibi_slopes, alibi_table, angles, rotate
+from wsizoo_plugin_span.positions import alibi_table
 from wsizoo_plugin_span.pyramid import Level, Plan, Step, build
 from wsizoo_plugin_span.settings import Settings, SlideSettings, UNetSettings
 from wsizoo_plugin_span.slots import DownConv, Merge, PixelShuffle, Slot, UpConv
 
-from wsizoo.ops import Grids, rulebook, transpose_rulebook
+from wsizoo.ops import Grids, alibi_slopes, rotary_turns, rotate, rulebook, transpose_rulebook
 
 TWICE = {"norm3": "norm3", "norm4": "norm4", "fc_out_2": "out2"}
 
@@ -102,7 +102,7 @@ def read_positions(case):
             key = name.removeprefix("out.").removesuffix(".x")
             x = inputs[f"{key}.x"]
             width = int(key.partition("partial")[2] or x.shape[-1]) // 4 * 4
-            found[name] = rotate(x, angles(inputs[f"{key}.pos"], width, x.dtype))
+            found[name] = rotate(x, rotary_turns(inputs[f"{key}.pos"], width, x.dtype))
     dx, dy = inputs["alibi_dx"], inputs["alibi_dy"]
     reach = int(torch.stack([dx, dy]).abs().max())
     table = alibi_table(alibi_slopes(3), reach)

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from wsizoo_plugin_span import hooks
 from wsizoo_plugin_span.model import Span, SpanUNet
-from wsizoo_plugin_span.positions import angles
 from wsizoo_plugin_span.pyramid import build
 
 import wsizoo
 from wsizoo import Bag, BagBatch
 from wsizoo.errors import BagError, SpecError
+from wsizoo.ops import rotary_turns
 from wsizoo.testing import conformance
 
 GOLDEN = Path(__file__).parent / "golden_model.safetensors"
@@ -353,7 +353,7 @@ def test_features_that_overflow_are_an_error_that_says_so():
 
 def test_rotary_angles_tell_far_cells_apart_in_half_precision():
     cells = torch.tensor([[1000, 2001], [1001, 2001], [10**6, 3]])
-    exact, half = (angles(cells, 64, dtype) for dtype in (torch.float64, torch.bfloat16))
+    exact, half = (rotary_turns(cells, 64, dtype) for dtype in (torch.float64, torch.bfloat16))
     for a, b in zip(exact, half, strict=True):
         assert (a - b).abs().max() < 0.01
 

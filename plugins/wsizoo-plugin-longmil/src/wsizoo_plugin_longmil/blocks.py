@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from wsizoo.ops import Everywhere, Neighbourhood, OffsetBias, grid_attention
-from wsizoo_plugin_longmil.positions import Turns, rotate
+from wsizoo.ops import Everywhere, Neighbourhood, OffsetBias, Turns, grid_attention, rotate
 from wsizoo_plugin_longmil.rows import fits, linear
 
 SCORES = 1 << 24  # numbers of a chunk of an attention matrix

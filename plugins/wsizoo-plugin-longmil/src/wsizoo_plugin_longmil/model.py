@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
 from wsizoo.bag_checks import check_finite, check_width
 from wsizoo.mamba import param_groups
-from wsizoo.ops import Neighbourhood, OffsetBias, segment_mean
+from wsizoo.ops import Neighbourhood, OffsetBias, alibi_slopes, rotary_turns, segment_mean
 from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.cross_scan import CrossScanMamba
 from wsizoo_plugin_longmil.options import (
@@ -22,7 +22,7 @@ from wsizoo_plugin_longmil.options import (
     check_widths,
 )
 from wsizoo_plugin_longmil.places import Places, place
-from wsizoo_plugin_longmil.positions import Alibi, Clamped, alibi_slopes, turns
+from wsizoo_plugin_longmil.positions import Alibi, Clamped
 from wsizoo_plugin_longmil.rows import linear
 
 TWO = 2  # patches; the unit of distances in version 1
@@ -71,7 +71,7 @@ class _Packed(OnGrid):
         return Where(
             neighbourhood,
             bias if position in WITH_ALIBI else None,
-            turns(places.cells, width, dtype) if rotated else None,
+            rotary_turns(places.cells, width, dtype) if rotated else None,
         )
 
 

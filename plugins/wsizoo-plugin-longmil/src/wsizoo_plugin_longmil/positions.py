@@ -8,22 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BASE = 10_000.0
+from wsizoo.ops import ROTARY_BASE, Turns
+
 FAR = 10  # units; the published table holds whole distances up to it
 BEYOND = 100  # units that it holds instead of larger ones
 LENGTH = 300  # cells along an axis of the published tables
-Turns = tuple[Tensor, Tensor]  # cosines and sines, (T, 1 or H, D / 2)
-
-
-def alibi_slopes(heads: int) -> Tensor:
-    """(H,) slopes: 2^(-8 i / H) for a power of two, else the nearest ones below and between.
-
-    Source: Press, Smith and Lewis, "Train Short, Test Long", ICLR 2022.
-    """
-    power = 1 << (heads.bit_length() - 1)
-    exact = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
-    between = [2.0 ** (-8 * (i + 1) / (2 * power)) for i in range(0, 2 * power, 2)]
-    return torch.tensor([*exact, *between][:heads])
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,24 +65,6 @@ class Clamped:
         return self.by_square[:, self.squares(offset)]
 
 
-def turns(cells: Tensor, width: int, dtype: torch.dtype) -> Turns:
-    """Rotary angles of each head: its first half follows axis 0, its second half axis 1.
-
-    Pairs of neighbouring channels turn with frequencies 10000^(-2 j / (width / 2)) a cell, j = 0 ..
-    width / 4 - 1.
-
-    Args:
-        cells: (T, 2) int64. width: of a head, a multiple of 4.
-
-    Source: Su et al. 2021 (RoPE), along two axes: the offset alone decides what a score becomes.
-    """
-    # in float64: half precision does not know cells beyond 256 apart, nor float32 a millionth turn
-    steps = torch.arange(width // 4, device=cells.device, dtype=torch.float64)
-    angles = cells.double()[:, :, None] * BASE ** (-4 * steps / width)  # (T, 2, width / 4)
-    flat = angles.flatten(1)[:, None]  # (T, 1, width / 2)
-    return flat.cos().to(dtype), flat.sin().to(dtype)
-
-
 def published_turns(
     cells: Tensor,
     dim: int,
@@ -118,14 +89,7 @@ def published_turns(
     for axis, length in zip(cells.unbind(1), lengths, strict=True):
         t = axis[:, None] * len(pairs) + pairs  # (T, E / 4)
         row, column = t // (length // 2), t % (length // 2)
-        parts.append(row.double() * BASE ** (-2 * column.double() / length))
+        parts.append(row.double() * ROTARY_BASE ** (-2 * column.double() / length))
     order = [part[:, first::2] for first in (0, 1) for part in parts]
     angles = torch.cat(order, 1).view(len(cells), heads, -1)  # (T, H, D / 2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, by: Turns) -> Tensor:
-    """Rotate pairs of neighbouring channels. x: (T, H, D)."""
-    cos, sin = by
-    even, odd = x[..., 0::2], x[..., 1::2]  # (T, H, D / 2)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], -1).flatten(2)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Bag
 from wsizoo.bag_checks import check_any, check_extent
 from wsizoo.errors import BagError
+from wsizoo.ops import alibi_slopes
 from wsizoo_plugin_longmil.blocks import Block, Where, received
 from wsizoo_plugin_longmil.model import OnGrid, Scores
 from wsizoo_plugin_longmil.options import check_value, refuse
@@ -20,7 +21,6 @@ from wsizoo_plugin_longmil.positions import (
     LENGTH,
     Clamped,
     Turns,
-    alibi_slopes,
     published_turns,
 )
 from wsizoo_plugin_longmil.rows import linear

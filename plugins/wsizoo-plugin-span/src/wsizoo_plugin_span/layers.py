@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo.ops import grid_attention
+from wsizoo.ops import alibi_slopes, grid_attention, rotate
 from wsizoo_plugin_span import fused
-from wsizoo_plugin_span.positions import alibi_slopes, alibi_table, rotary_width, rotate
+from wsizoo_plugin_span.positions import alibi_table, rotary_width
 from wsizoo_plugin_span.pyramid import Level
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {

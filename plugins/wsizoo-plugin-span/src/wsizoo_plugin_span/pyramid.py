@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
-from wsizoo.ops import Grids, Rulebook, Windows, rulebook, scratch, segment_sum
-from wsizoo_plugin_span.positions import angles
+from wsizoo.ops import Grids, Rulebook, Windows, rotary_turns, rulebook, scratch, segment_sum
 
 Size = tuple[int, int]
 
@@ -156,9 +155,9 @@ class Level:
         return torch.tensor(flags, device=self.cells.device)[self.segments]
 
     def angles(self, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (T, width / 2) of the rotary angles of this level."""
+        """Cosines and sines (T, 1, width / 2) of the rotary angles of this level."""
         if (width, dtype) not in self._angles:
-            self._angles[width, dtype] = angles(self.own_cells, width, dtype)
+            self._angles[width, dtype] = rotary_turns(self.own_cells, width, dtype)
         return self._angles[width, dtype]
 
 

@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo.ops import grid_attention, segment_softmax, segment_sum
-from wsizoo_plugin_span.positions import alibi_slopes, rotate
+from wsizoo.ops import alibi_slopes, grid_attention, rotate, segment_softmax, segment_sum
 from wsizoo_plugin_span.pyramid import Level
 
 STD = 0.02  # of tables and tokens before training
