@@ -1,0 +1,1 @@
+wsizoo_api = 1
