@@ -83,6 +83,11 @@ def value(found, reading, given=SLIDE, group=ALL, of=""):
     return line.measured
 
 
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture
 def asked(tmp_path):
     file = slidebench(tmp_path / "q.csv", slides_in(tmp_path / "f"))
@@ -220,9 +225,9 @@ def test_the_report_says_which_file_it_was_and_what_is_wrong_with_it(asked):
     assert told["questions"]["rows"] == 17
     assert told["questions"]["sha256"] == file.sha256
     assert told["defects"] == [{"what": "an answer outside the options", "ids": ["9"]}]
-    rows = list(csv.DictReader(open(out / "table.csv", encoding="utf-8")))
+    rows = read(out / "table.csv")
     assert {row["reading"] for row in rows} >= {"letter likelihood", "generated", "unparsable"}
-    rows = list(csv.DictReader(open(out / "answers.csv", encoding="utf-8")))
+    rows = read(out / "answers.csv")
     assert rows[0]["given"] == NO_SLIDE
     assert len(rows) == 3 * 17
     assert {"ID", "Slide", "Answer", "Output", "parsed", "likeliest", "log p A"} <= set(rows[0])

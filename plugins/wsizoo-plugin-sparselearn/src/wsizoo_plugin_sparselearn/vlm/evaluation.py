@@ -42,7 +42,8 @@ LETTER, TEXT, GENERATED = "letter likelihood", "option likelihood", "generated"
 STRICT, DIFFLIB, UNPARSABLE = "generated, strict", "generated, wsi_vqa_difflib", "unparsable"
 EXACT, TOKENS, ROUGE, BLEUS = "exact match", "token F1", "ROUGE-L", "BLEU-"
 MAJORITY = "majority letter"
-SHARES = (LETTER, TEXT, GENERATED, STRICT, DIFFLIB, UNPARSABLE, EXACT, MAJORITY)
+CLOSED = (LETTER, TEXT, GENERATED, STRICT, DIFFLIB, UNPARSABLE, MAJORITY)
+SHARES = (*CLOSED, EXACT)
 CONSTANTS = {"the empty output": lambda q: "", "the output 'a'": lambda q: "a"} | {
     "always the first choice": lambda q: next(iter(q.options.values()))
 }

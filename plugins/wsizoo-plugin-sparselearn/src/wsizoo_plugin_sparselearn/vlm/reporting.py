@@ -11,7 +11,7 @@ from typing import Any
 from wsizoo.files import write_csv, write_json, write_text
 from wsizoo_plugin_sparselearn.vlm.answers import parse_letter
 from wsizoo_plugin_sparselearn.vlm.asking import SLIDE
-from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, DIFFLIB, Evaluation, Line
+from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, CLOSED, DIFFLIB, Evaluation, Line
 
 RELEASED = (
     "On the released test file of WSI-VQA (390 closed questions) `wsi_vqa_difflib` is 1.00 for the "
@@ -46,9 +46,8 @@ def markdown(evaluation: Evaluation) -> str:
         *(f"- in the file, left as it is: {defect}" for defect in evaluation.defects),
         "\nShares with 95 % intervals by bootstrap of patients. An answer that names no option, or "
         "several, is unparsable and counts as wrong.\n",
-        _table(own, ("group", "value"), ("", "")),
-        "## Controls, all questions\n",
-        _table(controls, ("given",), ("answered with",)),
+        *_tables(own, ("group", "value"), ("", ""), "by category"),
+        *_tables(controls, ("given",), ("answered with",), "and controls"),
         *(
             f"- {name}: its slide against no slide {d.value:+.3f} ({d.low:+.3f} to {d.high:+.3f})"
             for name, d in evaluation.differences.items()
@@ -57,6 +56,20 @@ def markdown(evaluation: Evaluation) -> str:
     if any(line.reading == DIFFLIB for line in lines):
         parts.append(f"\n{RELEASED}")
     return "\n".join(parts) + "\n"
+
+
+def _tables(
+    lines: Sequence[Line], keys: tuple[str, ...], heads: tuple[str, ...], what: str
+) -> list[str]:
+    """One of closed questions, one of open ones, as there are."""
+    closed = [line for line in lines if line.reading in CLOSED]
+    open_ones = [line for line in lines if line.reading not in CLOSED]
+    named = {"Closed": closed, "Open": open_ones}
+    return [
+        f"## {name} questions, {what}\n\n{_table(own, keys, heads)}"
+        for name, own in named.items()
+        if own
+    ]
 
 
 def _table(lines: Sequence[Line], keys: tuple[str, ...], heads: tuple[str, ...]) -> str:
