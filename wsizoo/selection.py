@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag
-from wsizoo.errors import BagError, SpecError
-from wsizoo.interfaces import Selected, Selector
+from wsizoo.errors import BagError, PluginError, SpecError
+from wsizoo.interfaces import Aggregated, Aggregator, Selected, Selector
 from wsizoo.ops import SoftTopk, hard_topk, soft_topk
 
 WARM_UP, SOFT, TUNE = "warm-up", "soft", "tune"
@@ -210,7 +210,8 @@ class SoftSelector(ScoredSelector):
     def soft_steps(self) -> tuple[int, int]:
         """First step of the soft phase, counted from 0, and the one after its last."""
         total = int(self.total)
-        return round(self.warm_up * total), total - round(self.tune * total)
+        first = max(0, min(round(self.warm_up * total), total - 1))
+        return first, max(first + 1, total - round(self.tune * total))
 
     @property
     def phase(self) -> str:
@@ -284,6 +285,34 @@ class SoftSelector(ScoredSelector):
     def warm(self, bag: Bag) -> Selected:
         """What the aggregator sees in the warm-up."""
         return Selected(bag)
+
+
+def check_selected(selected: Selected, n: int, whose: str) -> None:
+    """Raise PluginError unless a selector hands on as many patches of n as it names, and weighs."""
+    named = n if selected.index is None else len(selected.index)
+    if named != len(selected.bag):
+        raise PluginError(
+            f"the selector of '{whose}' names {named} patches and hands on {len(selected.bag)}: "
+            "index=None means all"
+        )
+    weights = selected.weights
+    if weights is not None and weights.shape != (named,):
+        raise PluginError(
+            f"the selector of '{whose}' hands on {named} patches and weights {tuple(weights.shape)}"
+            f", expected ({named},)"
+        )
+
+
+def aggregate(selected: Selected, aggregator: Aggregator) -> Aggregated:
+    """What the aggregator makes of the patches, each counting by its weight where there are any."""
+    bag, weights = selected.bag, selected.weights
+    if weights is None:
+        found: Aggregated = aggregator(bag)
+    elif aggregator.takes_weights:
+        found = aggregator(bag, weights)
+    else:
+        found = aggregator(bag.replace(features=bag.features * weights.to(bag.features)[:, None]))
+    return found
 
 
 def given_gates(gates: Tensor) -> SoftTopk:
