@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +25,6 @@ from benchmarks._questions import (
     DIM,
     EDGE,
     QUESTIONS,
-    TASKS,
     TEMPLATE,
     TEST,
     TRAIN,
@@ -183,7 +181,6 @@ def train_language(selector: wsizoo.ScoredSelector, seed: int, budget: Budget) -
     torch.manual_seed(seed)
     vlm = SlideVLM(DIM, language_model(), Kept(DIM))
     vlm.lm.requires_grad_(True)
-    slides = [make_slide(TRAIN, 2 * 10**6 + i, seed, budget.edge) for i in range(0)]
     rows = []
     for i in range(budget.slides):
         slide = make_slide(TRAIN, 2 * 10**6 + i, seed, budget.edge)
@@ -207,3 +204,113 @@ def train_language(selector: wsizoo.ScoredSelector, seed: int, budget: Budget) -
         torch.nn.utils.clip_grad_norm_(learning, 1.0)
         optimiser.step()
     return vlm.eval()
+
+
+def examine(
+    vlm: SlideVLM, selector: wsizoo.ScoredSelector, budget: Budget, name: str
+) -> tuple[Evaluation, float]:
+    """The test's questions about whole slides, the selector within the model.
+
+    Returns: what is measured, and which share of the clusters' patches was kept.
+    """
+    vlm.selector = selector.eval()
+    slides = [make_slide(TEST, i, edge=budget.edge) for i in range(budget.test)]
+    asked = [question for slide in slides for question in questions_about(slide)]
+    texts = list(QUESTIONS)
+    blind = [_letters(vlm, None, asked[i].prompt) for i in range(len(texts))]
+    records = [Record(row, NO_SLIDE, None, blind[row % len(texts)]) for row in range(len(asked))]
+    kept = []
+    for i, slide in enumerate(slides):
+        index = selector.hard(slide.bag).index
+        kept.append(float(np.isin(slide.evidence, index.numpy()).mean()))
+        rows = range(len(texts) * i, len(texts) * (i + 1))
+        prompts = [asked[row].prompt for row in rows]
+        said: Sequence[str | None] = [None] * len(texts)
+        if i < budget.generated:
+            talks = [f"<image>\n{prompt}" for prompt in prompts]
+            said = vlm.generate_all([slide.bag] * len(texts), talks, max_new_tokens=4)
+        other = slides[i - 1].bag
+        for row, prompt, output in zip(rows, prompts, said, strict=True):
+            records.append(Record(row, SLIDE, output, _letters(vlm, slide.bag, prompt)))
+            records.append(Record(row, OTHER, None, _letters(vlm, other, prompt)))
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "test.csv"
+        write_questions(path, asked, "slidebench-vqa-bcnb")
+        return measured(question_file(path), records, name), float(np.mean(kept))
+
+
+def _letters(vlm: SlideVLM, bag: wsizoo.Bag | None, prompt: str) -> dict[str, float]:
+    scores = vlm.choose(bag, prompt, list("ABCD"), "sum").scores
+    return dict(zip("ABCD", scores.tolist(), strict=True))
+
+
+def learned(seed: int, budget: Budget) -> tuple[SparseLearn, int]:
+    """A and B: the selector, and the steps that the reader took."""
+    reader, steps = train_reader(seed, budget)
+    reader.eval().requires_grad_(False)
+    selector = train_selector(
+        lambda bag, slide: reader.loss(bag, slide.answers), seed, budget.soft, budget.edge
+    )
+    return selector, steps
+
+
+def compare(seed: int, budget: Budget) -> Iterator[tuple[Evaluation, float]]:
+    """32 learned patches, then 32 random ones, before a language model each."""
+    start = time.perf_counter()
+    selector, steps = learned(seed, budget)
+    told = f"{K} learned, seed {seed}"
+    print(f"  {told}: reader {steps} steps; {time.perf_counter() - start:.0f} s", flush=True)
+    for name, each in ((told, selector), (f"{K} random, seed {seed}", Random(DIM, K, seed=seed))):
+        start = time.perf_counter()
+        found, kept = examine(train_language(each, seed, budget), each, budget, name)
+        report(found, kept, time.perf_counter() - start)
+        yield found, kept
+
+
+def report(found: Evaluation, kept: float, seconds: float) -> None:
+    """A line of likelihoods, one of generated answers, one of controls."""
+    print(f"  {found.model}: {kept:.3f} of the clusters' patches kept; {seconds:.0f} s")
+    for given, reading in ((SLIDE, LETTER), (SLIDE, GENERATED), (NO_SLIDE, LETTER), (OTHER, LETTER)):
+        own = [x for x in found.lines if (x.given, x.reading) == (given, reading)]
+        named = [f"{x.value or ALL} {x.measured}" for x in own]
+        print(f"    {reading}, {given}: {', '.join(named)}", flush=True)
+
+
+def through_the_language_model(seed: int, steps: int = 60, edge: int = 32) -> None:
+    """The selector trained through the language model's own loss, its soft path all N patches.
+
+    The language model is one of C, as it is after the learned 32 patches; it stays as it is, and a
+    new selector has to find the evidence. Then the same beside a reader, with the same budget.
+    """
+    budget = Budget(edge=edge)
+    selector, _ = learned(seed, budget)
+    vlm = train_language(selector, seed, budget)
+    vlm.selector = None
+    vlm.requires_grad_(False)
+    rng = np.random.default_rng([seed, 4])
+
+    def through(bag: wsizoo.Bag, slide: Slide) -> Tensor:
+        turn = conversation_of(questions_about(slide)[rng.integers(3)]).turns[0]
+        return vlm.conversation_losses([bag], [[(turn.human, turn.assistant)]])["answers"]
+
+    start = time.perf_counter()
+    own = train_selector(through, seed, steps, edge)
+    seconds = time.perf_counter() - start
+    for name, each in (("a reader", selector), (f"the LM, {steps} steps", own)):
+        found, kept = examine(vlm, each, budget, f"N = {edge * edge}, selector through {name}")
+        report(found, kept, seconds)
+
+
+def run(*seeds: int) -> None:
+    """The comparison, of seed 0 unless told otherwise."""
+    print(f"  N = {EDGE * EDGE}, letters by likelihood and generated, {load_now()}")
+    for seed in seeds or (0,):
+        list(compare(seed, Budget()))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    if sys.argv[1:2] == ["through-the-lm"]:
+        through_the_language_model(int(sys.argv[2]))
+    else:
+        run(*map(int, sys.argv[1:]))

@@ -51,14 +51,15 @@ class Record:
     """One answer.
 
     Args:
-        row: of the question, from 0. given: one of `GIVEN`. output: what was generated.
+        row: of the question, from 0. given: one of `GIVEN`. output: what was generated; None:
+            nothing was to be.
         scores: by letter, of letters or of texts; None: not asked for; {}: there are none, as two
             options are alike, which counts as wrong.
     """
 
     row: int
     given: str
-    output: str
+    output: str | None = None
     scores: Mapping[str, float] | None = None
 
 

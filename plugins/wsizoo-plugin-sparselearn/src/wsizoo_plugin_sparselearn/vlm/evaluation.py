@@ -220,8 +220,10 @@ def _readings(file: QuestionFile, records: Sequence[Record], given: str) -> dict
 
 def readings_of(question: Question, record: Record, format: str) -> dict[str, float]:
     """What an answer is worth, by reading: 0 to 1."""
+    said, wanted = record.output, question.answer
     if not question.options:
-        said, wanted = record.output, question.answer
+        if said is None:
+            return {}
         exact = float(strict_match(said, wanted))
         return {EXACT: exact, TOKENS: token_f1(said, wanted), ROUGE: rouge_l(said, wanted)}
     right, found = question.right, {}
@@ -229,7 +231,7 @@ def readings_of(question: Question, record: Record, format: str) -> dict[str, fl
         best = max(record.scores, key=record.scores.__getitem__, default=None)
         hit = float(best is not None and best == right)
         found[TEXT if question.shown == "not" else LETTER] = hit
-    return {**found, **_generated(question, record.output, format)}
+    return found if said is None else {**found, **_generated(question, said, format)}
 
 
 def _generated(question: Question, output: str, format: str) -> dict[str, float]:
@@ -273,7 +275,8 @@ def _of_corpus(
     file: QuestionFile, records: Sequence[Record], patients: Any, seed: int, resamples: int
 ) -> list[Line]:
     """BLEU of all open answers, and how survival times are ordered."""
-    open_ones = [r for r in records if r.given == SLIDE and not file.questions[r.row].options]
+    own = [r for r in records if r.given == SLIDE and r.output is not None]
+    open_ones = [r for r in own if not file.questions[r.row].options]
     found = []
 
     def add(reading: str, measure: Weighted, own: Sequence[Record]) -> None:
@@ -281,17 +284,21 @@ def _of_corpus(
         found.append(Line(ALL, "", SLIDE, reading, _measured(measure, reading, drawn)))
 
     if open_ones:
-        said = [r.output for r in open_ones], [file.questions[r.row].answer for r in open_ones]
+        said = [_said(r) for r in open_ones], [file.questions[r.row].answer for r in open_ones]
         for order in range(1, 5):
             add(f"{BLEUS}{order}", bleu(*said, order), open_ones)
     timed = [r for r in open_ones if "survival time" in file.questions[r.row].text.lower()]
-    timed = [r for r in timed if not math.isnan(number_in(r.output) + _time(file, r))]
+    timed = [r for r in timed if not math.isnan(number_in(_said(r)) + _time(file, r))]
     if len(timed) > 1:
         times = np.array([_time(file, r) for r in timed])
-        risk, events = np.array([number_in(r.output) for r in timed]), np.ones(len(timed), bool)
+        risk, events = np.array([number_in(_said(r)) for r in timed]), np.ones(len(timed), bool)
         add("c-index, a short time is a high risk", concordance(times, events, -risk), timed)
         add("c-index, as the published script has it", concordance(times, events, risk), timed)
     return found
+
+
+def _said(record: Record) -> str:
+    return record.output or ""
 
 
 def _time(file: QuestionFile, record: Record) -> float:

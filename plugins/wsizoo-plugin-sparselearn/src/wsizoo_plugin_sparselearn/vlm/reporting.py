@@ -143,8 +143,9 @@ def _answers(evaluation: Evaluation) -> list[dict[str, Any]]:
         told = {"ID": question.id, "Slide": question.slide, "given": record.given}
         scored = record.scores or {}
         likely = max(scored, key=scored.__getitem__, default="")
-        parsed = parse_letter(record.output, question.options) if question.options else None
+        said = record.output or ""
+        parsed = parse_letter(said, question.options) if question.options else None
         scores = {f"log p {letter}": value for letter, value in scored.items()}
-        answer = {"Answer": question.answer, "Output": record.output, "parsed": parsed or ""}
+        answer = {"Answer": question.answer, "Output": said, "parsed": parsed or ""}
         found.append({**told, **answer, "likeliest": likely, **scores})
     return found
