@@ -78,7 +78,9 @@ def slidebench(path, names):
 
 def value(found, reading, given=SLIDE, group=ALL, of=""):
     (line,) = [
-        x for x in found.lines if (x.reading, x.given, x.group, x.value) == (reading, given, group, of)
+        x
+        for x in found.lines
+        if (x.reading, x.given, x.group, x.value) == (reading, given, group, of)
     ]
     return line.measured
 
@@ -182,7 +184,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(asked):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"answers": Reader("reader 2")}, "model was reader 1, now reader 2. Choose another folder"),
+        (
+            {"answers": Reader("reader 2")},
+            "model was reader 1, now reader 2. Choose another folder",
+        ),
         ({"settings": {"max_new_tokens": 5}}, "max_new_tokens was None, now 5"),
         ({"seed": 3}, "seed was 0, now 3"),
     ],
@@ -257,7 +262,8 @@ def test_wsi_vqa_is_strict_with_the_published_match_and_what_it_gives_for_nothin
     assert value(found, "generated, strict").value == 0.5
     assert value(found, "generated, wsi_vqa_difflib").value == 1
     constants = {
-        name: value(found, "generated, wsi_vqa_difflib", name).value for name in evaluation.CONSTANTS
+        name: value(found, "generated, wsi_vqa_difflib", name).value
+        for name in evaluation.CONSTANTS
     }
     assert constants["the empty output"] == 1
     assert constants["always the first choice"] == 0.5

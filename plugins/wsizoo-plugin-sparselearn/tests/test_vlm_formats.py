@@ -55,7 +55,9 @@ QUESTIONS = {
             {"Task": "Staging_choice"},
             "text",
         ),
-        Question("S-2", "TCGA-LUSC/S.pt", "Why?", {}, "As it is.", {"Task": "Staging_choice"}, "not"),
+        Question(
+            "S-2", "TCGA-LUSC/S.pt", "Why?", {}, "As it is.", {"Task": "Staging_choice"}, "not"
+        ),
     ],
     "quilt-vqa": [
         Question("3", "a.jpg", "What?", {}, "A gland.", {"answer_type": "OPEN"}, "not"),

@@ -169,7 +169,9 @@ def measured(
     found += _of_corpus(file, records, patients, seed, resamples)
     both = [name for name in readings[NO_SLIDE] if name in readings[SLIDE] and name != UNPARSABLE]
     differences = {
-        name: _difference(readings[SLIDE][name], readings[NO_SLIDE][name], patients, seed, resamples)
+        name: _difference(
+            readings[SLIDE][name], readings[NO_SLIDE][name], patients, seed, resamples
+        )
         for name in both
     }
     own = [file.questions[row] for row in answered]
@@ -244,7 +246,10 @@ def _generated(question: Question, output: str, format: str) -> dict[str, float]
         said = "B" if says_no(output) else "A"
         return {GENERATED: float(said == right)}
     parsed = parse_letter(output, question.options)
-    return {GENERATED: float(parsed is not None and parsed == right), UNPARSABLE: float(parsed is None)}
+    return {
+        GENERATED: float(parsed is not None and parsed == right),
+        UNPARSABLE: float(parsed is None),
+    }
 
 
 def _without_model(file: QuestionFile, rows: Any) -> list[tuple[str, str, Floats]]:

@@ -174,7 +174,9 @@ def _conversation(item: Item, row: int, path: Path) -> Conversation:
     pairs = zip(kept[::2], kept[1::2], strict=True)
     turns = tuple(Turn(human, assistant) for (_, human), (_, assistant) in pairs)
     told = item.get("id", row)
-    return Conversation(told if isinstance(told, int) else str(told), _slides(item, row, path), turns)
+    return Conversation(
+        told if isinstance(told, int) else str(told), _slides(item, row, path), turns
+    )
 
 
 def _as_item(each: Conversation, image: Any) -> Item:

@@ -18,7 +18,18 @@ RELEASED = (
     "empty output, 0.49 for the output 'a', 0.28 for always the first choice; the most frequent "
     "position is right in 0.39."
 )
-COLUMNS = ("group", "value", "given", "reading", "n", "patients", "measure", "low", "high", "method")
+COLUMNS = (
+    "group",
+    "value",
+    "given",
+    "reading",
+    "n",
+    "patients",
+    "measure",
+    "low",
+    "high",
+    "method",
+)
 
 
 def write_report(evaluation: Evaluation, out: Path) -> str:
@@ -36,12 +47,13 @@ def markdown(evaluation: Evaluation) -> str:
     """What was asked, which file it was, one table by category, one of the controls."""
     file, lines = evaluation.file, evaluation.lines
     asked = len({each.row for each in evaluation.records})
+    whose = f"answered by `{evaluation.model}`, of {evaluation.patients} patients"
     own = [line for line in lines if line.given == SLIDE]
     controls = [line for line in lines if line.group == ALL]
     parts = [
         f"# {file.format}: {file.path.name}\n",
         f"- {len(file.questions)} questions, sha256 `{file.sha256}`",
-        f"- {asked} answered by `{evaluation.model}`, about slides of {evaluation.patients} patients",
+        f"- {asked} {whose}",
         *(f"- {note}" for note in evaluation.notes),
         *(f"- in the file, left as it is: {defect}" for defect in evaluation.defects),
         "\nShares with 95 % intervals by bootstrap of patients. An answer that names no option, or "
