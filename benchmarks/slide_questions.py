@@ -295,7 +295,7 @@ def through_the_language_model(seed: int, steps: int = 60, edge: int = 32) -> No
     The language model is one of C, as it is after the learned 32 patches; it stays as it is, and a
     new selector has to find the evidence. Then the same beside a reader, with the same budget.
     """
-    budget = Budget(edge=edge)
+    budget = Budget(language=1000, slides=2000, test=256, edge=edge)
     selector, _ = learned(seed, budget)
     vlm = train_language(selector, seed, budget)
     vlm.selector = None

@@ -145,7 +145,7 @@ def test_the_command_evaluates_a_saved_model_and_goes_on(model, tmp_path, monkey
     told = ["evaluate", "model", "test.csv", "features", "--max-new-tokens", "2", "-q"]
     done = invoked(tmp_path, monkeypatch, *told)
     assert done.exit_code == 0, done.output
-    assert "# slidebench-vqa-bcnb: test.csv" in done.stdout
+    assert "'test.csv', 3 rows, sha256" in done.stdout
     journal = tmp_path / "out" / "answers.jsonl"
     lines = journal.read_text().splitlines()
     assert len(lines) == 1 + 9
@@ -174,7 +174,11 @@ def test_the_command_scores_what_another_model_said(tmp_path, monkeypatch):
     ("told", "code", "message"),
     [
         (["score", "test.csv"], 2, "Missing argument 'OUTPUTS'"),
-        (["score", "test.csv", "said.csv", "-o", "out"], 1, "NotFoundError: No table at 'test.csv'"),
+        (
+            ["score", "test.csv", "said.csv", "-o", "out"],
+            1,
+            "NotFoundError: No table at 'test.csv'",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_message_on_the_command_line(tmp_path, told, code, message):

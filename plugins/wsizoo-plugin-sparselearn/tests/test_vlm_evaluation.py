@@ -221,7 +221,7 @@ def test_the_report_says_which_file_it_was_and_what_is_wrong_with_it(asked):
     file = question_file(file.path)
     text = write_report(evaluate(Reader(), file, folder, out, resamples=50), out)
     assert text == (out / "report.md").read_text()
-    assert f"- 17 questions, sha256 `{file.sha256}`" in text
+    assert f"- 'q.csv', 17 rows, sha256 {file.sha256}" in text
     assert "left as it is: 1 with an answer outside the options (9)" in text
     assert "1 closed questions have no right option, and count as wrong" in text
     assert re.search(r"\| Broad Category +\| Diagnosis +\| 8 ", text)
