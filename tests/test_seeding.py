@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsizoo.seeding import READ, made_blank, seeded
+from wsizoo.seeding import READ, made_blank, refuse_blank, seeded
 
 
 class Net(nn.Module):
@@ -109,6 +109,20 @@ def test_what_was_read_from_a_file_need_not_be_overwritten() -> None:
             nn.init.normal_(self.read.weight)
 
     assert made_blank(Filled, 0) is None
+
+
+def test_a_part_that_must_be_filled_says_so_before_what_is_slow() -> None:
+    slow: list[int] = []
+
+    def make(part: type[Net | Linear]) -> Net | Linear:
+        made = part() if part is Teacher else part(3, 3)
+        refuse_blank(made)
+        slow.append(1)
+        return made
+
+    assert made_blank(lambda: make(Teacher), 0) is None and not slow
+    assert made_blank(lambda: make(Linear), 0) is not None and slow
+    make(Teacher)  # elsewhere it changes nothing
 
 
 def test_only_one_thread_goes_without_fills() -> None:

@@ -24,6 +24,7 @@ class Published(Protocol):
 Model = TypeVar("Model", bound=Published)
 
 READ = "wsizoo_read_from_file"
+_here = threading.local()
 FILLS = frozenset(
     getattr(where, name)
     for where, names in {
@@ -56,8 +57,14 @@ def made_blank(make: Callable[[], Model], seed: int) -> Model | None:
     """
     with seeded(seed):
         before = torch.random.get_rng_state()
-        with _NoFills() as fills:
-            model = make()
+        _here.blank = True
+        try:
+            with _NoFills() as fills:
+                model = make()
+        except _MustBeFilledError:
+            return None
+        finally:
+            _here.blank = False
         drew = not torch.equal(before, torch.random.get_rng_state())
     read = [m for m in model.modules() if getattr(m, READ, False)]
     from_file = [t for m in read for t in (*m.parameters(), *m.buffers())]
@@ -65,6 +72,17 @@ def made_blank(make: Callable[[], Model], seed: int) -> Model | None:
     own = _places([*model.parameters(), *model.buffers()])
     left_out = _places(fills.left_out) - _places(model.inference_state().values())
     return None if drew or own - filled or left_out else model
+
+
+def refuse_blank(part: Published) -> None:
+    """Let `made_blank` give up now, before something slow is made, if this part is to be filled."""
+    own = _places([*part.parameters(), *part.buffers()])
+    if getattr(_here, "blank", False) and own - _places(part.inference_state().values()):
+        raise _MustBeFilledError
+
+
+class _MustBeFilledError(Exception):
+    """What is being made holds more than is published of it."""
 
 
 def _places(tensors: Iterable[Tensor]) -> set[tuple[int, int]]:

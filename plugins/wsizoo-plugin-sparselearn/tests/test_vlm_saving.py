@@ -31,27 +31,6 @@ from wsizoo.weights import read_tensors
 QUESTION, OPTIONS = "which pattern is seen ?", ["ring", "sheet", "cord", "gland"]
 
 
-class Best(wsizoo.Selector):
-    def __init__(self, in_dim: int, k: int = 3) -> None:
-        super().__init__(in_dim)
-        self.k, self.score = k, torch.nn.Linear(in_dim, 1)
-
-    def forward(self, bag: wsizoo.Bag) -> wsizoo.Selected:
-        scores = self.score(bag.features)[:, 0]  # (N,)
-        index = scores.topk(min(self.k, len(bag))).indices.sort().values  # (K,)
-        return wsizoo.Selected(bag.subset(index), index, scores)
-
-
-@pytest.fixture(autouse=True)
-def _best_is_a_selector(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Known:
-        def load(self, kind: str, name: str) -> Any:
-            assert (kind, name) == ("selector", "best")
-            return Best
-
-    monkeypatch.setattr(parts, "installed", Known)
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.folder(tmp_path_factory.mktemp("base"))
@@ -66,7 +45,7 @@ def registry(lm: Mapping[str, Any], **more: Any) -> Registry:
         "model": {
             "name": "slidevlm",
             "lm": {"dtype": "float32", **lm},
-            "selector": {"name": "best", "k": 4},
+            "selector": {"name": "sparselearn", "k": 4},
             "lora": {"r": 2, "targets": ["q_proj", "v_proj"]},
             "question": QUESTION,
             "options": OPTIONS,
@@ -99,10 +78,11 @@ def test_what_is_saved_is_loaded_as_it_was(base: Path, tmp_path: Path) -> None:
     assert not torch.equal(plain(slide).logits, model(slide).logits)  # LoRA does change it
 
 
+@pytest.mark.parametrize("selector", [None, {"name": "norm"}, {"name": "sparselearn"}])
 def test_a_load_reads_the_language_model_once(
-    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, selector: Any
 ) -> None:
-    known = registry({"folder": str(base)})
+    known = registry({"folder": str(base)}, selector=selector)
     wsizoo.save(trained(known), tmp_path / "saved")
     read, times = LanguageModel.read, []
     monkeypatch.setattr(LanguageModel, "read", lambda lm: times.append(lm) or read(lm))
@@ -133,7 +113,7 @@ def test_the_file_holds_selector_projector_and_lora_and_no_base_weight(
         "weights_sha256": facts_of(base, weights=True)["weights_sha256"],
     }
     assert told["lora"] == {"r": 2, "alpha": 16.0, "dropout": 0.05, "targets": ["q_proj", "v_proj"]}
-    assert told["selector"] == {"name": "best", "k": 4}
+    assert told["selector"] == {"name": "sparselearn", "k": 4}
     assert "User: " in told["template"]
 
 
