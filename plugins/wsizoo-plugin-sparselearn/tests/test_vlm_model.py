@@ -33,7 +33,9 @@ class FirstK(Selector):
         scores = self.score(bag.features)[:, 0]  # (N,)
         if self.training:
             gated = bag.features * scores.sigmoid()[:, None]
-            return Selected(bag.replace(features=gated), None, scores, {"few": scores.mean() ** 2})
+            return Selected(
+                bag.replace(features=gated), None, scores, losses={"few": scores.mean() ** 2}
+            )
         index = scores.topk(min(self.k, len(bag))).indices.sort().values  # (K,)
         return Selected(bag.subset(index), index, scores)
 
@@ -237,6 +239,25 @@ def test_training_shows_all_patches_and_eval_the_selected_ones() -> None:
     assert model.projector.training and not model.selector.training
 
 
+def test_the_sparselearn_selector_gates_in_training_and_only_scores_in_eval() -> None:
+    model = vlm(selector={"name": "sparselearn", "k": 3, "warm_up": 0.0})
+    calls: list[str] = []
+    for name in ("noise_gate", "denoiser"):
+        part = getattr(model.selector, name)
+        part.register_forward_hook(lambda *_, name=name: calls.append(name))
+    hard = model(bag(9))
+    model.generate(bag(9), PROMPT, 2)
+    model.choose(bag(9), QUESTION, OPTIONS)
+    assert len(hard.kept) == 3 and calls == []
+    model.train().start_training(10, [])
+    losses = model.conversation_losses([bag(9)], [[(PROMPT, "ring")]])
+    assert calls == ["noise_gate", "denoiser"]
+    losses["answers"].backward()
+    assert all(p.grad is None for p in model.projector.parameters())  # it learns alone
+    assert any(p.grad.abs().sum() > 0 for p in model.selector.scorer.parameters())
+    assert not model.ready
+
+
 def test_places_are_those_in_the_whole_slide() -> None:
     slide = bag(9)
     model = vlm(selector=FirstK(8))
@@ -305,7 +326,7 @@ def test_a_step_of_the_selector_alone_leaves_the_rest_without_gradients() -> Non
     class Alone(FirstK):
         def forward(self, bag: Any) -> Selected:
             selected = super().forward(bag)
-            selected.alone = True  # type: ignore[attr-defined]
+            selected.alone = True
             return selected
 
     model = vlm(selector=Alone(8), lora={"r": 2}).train()
@@ -320,7 +341,7 @@ def test_weights_of_a_selector_count_in_the_tokens() -> None:
     class Half(FirstK):
         def forward(self, bag: Any) -> Selected:
             selected = super().forward(bag)
-            selected.weights = torch.full((len(selected.bag),), 0.5)  # type: ignore[attr-defined]
+            selected.weights = torch.full((len(selected.bag),), 0.5)
             return selected
 
     model, slide = vlm(selector=Half(8)), bag(9)

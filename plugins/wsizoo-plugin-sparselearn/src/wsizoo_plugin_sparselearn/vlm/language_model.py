@@ -17,6 +17,7 @@ from wsizoo.encoders.libraries import mend_torchvision
 from wsizoo.errors import DataError, DigestError, NotFoundError, PluginError, SpecError
 from wsizoo.files import sha256_of
 from wsizoo.names import describe
+from wsizoo.seeding import READ
 from wsizoo.weights import weights_digest
 
 INSTALL = "pip install 'wsizoo-plugin-sparselearn[vlm]'"
@@ -123,6 +124,7 @@ class LanguageModel:
             )
         # Published defaults sample, or penalise what was said: they change option by option.
         model.generation_config = transformers.GenerationConfig()
+        setattr(model, READ, True)
         return cls(model.requires_grad_(False).eval(), tokenizer, base, folder)
 
     def record(self) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from torch import nn
 
 @contextlib.contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Their parameters take no gradients inside."""
+    """Their parameters take no gradients inside; gradients pass through them.
+
+    Their modes stay: transformers computes again what it did not keep in training mode alone.
+    """
     learning = [p for module in modules for p in module.parameters() if p.requires_grad]
     for parameter in learning:
         parameter.requires_grad_(False)

@@ -8,6 +8,7 @@ from typing import Any
 from wsizoo import Selector
 from wsizoo.errors import SpecError
 from wsizoo.plugins import installed
+from wsizoo.seeding import refuse_blank
 from wsizoo.structured import structured
 from wsizoo.targets import call
 from wsizoo_plugin_sparselearn.vlm.choices import SCORINGS
@@ -26,7 +27,11 @@ def made_base(given: Mapping[str, Any] | LanguageModel) -> LanguageModel:
 
 
 def made_selector(given: str | Mapping[str, Any] | Selector | None, dim: int) -> Selector | None:
-    """A selector of any plugin. Raises NotFoundError, SpecError."""
+    """A selector of any plugin, made before the language model is read.
+
+    Raises:
+        NotFoundError, SpecError: there is none of this name, or it has no such option.
+    """
     if given is None or isinstance(given, Selector):
         return given
     params = {"name": given} if isinstance(given, str) else dict(given)
@@ -35,6 +40,7 @@ def made_selector(given: str | Mapping[str, Any] | Selector | None, dim: int) ->
         raise SpecError(f"{WHOSE}: selector {params} has no name, expected selector: {{name: ...}}")
     make = installed().load("selector", name)
     made: Selector = call(make, f"selector '{name}' of slidevlm", params, in_dim=dim)
+    refuse_blank(made)
     return made
 
 

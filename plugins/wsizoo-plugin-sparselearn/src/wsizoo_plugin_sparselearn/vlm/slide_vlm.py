@@ -17,6 +17,7 @@ from wsizoo.errors import BagError, DataError
 from wsizoo.mil.heads import ClassificationHead
 from wsizoo.objectives import training_losses
 from wsizoo.outputs import aligned
+from wsizoo.selection import check_selected
 from wsizoo_plugin_sparselearn.vlm.batches import evenly, padded, padded_labels, spread, up_to
 from wsizoo_plugin_sparselearn.vlm.choices import Choice, answer_scores, option_scores
 from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
@@ -106,12 +107,12 @@ class SlideVLM(WholeModel):
         super().__init__()
         check_question(question, options, scoring)
         check_limits(train_limit=train_limit, limit=limit)
+        self.selector = made_selector(selector, in_dim)
         self.base = made_base(lm)
         self.text = Text(self.base.tokenizer, template)
         self.in_dim, self.limit, self.train_limit = in_dim, limit, train_limit
         self.question, self.scoring, self.classes = question, scoring, tuple(options)
         self.head = ClassificationHead(None, options) if options else None
-        self.selector = made_selector(selector, in_dim)
         self.projector = made_projector(projector or {}, in_dim, self.base.model)
         self.uses_coords = self.projector.positions
         self.lora = None if lora is None else made_lora(lora)
@@ -250,19 +251,18 @@ class SlideVLM(WholeModel):
         if rows is not None:
             bag, code = bag.subset(rows), None if code is None else code[rows]
         selected = Selected(bag) if self.selector is None else self.selector(bag)
+        check_selected(selected, len(bag), "slidevlm")
         features, kept = selected.bag.features, selected.index
-        weights = getattr(selected, "weights", None)
-        if weights is not None:
-            features = features * weights[:, None]
+        if selected.weights is not None:
+            features = features * selected.weights[:, None]
         if kept is not None and code is not None:
             code = code[kept]
         scores = aligned(selected.scores, rows, n)
         if rows is not None:
             kept = rows if kept is None else rows[kept]
-        alone = bool(getattr(selected, "alone", False))
-        with self._only_selector(alone):
+        with self._only_selector(selected.alone):
             tokens = self.projector(features, code, self.lm.dtype)  # (K, H)
-        return Shown(tokens, kept, scores, selected.losses, alone)
+        return Shown(tokens, kept, scores, selected.losses, selected.alone)
 
     def embedded(self, ids: Sequence[int], tokens: Tensor | None) -> Tensor:
         """A row as the language model reads it, (L, H), the slide's tokens in their place."""
@@ -294,6 +294,10 @@ class SlideVLM(WholeModel):
             learning = [p for p in module.parameters() if p.requires_grad]
             groups += [{"params": learning, "lr": lr}] if learning else []
         return groups
+
+    @property
+    def ready(self) -> bool:
+        return self.selector is None or self.selector.ready
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         if self.selector is not None:
