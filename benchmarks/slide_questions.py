@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from wsizoo_plugin_sparselearn.selector import SparseLearn
 from wsizoo_plugin_sparselearn.untrained import Random
 from wsizoo_plugin_sparselearn.vlm.asking import NO_SLIDE, OTHER, SLIDE, Record
-from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, GENERATED, LETTER, Evaluation, measured
+from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, Evaluation, measured
 from wsizoo_plugin_sparselearn.vlm.formats import question_file, write_questions
 from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
 from wsizoo_plugin_sparselearn.vlm.projector import position_code
 from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER
+from wsizoo_plugin_sparselearn.vlm.readings import GENERATED, LETTER
 from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 
 import wsizoo

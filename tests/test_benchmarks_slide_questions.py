@@ -12,9 +12,10 @@ pytest.importorskip("wsizoo_plugin_sparselearn")
 pytest.importorskip("transformers")
 
 from wsizoo_plugin_sparselearn.vlm.asking import OTHER, SLIDE
-from wsizoo_plugin_sparselearn.vlm.evaluation import GENERATED, LETTER, Evaluation
+from wsizoo_plugin_sparselearn.vlm.evaluation import Evaluation
 from wsizoo_plugin_sparselearn.vlm.formats import read_conversations, read_questions
 from wsizoo_plugin_sparselearn.vlm.projector import position_code
+from wsizoo_plugin_sparselearn.vlm.readings import GENERATED, LETTER
 
 from benchmarks import _questions, slide_questions
 from benchmarks._questions import LETTERS, TEST, TRAIN, make_slide, questions_about

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from wsizoo_plugin_sparselearn.vlm import asking, evaluation
+from wsizoo_plugin_sparselearn.vlm import asking, evaluation, readings
 from wsizoo_plugin_sparselearn.vlm.asking import NO_SLIDE, OTHER, SLIDE, Record
 from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, evaluate, measured
 from wsizoo_plugin_sparselearn.vlm.features import FeatureFolder
@@ -262,8 +262,7 @@ def test_wsi_vqa_is_strict_with_the_published_match_and_what_it_gives_for_nothin
     assert value(found, "generated, strict").value == 0.5
     assert value(found, "generated, wsi_vqa_difflib").value == 1
     constants = {
-        name: value(found, "generated, wsi_vqa_difflib", name).value
-        for name in evaluation.CONSTANTS
+        name: value(found, "generated, wsi_vqa_difflib", name).value for name in readings.CONSTANTS
     }
     assert constants["the empty output"] == 1
     assert constants["always the first choice"] == 0.5

@@ -11,8 +11,9 @@ from typing import Any
 from wsizoo.files import write_csv, write_json, write_text
 from wsizoo_plugin_sparselearn.vlm.answers import parse_letter
 from wsizoo_plugin_sparselearn.vlm.asking import SLIDE
-from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, CLOSED, DIFFLIB, Evaluation, Line
+from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, Evaluation, Line
 from wsizoo_plugin_sparselearn.vlm.formats import facts_of
+from wsizoo_plugin_sparselearn.vlm.readings import CLOSED, DIFFLIB
 
 RELEASED = (
     "On the released test file of WSI-VQA (390 closed questions) `wsi_vqa_difflib` is 1.00 for the "
