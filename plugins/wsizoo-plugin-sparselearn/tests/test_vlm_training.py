@@ -155,11 +155,13 @@ def test_what_is_finished_is_loaded_and_never_replaced(
         train(talks, slide, tmp_path / "out", config("epochs=1", "lr=0.5"), registry=known)
 
 
-def test_a_model_learns_what_a_slide_shows(known: Registry, talks: Path, tmp_path: Path) -> None:
-    texts = ("stage=instruct", "epochs=40", "batch_size=4", "lr=0.001", "state_steps=1000")
-    changes = ["model.lora={r: 8, dropout: 0.0}", "model.selector=norm"]
-    model = train(talks, slide, tmp_path / "out", config(*texts), changes, known)
-    vlm = model.whole
+def test_a_model_learns_what_a_slide_shows(known: Registry, tmp_path: Path) -> None:
+    asked = [(Turn("<image>\nwhich is seen ?", word),) for word in WORDS]
+    talks = tmp_path / "talks.json"
+    write_conversations(talks, [Conversation(i, (str(i),), turn) for i, turn in enumerate(asked)])
+    texts = ("stage=instruct", "epochs=60", "batch_size=4", "lr=0.001", "state_steps=1000")
+    changes = ["model.lora={r: 8, dropout: 0.0}", "model.selector={name: norm, k: 4}"]
+    vlm = train(talks, slide, tmp_path / "out", config(*texts), changes, known).whole
     said = [vlm.choose(slide(str(i)), "which is seen ?", WORDS, "sum").text for i in range(4)]
     assert said == list(WORDS)
 
