@@ -1,7 +1,8 @@
 """The command line of slide language models.
 
-python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
-python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
+    python -m wsizoo_plugin_sparselearn.vlm train CONVERSATIONS FEATURES -o OUT stage=align
+    python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
+    python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from typing import Any
 import click
 
 from wsizoo.errors import WsizooError
+from wsizoo_plugin_sparselearn.vlm.training_command import train
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Slides before a language model: questions and answers."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+main.add_command(train)
 
 
 @main.command()

@@ -297,14 +297,14 @@ class SlideVLM(WholeModel):
 
     @property
     def ready(self) -> bool:
-        return self.selector is None or self.selector.ready
+        return self.selector is None or self.selects_hard or self.selector.ready
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
-        if self.selector is not None:
+        if self.selector is not None and not self.selects_hard:
             self.selector.start_training(total_steps, slides)
 
     def after_step(self, step: int, total_steps: int) -> None:
-        if self.selector is not None:
+        if self.selector is not None and not self.selects_hard:
             self.selector.after_step(step, total_steps)
 
     def inference_state(self) -> dict[str, Tensor]:

@@ -142,7 +142,7 @@ def _set_learning(model: wsizoo.SlideModel, config: Training) -> None:
     """Training mode, of what learns in this stage."""
     vlm = model.whole
     assert isinstance(vlm, SlideVLM)
-    if config.selector == "hard":
+    if config.selection == "hard":
         vlm.selects_hard = True
         if vlm.selector is not None:
             vlm.selector.requires_grad_(False)

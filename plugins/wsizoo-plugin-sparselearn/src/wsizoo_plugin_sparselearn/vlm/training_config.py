@@ -28,7 +28,7 @@ class Training:
         stage: "align": the language model is frozen. "instruct": it gets LoRA (`model.lora={...}`;
             `model.lora=null` leaves it frozen), which learns at ten times `lr`.
         start: a registry entry, with random weights, or the folder of a model: of the stage before.
-        selector: "soft": it learns, as it says itself (all patches pass, up to
+        selection: "soft": the selector learns, as it says itself (all patches pass, up to
             `model.train_limit`). "hard": it stays as it is, and its K patches pass.
         epochs, batch_size: conversations of one step; each is shown alone, gradients add up.
         lr: at its highest, then down to 0 by half a cosine. warmup: share of steps up to it.
@@ -39,7 +39,7 @@ class Training:
 
     stage: str
     start: str
-    selector: str
+    selection: str
     epochs: int
     batch_size: int
     lr: float
@@ -54,7 +54,7 @@ class Training:
 
     def __post_init__(self) -> None:
         """Raises SpecError: a value that a key cannot have."""
-        for name, values in (("stage", STAGES), ("selector", ("soft", "hard"))):
+        for name, values in (("stage", STAGES), ("selection", ("soft", "hard"))):
             if getattr(self, name) not in values:
                 _refuse(name, getattr(self, name), " or ".join(values))
         for name in ("epochs", "batch_size", "log_steps", "state_steps"):
@@ -89,8 +89,7 @@ def read_config(texts: Sequence[str] = ()) -> tuple[Training, list[str]]:
     Raises:
         SpecError: an unknown key, a wrong type, a value that cannot be.
     """
-    parts = (*KINDS, "encoder")
-    of_model = [t for t in texts if t.partition("=")[0].partition(".")[0] in parts and "." in t]
+    of_model = [text for text in texts if text.partition("=")[0].partition(".")[0] in KINDS]
     content: dict[str, Any] = {}
     for text in texts:
         if text not in of_model:
