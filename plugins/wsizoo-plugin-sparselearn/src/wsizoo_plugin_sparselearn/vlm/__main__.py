@@ -1,8 +1,8 @@
 """The command line of slide language models.
 
-    python -m wsizoo_plugin_sparselearn.vlm train CONVERSATIONS FEATURES -o OUT stage=align
-    python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
-    python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
+python -m wsizoo_plugin_sparselearn.vlm train CONVERSATIONS FEATURES -o OUT stage=align
+python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
+python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
 """
 
 from __future__ import annotations
