@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-import wsizoo
 from wsizoo_plugin_sparselearn.vlm.formats import write_conversations, write_questions
 from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER, Conversation, Question, Turn
+
+import wsizoo
 
 DIM, EDGE, STEP = 32, 64, 256  # of features; patches of a slide's edge; level-0 px between them
 ARTEFACTS = 1 / 32  # of all patches
@@ -100,11 +100,11 @@ def write_files(folder: Path, train: Iterable[Slide], test: Iterable[Slide]) -> 
     """`features/*.h5`, `train.json` (SlideInstruct) and `test.csv` (SlideBench-VQA)."""
     learnt: list[Question] = []
     asked: list[Question] = []
-    for slides, found in ((train, learnt), (test, asked)):
+    for slides, into in ((train, learnt), (test, asked)):
         for slide in slides:
             bag = slide.bag.replace(encoder="synthetic")
             wsizoo.write_bag(bag, folder / "features" / f"{bag.slide_id}.h5")
-            found += questions_about(slide)
+            into.extend(questions_about(slide))
     write_conversations(folder / "train.json", map(conversation_of, learnt))
     write_questions(folder / "test.csv", asked, "slidebench-vqa-bcnb")
 

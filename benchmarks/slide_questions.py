@@ -18,6 +18,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from wsizoo_plugin_sparselearn.selector import SparseLearn
+from wsizoo_plugin_sparselearn.untrained import Random
+from wsizoo_plugin_sparselearn.vlm.asking import NO_SLIDE, OTHER, SLIDE, Record
+from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, Evaluation, measured
+from wsizoo_plugin_sparselearn.vlm.formats import question_file, write_questions
+from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
+from wsizoo_plugin_sparselearn.vlm.projector import position_code
+from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER
+from wsizoo_plugin_sparselearn.vlm.readings import GENERATED, LETTER
+from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 
 import wsizoo
 from benchmarks._measure import load_now
@@ -35,14 +45,6 @@ from benchmarks._questions import (
     vocabulary,
 )
 from wsizoo.encoders.libraries import import_library
-from wsizoo_plugin_sparselearn.selector import SparseLearn
-from wsizoo_plugin_sparselearn.untrained import Random
-from wsizoo_plugin_sparselearn.vlm.asking import NO_SLIDE, OTHER, SLIDE, Record
-from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, GENERATED, LETTER, Evaluation, measured
-from wsizoo_plugin_sparselearn.vlm.formats import question_file, write_questions
-from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
-from wsizoo_plugin_sparselearn.vlm.projector import position_code
-from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 
 K, HIDDEN = 32, 64
 
@@ -158,7 +160,9 @@ def language_model() -> LanguageModel:
     model = tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, "<unk>")
     tokenizer = tokenizers.Tokenizer(model)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
-    special = {name: f"<{name[:3]}>" for name in ("unk_token", "pad_token", "bos_token", "eos_token")}
+    special = {
+        name: f"<{name[:3]}>" for name in ("unk_token", "pad_token", "bos_token", "eos_token")
+    }
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     fast.chat_template = TEMPLATE
     config = transformers.LlamaConfig(
@@ -194,9 +198,14 @@ def train_language(selector: wsizoo.ScoredSelector, seed: int, budget: Budget) -
         done = (step - 100) / max(1, budget.language - 100)
         rate = (step + 1) / 100 if step < 100 else 0.5 * (1 + math.cos(math.pi * done))
         optimiser.param_groups[0]["lr"] = 2e-3 * rate
-        drawn = [(rows[i], j) for i, j in zip(
-            rng.integers(len(rows), size=budget.batch), rng.integers(3, size=budget.batch), strict=True
-        )]
+        drawn = [
+            (rows[i], j)
+            for i, j in zip(
+                rng.integers(len(rows), size=budget.batch),
+                rng.integers(3, size=budget.batch),
+                strict=True,
+            )
+        ]
         bags, talks = [row[0] for row, _ in drawn], [row[1][j] for row, j in drawn]
         loss = sum(vlm.conversation_losses(bags, talks).values())
         optimiser.zero_grad()
@@ -227,7 +236,7 @@ def examine(
         prompts = [asked[row].prompt for row in rows]
         said: Sequence[str | None] = [None] * len(texts)
         if i < budget.generated:
-            talks = [f"<image>\n{prompt}" for prompt in prompts]
+            talks = [f"{PLACEHOLDER}\n{prompt}" for prompt in prompts]
             said = vlm.generate_all([slide.bag] * len(texts), talks, max_new_tokens=4)
         other = slides[i - 1].bag
         for row, prompt, output in zip(rows, prompts, said, strict=True):
@@ -240,7 +249,7 @@ def examine(
 
 
 def _letters(vlm: SlideVLM, bag: wsizoo.Bag | None, prompt: str) -> dict[str, float]:
-    scores = vlm.choose(bag, prompt, list("ABCD"), "sum").scores
+    scores = vlm.answer_scores(bag, f"{PLACEHOLDER}\n{prompt}", "ABCD")
     return dict(zip("ABCD", scores.tolist(), strict=True))
 
 
@@ -270,7 +279,12 @@ def compare(seed: int, budget: Budget) -> Iterator[tuple[Evaluation, float]]:
 def report(found: Evaluation, kept: float, seconds: float) -> None:
     """A line of likelihoods, one of generated answers, one of controls."""
     print(f"  {found.model}: {kept:.3f} of the clusters' patches kept; {seconds:.0f} s")
-    for given, reading in ((SLIDE, LETTER), (SLIDE, GENERATED), (NO_SLIDE, LETTER), (OTHER, LETTER)):
+    for given, reading in (
+        (SLIDE, LETTER),
+        (SLIDE, GENERATED),
+        (NO_SLIDE, LETTER),
+        (OTHER, LETTER),
+    ):
         own = [x for x in found.lines if (x.given, x.reading) == (given, reading)]
         named = [f"{x.value or ALL} {x.measured}" for x in own]
         print(f"    {reading}, {given}: {', '.join(named)}", flush=True)
@@ -282,7 +296,7 @@ def through_the_language_model(seed: int, steps: int = 60, edge: int = 32) -> No
     The language model is one of C, as it is after the learned 32 patches; it stays as it is, and a
     new selector has to find the evidence. Then the same beside a reader, with the same budget.
     """
-    budget = Budget(edge=edge)
+    budget = Budget(language=1000, slides=2000, test=256, edge=edge)
     selector, _ = learned(seed, budget)
     vlm = train_language(selector, seed, budget)
     vlm.selector = None

@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from wsizoo_plugin_sparselearn.vlm import asking, evaluation
+from wsizoo_plugin_sparselearn.vlm import asking, evaluation, readings
 from wsizoo_plugin_sparselearn.vlm.asking import NO_SLIDE, OTHER, SLIDE, Record
 from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, evaluate, measured
 from wsizoo_plugin_sparselearn.vlm.features import FeatureFolder
@@ -78,7 +78,9 @@ def slidebench(path, names):
 
 def value(found, reading, given=SLIDE, group=ALL, of=""):
     (line,) = [
-        x for x in found.lines if (x.reading, x.given, x.group, x.value) == (reading, given, group, of)
+        x
+        for x in found.lines
+        if (x.reading, x.given, x.group, x.value) == (reading, given, group, of)
     ]
     return line.measured
 
@@ -182,7 +184,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(asked):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"answers": Reader("reader 2")}, "model was reader 1, now reader 2. Choose another folder"),
+        (
+            {"answers": Reader("reader 2")},
+            "model was reader 1, now reader 2. Choose another folder",
+        ),
         ({"settings": {"max_new_tokens": 5}}, "max_new_tokens was None, now 5"),
         ({"seed": 3}, "seed was 0, now 3"),
     ],
@@ -216,7 +221,7 @@ def test_the_report_says_which_file_it_was_and_what_is_wrong_with_it(asked):
     file = question_file(file.path)
     text = write_report(evaluate(Reader(), file, folder, out, resamples=50), out)
     assert text == (out / "report.md").read_text()
-    assert f"- 17 questions, sha256 `{file.sha256}`" in text
+    assert f"- 'q.csv', 17 rows, sha256 {file.sha256}" in text
     assert "left as it is: 1 with an answer outside the options (9)" in text
     assert "1 closed questions have no right option, and count as wrong" in text
     assert re.search(r"\| Broad Category +\| Diagnosis +\| 8 ", text)
@@ -257,7 +262,7 @@ def test_wsi_vqa_is_strict_with_the_published_match_and_what_it_gives_for_nothin
     assert value(found, "generated, strict").value == 0.5
     assert value(found, "generated, wsi_vqa_difflib").value == 1
     constants = {
-        name: value(found, "generated, wsi_vqa_difflib", name).value for name in evaluation.CONSTANTS
+        name: value(found, "generated, wsi_vqa_difflib", name).value for name in readings.CONSTANTS
     }
     assert constants["the empty output"] == 1
     assert constants["always the first choice"] == 0.5

@@ -4,6 +4,7 @@ import json
 
 import pytest
 from wsizoo_plugin_sparselearn.vlm.formats import (
+    facts_of,
     question_file,
     read_conversations,
     read_questions,
@@ -55,7 +56,9 @@ QUESTIONS = {
             {"Task": "Staging_choice"},
             "text",
         ),
-        Question("S-2", "TCGA-LUSC/S.pt", "Why?", {}, "As it is.", {"Task": "Staging_choice"}, "not"),
+        Question(
+            "S-2", "TCGA-LUSC/S.pt", "Why?", {}, "As it is.", {"Task": "Staging_choice"}, "not"
+        ),
     ],
     "quilt-vqa": [
         Question("3", "a.jpg", "What?", {}, "A gland.", {"answer_type": "OPEN"}, "not"),
@@ -200,7 +203,7 @@ def test_defects_are_told_with_their_rows_and_nothing_is_mended(tmp_path):
     ]  # fmt: skip
 
 
-def test_defects_of_conversations_are_told():
+def test_defects_of_conversations_are_told(tmp_path):
     ask = "<image>\nWhich?\nA. x\nB. y"
     said = [
         (1, ask, "B. y"),
@@ -221,6 +224,10 @@ def test_defects_of_conversations_are_told():
         "0 times <image>, expected once": ("6",),
         "2 times <image>, expected once": ("7",),
     }
+    write_conversations(tmp_path / "c.json", given)
+    told = facts_of(tmp_path / "c.json", read_conversations(tmp_path / "c.json"))
+    assert told[0] == f"'c.json', 7 rows, sha256 {sha256_of(tmp_path / 'c.json')}"
+    assert "in the file, left as it is: 1 with an empty answer (6)" in told
     many = [Conversation(i, (), (Turn("q", ""),)) for i in range(7)]
     assert [str(each) for each in defects_of(many)] == [
         "7 with an empty answer (0, 1, 2, 3, 4, ...)"

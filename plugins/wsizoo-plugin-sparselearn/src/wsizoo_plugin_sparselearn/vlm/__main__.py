@@ -1,8 +1,8 @@
 """The command line of slide language models.
 
-    python -m wsizoo_plugin_sparselearn.vlm train CONVERSATIONS FEATURES -o OUT stage=align
-    python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
-    python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
+python -m wsizoo_plugin_sparselearn.vlm train CONVERSATIONS FEATURES -o OUT stage=align
+python -m wsizoo_plugin_sparselearn.vlm evaluate MODEL QUESTIONS FEATURES -o OUT
+python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ main.add_command(train)
 @click.option("--available", is_flag=True, help="Leave out questions about missing slides.")
 @click.option("--controls/--no-controls", default=True, help="No slide, and another slide, too.")
 @click.option("--max-new-tokens", default=500, show_default=True, help="Of a generated answer.")
-@click.option("--scoring", default="mean", show_default=True, help="Of options that are not listed.")
+@click.option(
+    "--scoring", default="mean", show_default=True, help="Of options that are not listed."
+)
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--force", is_flag=True, help="Take features of another encoder all the same.")
 @click.option("--seed", default=0, show_default=True, help="Of other slides, and of intervals.")
@@ -49,8 +51,8 @@ def evaluate(
     """Put the questions of a file to a model, and compare.
 
     QUESTIONS: a file of SlideBench-VQA (.csv), WSI-VQA, WSI-Bench or Quilt-VQA (.json). FEATURES: a
-    folder of feature files of any tool. OUT gets report.md, report.json, table.csv, answers.csv; the
-    same command goes on after an interruption. Keys of MODEL: model.lm.folder=DIR.
+    folder of feature files of any tool. OUT gets report.md, report.json, table.csv, answers.csv;
+    the same command goes on after an interruption. KEY=VALUE: of MODEL, model.lm.folder=DIR.
     """
     import wsizoo
     from wsizoo.cli.progress import bar

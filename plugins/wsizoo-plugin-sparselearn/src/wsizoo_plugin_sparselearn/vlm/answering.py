@@ -38,32 +38,26 @@ class ModelAnswers:
         self.identity = f"{model.name} {identity_of(model.whole)}"
 
     def letter_scores(self, bag: Bag | None, question: Question) -> Mapping[str, float]:
-        """log p of each letter; the prompt lists the options, so they are not listed again."""
-        letters = list(question.options)
-        return self._scores(bag, question.prompt, letters, letters, "sum")
+        """log p of each letter."""
+        return self._scores(bag, question, list(question.options), "sum")
 
     def text_scores(self, bag: Bag | None, question: Question) -> Mapping[str, float]:
         """By `scoring`; without a slide `pmi` would compare nothing, and is `sum`."""
         scoring = "sum" if self.scoring == "pmi" and bag is None else self.scoring
-        letters, texts = list(question.options), list(question.options.values())
-        return self._scores(bag, question.text, letters, texts, scoring)
+        return self._scores(bag, question, list(question.options.values()), scoring)
 
     def generate(self, bag: Bag | None, text: str) -> str:
-        asked = text if bag is None else f"{PLACEHOLDER}\n{text}"
-        return self.vlm.generate(self._met(bag), asked, self.max_new_tokens)
+        return self.vlm.generate(self._met(bag), f"{PLACEHOLDER}\n{text}", self.max_new_tokens)
 
     def _scores(
-        self,
-        bag: Bag | None,
-        text: str,
-        letters: Sequence[str],
-        options: Sequence[str],
-        scoring: str,
+        self, bag: Bag | None, question: Question, answers: Sequence[str], scoring: str
     ) -> Mapping[str, float]:
-        if len(options) < 2 or len(set(options)) < len(options) or not all(options):
+        """By letter; {} where answers are alike or empty, or there is one alone."""
+        if len(answers) < 2 or len(set(answers)) < len(answers) or not all(answers):
             return {}
-        scores = self.vlm.choose(self._met(bag), text, options, scoring).scores
-        return dict(zip(letters, scores.tolist(), strict=True))
+        prompt = f"{PLACEHOLDER}\n{question.prompt}"
+        scores = self.vlm.answer_scores(self._met(bag), prompt, answers, scoring)
+        return dict(zip(question.options, scores.tolist(), strict=True))
 
     def _met(self, bag: Bag | None) -> Bag | None:
         """The bag, if this model may read it."""
@@ -75,7 +69,7 @@ class ModelAnswers:
 
 
 def identity_of(vlm: SlideVLM) -> str:
-    """Digest of what was trained, and of the language model's weights where they lie in a folder."""
+    """Digests of what was trained, and of the language model's weights if they lie in a folder."""
     trained = weights_digest(vlm.inference_state())[:12]
     base = vlm.base.record()["weights_sha256"][:12] if vlm.base.folder else "made by hand"
     return f"{trained}, language model {base}"

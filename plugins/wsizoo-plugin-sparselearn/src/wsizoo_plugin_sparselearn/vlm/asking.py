@@ -104,7 +104,7 @@ def _others(own: Mapping[int, Path], patients: Sequence[str], seed: int) -> dict
         return {}
     order = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
     following = dict(zip(order, order[1:] + order[:1], strict=True))
-    first = {patients[row]: path for row, path in reversed(own.items())}
+    first = {patients[row]: path for row, path in reversed(list(own.items()))}
     return {row: first[following[patients[row]]] for row in own}
 
 

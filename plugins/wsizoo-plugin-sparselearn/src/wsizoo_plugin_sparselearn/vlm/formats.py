@@ -23,6 +23,7 @@ from wsizoo_plugin_sparselearn.vlm.questions import (
     Conversation,
     Question,
     Turn,
+    defects_of,
     options_in,
 )
 
@@ -96,6 +97,12 @@ def read_conversations(path: Path | str) -> list[Conversation]:
     """
     path = Path(path)
     return [_conversation(item, row, path) for row, item in enumerate(_items(path), 1)]
+
+
+def facts_of(path: Path | str, items: Sequence[Question | Conversation]) -> list[str]:
+    """What a report says of a file that was read: which one it is, and what is wrong with it."""
+    told = f"'{Path(path).name}', {len(items)} rows, sha256 {sha256_of(path)}"
+    return [told, *(f"in the file, left as it is: {defect}" for defect in defects_of(items))]
 
 
 def write_conversations(path: Path | str, conversations: Iterable[Conversation]) -> None:
@@ -174,7 +181,9 @@ def _conversation(item: Item, row: int, path: Path) -> Conversation:
     pairs = zip(kept[::2], kept[1::2], strict=True)
     turns = tuple(Turn(human, assistant) for (_, human), (_, assistant) in pairs)
     told = item.get("id", row)
-    return Conversation(told if isinstance(told, int) else str(told), _slides(item, row, path), turns)
+    return Conversation(
+        told if isinstance(told, int) else str(told), _slides(item, row, path), turns
+    )
 
 
 def _as_item(each: Conversation, image: Any) -> Item:

@@ -11,14 +11,27 @@ from typing import Any
 from wsizoo.files import write_csv, write_json, write_text
 from wsizoo_plugin_sparselearn.vlm.answers import parse_letter
 from wsizoo_plugin_sparselearn.vlm.asking import SLIDE
-from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, CLOSED, DIFFLIB, Evaluation, Line
+from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, Evaluation, Line
+from wsizoo_plugin_sparselearn.vlm.formats import facts_of
+from wsizoo_plugin_sparselearn.vlm.readings import CLOSED, DIFFLIB
 
 RELEASED = (
     "On the released test file of WSI-VQA (390 closed questions) `wsi_vqa_difflib` is 1.00 for the "
     "empty output, 0.49 for the output 'a', 0.28 for always the first choice; the most frequent "
     "position is right in 0.39."
 )
-COLUMNS = ("group", "value", "given", "reading", "n", "patients", "measure", "low", "high", "method")
+COLUMNS = (
+    "group",
+    "value",
+    "given",
+    "reading",
+    "n",
+    "patients",
+    "measure",
+    "low",
+    "high",
+    "method",
+)
 
 
 def write_report(evaluation: Evaluation, out: Path) -> str:
@@ -36,14 +49,13 @@ def markdown(evaluation: Evaluation) -> str:
     """What was asked, which file it was, one table by category, one of the controls."""
     file, lines = evaluation.file, evaluation.lines
     asked = len({each.row for each in evaluation.records})
+    whose = f"questions answered by `{evaluation.model}`, of {evaluation.patients} patients"
     own = [line for line in lines if line.given == SLIDE]
     controls = [line for line in lines if line.group == ALL]
     parts = [
-        f"# {file.format}: {file.path.name}\n",
-        f"- {len(file.questions)} questions, sha256 `{file.sha256}`",
-        f"- {asked} answered by `{evaluation.model}`, about slides of {evaluation.patients} patients",
-        *(f"- {note}" for note in evaluation.notes),
-        *(f"- in the file, left as it is: {defect}" for defect in evaluation.defects),
+        f"# {file.format}\n",
+        f"- {asked} {whose}",
+        *(f"- {told}" for told in [*facts_of(file.path, file.questions), *evaluation.notes]),
         "\nShares with 95 % intervals by bootstrap of patients. An answer that names no option, or "
         "several, is unparsable and counts as wrong.\n",
         *_tables(own, ("group", "value"), ("", ""), "by category"),
