@@ -18,7 +18,7 @@ from wsizoo_plugin_sparselearn.vlm.training_config import Training, read_config
 from wsizoo_plugin_sparselearn.vlm.training_run import Run
 
 import wsizoo
-from wsizoo.errors import BagError, DataError, FingerprintError, SpecError
+from wsizoo.errors import BagError, DataError, FingerprintError, SpecError, StrictnessError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.plugins import installed
 from wsizoo.registry import Entry, Registry
@@ -159,11 +159,46 @@ def test_a_model_learns_what_a_slide_shows(known: Registry, tmp_path: Path) -> N
     asked = [(Turn("<image>\nwhich is seen ?", word),) for word in WORDS]
     talks = tmp_path / "talks.json"
     write_conversations(talks, [Conversation(i, (str(i),), turn) for i, turn in enumerate(asked)])
-    texts = ("stage=instruct", "epochs=60", "batch_size=4", "lr=0.001", "state_steps=1000")
+    texts = ("stage=instruct", "epochs=40", "batch_size=4", "lr=0.001", "state_steps=1000")
     changes = ["model.lora={r: 8, dropout: 0.0}", "model.selector={name: norm, k: 4}"]
     vlm = train(talks, slide, tmp_path / "out", config(*texts), changes, known).whole
     said = [vlm.choose(slide(str(i)), "which is seen ?", WORDS, "sum").text for i in range(4)]
     assert said == list(WORDS)
+
+
+def test_a_selector_may_begin_as_one_that_learned_before_an_aggregator(
+    known: Registry, talks: Path, tmp_path: Path
+) -> None:
+    record = known.models["toy"].record
+    own = {"model": None, "aggregator": {"name": "mean"}, "selector": record["model"]["selector"]}
+    others = Registry(installed(), {"mil": Entry("mil", {**record, **own}, "a test")})
+    mil = wsizoo.build("mil", seed=5, registry=others)
+    mil.requires = Fingerprint("made-up", mpp=0.5)
+    mil.trained = True
+    wsizoo.save(mil, tmp_path / "mil")
+    stage = config("selection=hard", f"selector_from={tmp_path / 'mil'}")
+    model = train(talks, slide, tmp_path / "out", stage, registry=known)
+    found, wanted = model.whole.selector.inference_state(), mil.selector.inference_state()
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    with pytest.raises(StrictnessError, match="weights of the selector of 'mil' do not fit"):
+        begun(stage, ["model.selector={name: sparselearn, hidden: 3}"], known)
+    with pytest.raises(FingerprintError, match=r"the selector of 'mil' and 'toy' were encoded"):
+        begun(stage, ["encoder.mpp=0.25"], known)
+
+
+def test_a_run_of_wsizoo_may_train_it_as_a_classifier(known: Registry, tmp_path: Path) -> None:
+    from wsizoo.train.loop import fit
+
+    texts = ("model.question=which pattern is seen ?", "model.options=[ring,sheet]")
+    model = wsizoo.build("toy", *texts, registry=known)
+    bags = [slide(str(i)).replace(target={"label": i % 2}) for i in range(4)]
+    before = state(model)
+    fit(model, bags, epochs=2, lr=1e-3)
+    assert moved(before, state(model)) == {"selector", "projector"}
+    wsizoo.save(model, tmp_path / "saved")
+    again = wsizoo.load(tmp_path / "saved", registry=known)
+    assert torch.equal(again(bags[0]).logits, model(bags[0]).logits)
 
 
 def test_the_rate_rises_and_then_falls_to_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo import Bag, Selected, Selector, SlideOutput, WholeModel
-from wsizoo.errors import BagError, DataError
+from wsizoo.errors import DataError
 from wsizoo.mil.heads import ClassificationHead
 from wsizoo.objectives import training_losses
 from wsizoo.outputs import aligned
@@ -38,25 +37,10 @@ from wsizoo_plugin_sparselearn.vlm.parts import (
     made_selector,
 )
 from wsizoo_plugin_sparselearn.vlm.projector import position_code
+from wsizoo_plugin_sparselearn.vlm.showing import Shown, check_bag
 from wsizoo_plugin_sparselearn.vlm.text import SLIDE, UNLABELLED, Text, Turns
 
 LORA_LR = 10  # times the rate of the rest: 2e-4 and 2e-5 as published
-
-
-@dataclass
-class Shown:
-    """What the language model sees of a slide.
-
-    Args:
-        tokens: (K, H) of its dtype. kept: (K,) rows of the bag, None: all. scores: (N,) of the
-            selector. losses: its own. alone: it alone learns in this step.
-    """
-
-    tokens: Tensor
-    kept: Tensor | None = None
-    scores: Tensor | None = None
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
-    alone: bool = False
 
 
 class SlideVLM(WholeModel):
@@ -241,7 +225,7 @@ class SlideVLM(WholeModel):
             BagError: no patches, another width, NaN, or no coords where they are used. Whether the
                 features are of the right encoder `SlideModel.check_bag` says.
         """
-        self._check(bag)
+        check_bag(bag, self.in_dim, self.uses_coords)
         n, device = len(bag), self.projector_device
         bag = bag.to(device, torch.float32)
         code = position_code(bag.coords) if self.uses_coords else None  # (N, 6), of all patches
@@ -341,19 +325,6 @@ class SlideVLM(WholeModel):
 
     def _tokens(self, bag: Bag | None) -> Tensor | None:
         return None if bag is None else self.shown(bag).tokens
-
-    def _check(self, bag: Bag) -> None:
-        wrong = ""
-        if not len(bag):
-            wrong = "has no patches"
-        elif bag.features.ndim != 2 or bag.dim != self.in_dim:
-            wrong = f"has features {tuple(bag.features.shape)}, expected (N, {self.in_dim})"
-        elif not bool(torch.isfinite(bag.features).all()):
-            wrong = "has NaN or infinite features: extract it again"
-        elif self.uses_coords and bag.coords is None:
-            wrong = "has no coords; a model that says nothing of places: projector.positions=false"
-        if wrong:
-            raise BagError(f"slidevlm: slide '{bag.slide_id}' {wrong}")
 
     def _only_selector(self, alone: bool) -> contextlib.AbstractContextManager[None]:
         return frozen(self.projector, self.lm) if alone else contextlib.nullcontext()

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 import wsizoo
 from wsizoo.errors import DataError, SpecError
 from wsizoo.files import sha256_of
 from wsizoo.registry import Registry, default
-from wsizoo.stored import StoredModel, read_stored
+from wsizoo.stored import StoredModel, find_stored, read_stored
 from wsizoo.train.processes import start_processes
 from wsizoo.weights import load_strict, weights_digest
 from wsizoo.zoo import assemble
@@ -120,7 +122,26 @@ def begun(config: Training, overrides: Sequence[str], registry: Registry) -> wsi
         model = _gone_on(read_stored(Path(config.start)), config, texts, registry)
     if not isinstance(model.whole, SlideVLM):
         raise SpecError(f"start is '{config.start}', which is no slidevlm")
+    if config.selector_from is not None:
+        _take_selector(model, find_stored(config.selector_from, registry))
     return model
+
+
+def _take_selector(model: wsizoo.SlideModel, stored: StoredModel) -> None:
+    """Let the selector be the trained one of another model.
+
+    Raises:
+        FingerprintError: that one reads other features. StrictnessError: it is another selector.
+    """
+    whose = f"the selector of '{stored.name}'"
+    stored.fingerprint.check_same(model.requires, whose, f"'{model.name}'")
+    load_strict(_selector_of(model.inference_state()), _selector_of(stored.tensors), whose)
+
+
+def _selector_of(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The selector's, of a model of parts or of a whole one."""
+    named = {name.removeprefix("whole."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if name.startswith("selector.")}
 
 
 def _gone_on(

@@ -28,6 +28,8 @@ class Training:
         stage: "align": the language model is frozen. "instruct": it gets LoRA (`model.lora={...}`;
             `model.lora=null` leaves it frozen), which learns at ten times `lr`.
         start: a registry entry, with random weights, or the folder of a model: of the stage before.
+        selector_from: a model or run whose trained selector, the same one, the selector begins as:
+            one that learned before an aggregator. null: as `start` has it.
         selection: "soft": the selector learns, as it says itself (all patches pass, up to
             `model.train_limit`). "hard": it stays as it is, and its K patches pass.
         epochs, batch_size: conversations of one step; each is shown alone, gradients add up.
@@ -39,6 +41,7 @@ class Training:
 
     stage: str
     start: str
+    selector_from: str | None
     selection: str
     epochs: int
     batch_size: int
