@@ -170,14 +170,24 @@ def check_entries_build(subject: PluginSubject) -> None:
     """Every entry of the registry makes a model, with random weights and two classes."""
     for name in subject.entries:
         try:
-            head = subject.registry.model_spec(name).head
+            spec = subject.registry.model_spec(name)
         except SpecError:
             continue  # `check_entries_parse` reports it
-        overrides = ["head.classes=[a,b]"] if head and _wants_classes(subject, head) else []
+        classes = spec.head and _wants_classes(subject, spec.head)
+        overrides = ["head.classes=[a,b]"] if classes else []
         try:
+            overrides += _stand_ins(subject, spec.model)
             build(name, *overrides, registry=subject.registry)
         except WsizooError as error:
             raise CheckError(f"model '{name}': {error}") from error
+
+
+def _stand_ins(subject: PluginSubject, model: dict[str, Any] | None) -> list[str]:
+    """What a whole model's class says is to be laid over its entries, so that they can be built."""
+    if model is None:
+        return []
+    cls = subject.registry.plugins.load("model", model["name"], subject.plugin.distribution)
+    return list(getattr(cls, "conformance_overrides", ()))
 
 
 def _wants_classes(subject: PluginSubject, head: dict[str, Any]) -> bool:

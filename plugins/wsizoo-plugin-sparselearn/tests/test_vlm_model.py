@@ -1,5 +1,6 @@
 """SlideVLM: what the language model is shown, what it says, and what each padding would spoil."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from wsizoo_plugin_sparselearn.vlm.tiny import CHAT, KINDS, WORDS, bag, language
 
 from wsizoo import Selected, Selector
 from wsizoo.errors import BagError, DataError, SpecError
+from wsizoo.testing import conformance
 
 QUESTION, OPTIONS = "which pattern is seen ?", ("ring", "sheet", "cord", "gland")
 PROMPT = f"<image>\n{QUESTION}"
@@ -428,3 +430,14 @@ def test_without_positions_no_coords_are_needed() -> None:
 def test_arguments_that_do_not_fit(more: dict[str, Any], match: str) -> None:
     with pytest.raises(SpecError, match=match):
         vlm(**more)
+
+
+@conformance(SlideVLM, kind="model")
+def test_it_conforms(check: Callable[[], None]) -> None:
+    check()
+
+
+def test_a_name_of_a_language_model_says_where_to_find_one() -> None:
+    assert SlideVLM(8, "tiny").base.base is None
+    with pytest.raises(SpecError, match=r"lm is 'qwen', expected \{repo: owner/name, .* or tiny"):
+        SlideVLM(8, "qwen")

@@ -360,3 +360,22 @@ def test_the_command_line_says_what_it_is() -> None:
     line = [sys.executable, "-m", "wsizoo_plugin_sparselearn.vlm", "train", "--help"]
     told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
     assert "stage=align" in told and "start=OUT_OF_ALIGN" in told
+
+
+def test_two_processes_end_with_the_weights_of_one(
+    known: Registry, talks: Path, tmp_path: Path
+) -> None:
+    alone = state(train(talks, slide, tmp_path / "alone", config("batch_size=3"), (), known))
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    base = known.models["toy"].record["model"]["lm"]["folder"]
+    line += ["-m", "wsizoo_plugin_sparselearn.vlm", "train", str(talks)]
+    line += [str(written(tmp_path / "features")), "-o", str(tmp_path / "two"), *QUICK]
+    line += ["batch_size=3", "start=slidevlm-qwen2.5-7b-conch", "encoder={name: made-up, dim: 8}"]
+    line += [f"model.lm={{folder: {base}, dtype: float32}}"]
+    line += ["model.selector={name: sparselearn, k: 4, warm_up: 0.5, freeze_rest: false}"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = wsizoo.load(tmp_path / "two").inference_state()
+    assert found.keys() == alone.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, alone[name], rtol=1e-4, atol=1e-5)

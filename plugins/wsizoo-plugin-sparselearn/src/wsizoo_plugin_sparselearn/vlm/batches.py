@@ -55,3 +55,8 @@ def up_to(ids: Sequence[int], stops: Sequence[int]) -> list[int]:
     """Ids before the first that ends an answer."""
     end = next((i for i, one in enumerate(ids) if one in stops), len(ids))
     return list(ids[:end])
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision is widened before it is summed up."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.errors import DataError, SpecError
+from wsizoo_plugin_sparselearn.vlm.batches import at_least_float32
 from wsizoo_plugin_sparselearn.vlm.text import IMAGE, Text, Turns
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def continuations(
             else:
                 out = _forward(vlm.lm, torch.cat([prefix, rest]), len(rest))
             logits = torch.cat([logits, out.logits[0]])  # (L_c, V)
-        log_p = logits.float().log_softmax(-1)
+        log_p = at_least_float32(logits).log_softmax(-1)
         ids = torch.tensor(more, device=log_p.device)
         found.append(log_p.gather(1, ids[:, None])[:, 0])  # (L_c,)
     return found

@@ -11,18 +11,27 @@ from wsizoo.plugins import installed
 from wsizoo.seeding import refuse_blank
 from wsizoo.structured import structured
 from wsizoo.targets import call
+from wsizoo_plugin_sparselearn.vlm import tiny
 from wsizoo_plugin_sparselearn.vlm.choices import SCORINGS
 from wsizoo_plugin_sparselearn.vlm.language_model import Base, LanguageModel
 from wsizoo_plugin_sparselearn.vlm.lora import Lora
 from wsizoo_plugin_sparselearn.vlm.projector import Projector
 
 WHOSE = "model 'slidevlm'"
+TINY = "tiny"
 
 
-def made_base(given: Mapping[str, Any] | LanguageModel) -> LanguageModel:
-    """The language model. Raises as `LanguageModel.read`."""
+def made_base(given: Mapping[str, Any] | LanguageModel | str) -> LanguageModel:
+    """The language model. Raises as `LanguageModel.read`; SpecError for a name but `TINY`."""
     if isinstance(given, LanguageModel):
         return given
+    if isinstance(given, str):
+        if given != TINY:
+            raise SpecError(
+                f"{WHOSE}: lm is '{given}', expected {{repo: owner/name, revision: COMMIT}}, "
+                f"{{folder: DIR}}, or {TINY} (random, for tests)"
+            )
+        return tiny.language_model()
     return LanguageModel.read(structured(Base, f"{WHOSE}: lm", given))
 
 

@@ -57,9 +57,10 @@ class Projector(nn.Module):
 
     def forward(self, features: Tensor, code: Tensor | None, dtype: torch.dtype) -> Tensor:
         """Features (K, D) and, with `positions`, their codes (K, 6) -> (K, H)."""
-        x = features.float()
+        own = next(self.parameters()).dtype
+        x = features.to(own)
         if code is not None:
-            x = torch.cat([x, code], 1)  # (K, D + 6)
+            x = torch.cat([x, code.to(own)], 1)  # (K, D + 6)
         x = self.norm(self.layers(x))  # (K, H)
         return (x if self.scale is None else x * self.scale).to(dtype)
 

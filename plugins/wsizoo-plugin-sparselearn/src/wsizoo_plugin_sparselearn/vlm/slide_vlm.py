@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,11 @@ from wsizoo.mil.heads import ClassificationHead
 from wsizoo.objectives import training_losses
 from wsizoo.outputs import aligned
 from wsizoo.selection import check_selected
-from wsizoo_plugin_sparselearn.vlm.batches import evenly, padded, padded_labels, spread, up_to
+from wsizoo_plugin_sparselearn.vlm import batches, learning
+from wsizoo_plugin_sparselearn.vlm.batches import at_least_float32, evenly, padded
 from wsizoo_plugin_sparselearn.vlm.choices import Choice, answer_scores, option_scores
 from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
-from wsizoo_plugin_sparselearn.vlm.learning import (
-    base_is_there,
-    compute_again,
-    frozen,
-    in_eval,
-    leave_base_out,
-)
+from wsizoo_plugin_sparselearn.vlm.learning import frozen, in_eval
 from wsizoo_plugin_sparselearn.vlm.lora import adapted, lora_state
 from wsizoo_plugin_sparselearn.vlm.parts import (
     check_limits,
@@ -47,8 +42,8 @@ class SlideVLM(WholeModel):
     """Features (N, D) -> selector -> projector -> in place of `<image>` in a conversation.
 
     Args:
-        in_dim: D. lm: which language model, the keys of `Base`; or a `LanguageModel`, for a model
-            that is never saved.
+        in_dim: D. lm: which language model, the keys of `Base`; or, for a model that is never
+            saved, a `LanguageModel`, or "tiny": one of random weights, for tests.
         selector: of any plugin, `{name: sparselearn, k: 32}`; None: all patches are shown.
         projector: keys of `Projector`. lora: keys of `Lora`, `{}` for its defaults; None: the
             language model stays as it is.
@@ -71,12 +66,19 @@ class SlideVLM(WholeModel):
     """
 
     order_matters = True
+    uses_coords = True  # unless `projector.positions` is false
     uses_spacing = False
+    conformance_params: ClassVar[dict[str, Any]] = {
+        "lm": "tiny",
+        "question": "which is seen ?",
+        "options": ["ring", "sheet"],
+    }
+    conformance_overrides: ClassVar[tuple[str, ...]] = ("model.lm=tiny",)
 
     def __init__(
         self,
         in_dim: int,
-        lm: Mapping[str, Any] | LanguageModel,
+        lm: Mapping[str, Any] | LanguageModel | str,
         selector: str | Mapping[str, Any] | Selector | None = None,
         projector: Mapping[str, Any] | None = None,
         lora: Mapping[str, Any] | None = None,
@@ -103,10 +105,10 @@ class SlideVLM(WholeModel):
         # Last, so that the dtype of the features is that of selector and projector.
         self.lm = self.base.model if self.lora is None else adapted(self.base.model, self.lora)
         if checkpointing:
-            compute_again(self.base.model)
+            learning.compute_again(self.base.model)
         self.selects_hard = False
-        self.register_state_dict_post_hook(leave_base_out)
-        self.register_load_state_dict_post_hook(base_is_there)
+        self.register_state_dict_post_hook(learning.leave_base_out)
+        self.register_load_state_dict_post_hook(learning.base_is_there)
 
     def forward(self, bag: Bag) -> SlideOutput:
         shown = self.shown(bag)
@@ -117,7 +119,7 @@ class SlideVLM(WholeModel):
                 logits = option_scores(self, *told, cache=not torch.is_grad_enabled())
         return SlideOutput(
             logits=logits,
-            embedding=shown.tokens.float().mean(0),
+            embedding=at_least_float32(shown.tokens).mean(0),
             scores=shown.scores,
             selector_scores=shown.scores,
             kept=shown.kept,
@@ -149,9 +151,11 @@ class SlideVLM(WholeModel):
         every = [self.shown(bag) for bag in bags]
         pairs = list(zip(rows, every, strict=True))
         x = [self.embedded(row.ids, shown.tokens) for row, shown in pairs]
-        labels = padded_labels([spread(row.labels, row.ids, len(s.tokens)) for row, s in pairs])
+        labels = batches.padded_labels(
+            [batches.spread(row.labels, row.ids, len(s.tokens)) for row, s in pairs]
+        )
         losses = {"answers": self._cross_entropy(x, labels, any(s.alone for s in every))}
-        for name in {name for shown in every for name in shown.losses}:
+        for name in dict.fromkeys(name for shown in every for name in shown.losses):
             terms = [shown.losses[name] for shown in every if name in shown.losses]
             losses[name] = torch.stack(terms).sum() / len(every)
         return losses
@@ -193,7 +197,7 @@ class SlideVLM(WholeModel):
                 eos_token_id=stops,
                 pad_token_id=stops[0],
             )
-        return [self.text.decode(up_to(ids, stops)) for ids in found.tolist()]
+        return [self.text.decode(batches.up_to(ids, stops)) for ids in found.tolist()]
 
     @torch.no_grad()
     def choose(
@@ -226,12 +230,12 @@ class SlideVLM(WholeModel):
                 features are of the right encoder `SlideModel.check_bag` says.
         """
         check_bag(bag, self.in_dim, self.uses_coords)
-        n, device = len(bag), self.projector_device
-        bag = bag.to(device, torch.float32)
+        n, own = len(bag), next(self.projector.parameters())
+        bag = bag.to(own.device, own.dtype)
         code = position_code(bag.coords) if self.uses_coords else None  # (N, 6), of all patches
         rows = None
         if self.selector is None or self.selector.training:
-            rows = evenly(n, self.train_limit if self.training else self.limit, device)
+            rows = evenly(n, self.train_limit if self.training else self.limit, own.device)
         if rows is not None:
             bag, code = bag.subset(rows), None if code is None else code[rows]
         selected = Selected(bag) if self.selector is None else self.selector(bag)
@@ -259,10 +263,6 @@ class SlideVLM(WholeModel):
             [self.embedded(ids[:at], None), tokens, self.embedded(ids[at + 1 :], None)]
         )
 
-    @property
-    def projector_device(self) -> torch.device:
-        return next(self.projector.parameters()).device
-
     def train(self, mode: bool = True) -> SlideVLM:
         """Training mode; where `selects_hard`, the selector stays as it is used."""
         super().train(mode)
@@ -275,8 +275,8 @@ class SlideVLM(WholeModel):
         groups = self.selector.param_groups(base_lr) if self.selector is not None else []
         rest = [(self.projector, base_lr), (self.lm, base_lr * LORA_LR)]
         for module, lr in rest:
-            learning = [p for p in module.parameters() if p.requires_grad]
-            groups += [{"params": learning, "lr": lr}] if learning else []
+            params = [p for p in module.parameters() if p.requires_grad]
+            groups += [{"params": params, "lr": lr}] if params else []
         return groups
 
     @property
@@ -297,12 +297,11 @@ class SlideVLM(WholeModel):
         Raises:
             DataError: weights of the language model itself were set to learn.
         """
-        learning = [
-            n for n, p in self.lm.named_parameters() if p.requires_grad and "lora_" not in n
-        ]
-        if learning:
+        named = self.lm.named_parameters()
+        thawed = [name for name, p in named if p.requires_grad and "lora_" not in name]
+        if thawed:
             raise DataError(
-                f"{len(learning)} tensors of the language model itself learn, first {learning[0]}, "
+                f"{len(thawed)} tensors of the language model itself learn, first {thawed[0]}, "
                 "and they are never saved with a slidevlm. Save it as a language model of its own"
             )
         own = {} if self.selector is None else self.selector.inference_state()
@@ -342,4 +341,4 @@ class SlideVLM(WholeModel):
                 use_cache=False,
                 logits_to_keep=columns,
             ).logits  # (B, P, V)
-        return F.cross_entropy(logits.float().flatten(0, 1), labels[:, columns].flatten())
+        return F.cross_entropy(at_least_float32(logits).flatten(0, 1), labels[:, columns].flatten())

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from wsizoo import Bag
+from wsizoo.seeding import READ, seeded
 from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel, library
 
 VOCABULARY = """<pad> <unk> <bos> <eos> <end> User: Assistant: A B C D A. B. C. D. which how many is
@@ -41,12 +42,12 @@ def tokenizer(chat: str | None = None) -> Any:
 
 
 def lm(kind: str = "llama", seed: int = 0, width: int = 32) -> Any:
+    """A frozen language model of random weights; `kind` is one of `KINDS`."""
     transformers = library("transformers")
-    torch.manual_seed(seed)
     sizes = {"vocab_size": len(WORDS), "bos_token_id": 2, "eos_token_id": 3, "pad_token_id": 0}
     if kind == "gpt2":
         sizes |= {"n_embd": width, "n_layer": 2, "n_head": 4, "n_positions": 128}
-        made = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+        config, network = transformers.GPT2Config(**sizes), transformers.GPT2LMHeadModel
     else:
         name = {"llama": "Llama", "qwen2": "Qwen2"}[kind]
         config = getattr(transformers, f"{name}Config")(
@@ -57,10 +58,13 @@ def lm(kind: str = "llama", seed: int = 0, width: int = 32) -> Any:
             intermediate_size=64,
             **sizes,
         )
-        made = getattr(transformers, f"{name}ForCausalLM")(config)
+        network = getattr(transformers, f"{name}ForCausalLM")
+    with seeded(seed):
+        made = network(config)
     with torch.no_grad():  # far from even, so that what is likeliest stays so
         for parameter in made.parameters():
             parameter.mul_(4.0 if parameter.ndim > 1 else 1.0)
+    setattr(made, READ, True)  # it stands for one that was
     return made.requires_grad_(False).eval()
 
 

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from wsizoo import Bag, SlideModel
 from wsizoo.errors import DataError
 from wsizoo.train.checkpointing import check_same, read_checkpoint, write_checkpoint
-from wsizoo.train.processes import alike_everywhere, sum_gradients, sums
+from wsizoo.train.processes import alike_everywhere, gathered, sum_gradients
 from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 from wsizoo_plugin_sparselearn.vlm.text import Turns
 from wsizoo_plugin_sparselearn.vlm.training_config import Training
@@ -102,25 +101,25 @@ class Run:
         Random numbers, too, depend on the step and the place in it alone.
 
         Raises:
-            DataError: a loss that is not finite, naming the slide.
+            DataError: a loss that is not finite, naming the slide; in every process.
         """
         self._set_rate()
         self.optimiser.zero_grad(set_to_none=True)
-        found: dict[str, float] = {}
+        found: list[tuple[str, str, float]] = []  # slide, name, value
         rank, world = self.fabric.global_rank, self.fabric.world_size
         for place, item in list(enumerate(self.shown()))[rank::world]:
             with self._drawn(1 + self.step * self.size + place):
-                losses = self._losses(*item)
+                slide, turns = item
+                losses = self.vlm.conversation_losses([self.bag(slide)], [turns])
                 loss = torch.stack(list(losses.values())).sum() / self.size
                 loss.backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                found[name] = found.get(name, 0.0) + value.item() / self.size
+            found += [(slide, name, value.item()) for name, value in losses.items()]
+        self.losses = self._means([one for each in gathered(self.fabric, found) for one in each])
         sum_gradients(self.fabric, self.learning)
         torch.nn.utils.clip_grad_norm_(self.learning, self.config.clip)
         self.optimiser.step()
         self.step += 1
         self.model.after_step(self.step, self.total)
-        self.losses = dict(zip(found, sums(self.fabric, list(found.values())), strict=True))
 
     def shown(self) -> list[Item]:
         """The conversations of the next step."""
@@ -134,16 +133,18 @@ class Run:
         self.model.check_bag(bag)
         return bag
 
-    def _losses(self, slide: str, turns: Turns) -> dict[str, Tensor]:
-        losses = self.vlm.conversation_losses([self.bag(slide)], [turns])
-        for name, value in losses.items():
-            if not math.isfinite(value.item()):
+    def _means(self, found: Sequence[tuple[str, str, float]]) -> dict[str, float]:
+        """Means of each loss over the step. Raises DataError: one is not finite."""
+        means: dict[str, float] = {}
+        for slide, name, value in found:
+            if not math.isfinite(value):
                 raise DataError(
-                    f"the loss '{name}' of slide '{slide}' is {value.item()} in step "
-                    f"{self.step + 1}; what was kept before is as it was. Train with a smaller "
-                    f"rate, as lr={self.config.lr / 10:g}"
+                    f"the loss '{name}' of slide '{slide}' is {value} in step {self.step + 1}; "
+                    "what was kept before is as it was. Train with a smaller rate, as "
+                    f"lr={self.config.lr / 10:g}"
                 )
-        return losses
+            means[name] = means.get(name, 0.0) + value / self.size
+        return means
 
     def _set_rate(self) -> None:
         share = self.config.rate(self.step / self.total)
