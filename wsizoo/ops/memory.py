@@ -50,7 +50,8 @@ def give_back() -> None:
 
     glibc keeps what is freed below blocks that are in use, and finds aligned blocks, which torch
     asks for, in few of its holes; so a process that works in pieces would hold up to twice what it
-    uses. Costs a fresh page for each that is used again: for once a layer, not for once an op.
+    uses. Nothing else in the process changes, but each page that is used again costs a fresh one:
+    for once a layer of a large slide, not for once an op.
     """
     trim = _trim()
     if trim is not None:

@@ -48,9 +48,7 @@ def in_groups(function: Callable[[Tensor], Tensor], x: Tensor, together: int) ->
 
 class _InGroups(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], together: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], together: int) -> Tensor:
         ctx.shape, ctx.function, ctx.together = x.shape, function, together
         return _filled(function, x.split(together, 1), x.shape[1])
 
