@@ -70,7 +70,7 @@ def test_what_lies_free_below_a_block_in_use_goes_back_to_the_system() -> None:
 
 def test_without_glibc_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     memory._trim.cache_clear()
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: object())
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
     assert memory._trim() is None
     memory.give_back()
     memory._trim.cache_clear()

@@ -67,7 +67,8 @@ class _InGroups(torch.autograd.Function):
 
 def _filled(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], n: int) -> Tensor:
     """What the function gives for all parts (B, some, ...), in one tensor (B, n, ...)."""
-    out, at = None, 0
+    out: Tensor | None = None
+    at = 0
     for part in parts:
         found = function(part)
         out = found.new_empty(len(found), n, *found.shape[2:]) if out is None else out
