@@ -21,7 +21,7 @@ from wsizoo.cli import COMMANDS, cli, joined, main
 from wsizoo.cli.progress import bar, slide_bars
 from wsizoo.cli.text import print_field, print_table
 from wsizoo.errors import DataError
-from wsizoo.slides.store import read_bag
+from wsizoo.slides.store import read_bag, read_header
 from wsizoo.slides.tiff import write_pyramid
 
 pty = pytest.importorskip("pty", reason="terminals are tested on POSIX only")
@@ -341,11 +341,17 @@ def test_extract_says_where_much_of_the_tissue_lies_beyond_whole_patches(
 ) -> None:
     result = invoke("extract", slides, "-o", tmp_path, "--patch-size", "400")
     told = re.search(
-        r"^done     S0  \d+ patches  (\d+)% of the tissue lies beyond", result.stdout, re.M
+        r"^done     S0  \d+ patches  (\d+)% of the tissue lies beyond whole patches \(--pad\)", result.stdout, re.M
     )
     assert told, result.stdout
     rows = list(csv.DictReader((tmp_path / "extract.csv").read_text().splitlines()))
     assert round(float(rows[0]["beyond_grid"]) * 100) == int(told[1]) > 5
+    again = invoke("extract", slides, "-o", tmp_path, "--patch-size", "400", "--pad")
+    assert "made with padded False, now asked for True" in again.stdout
+    padded = invoke("extract", slides, "-o", tmp_path / "all", "--patch-size", "400", "--pad")
+    assert padded.exit_code == 0 and "beyond" not in padded.stdout
+    few, more = (read_header(at / "S0.h5").n for at in (tmp_path, tmp_path / "all"))
+    assert few < more
 
 
 def test_extract_json_is_one_object_a_slide_and_failures_end_with_1(

@@ -48,6 +48,8 @@ class Request:
 
     Args:
         mpp: um/px of a patch. patch_size: px. overlap: share of an edge that neighbours share.
+        pad: take patches too that reach beyond the right and bottom edge, which are white there;
+            they need as much tissue as the others.
         min_tissue: share of a patch; None: the encoder's own (0.1 of `pixels`), else 0.5, or 0.1
             on slides with less than 1 % tissue.
         mask: GeoJSON of tissue, or a folder with `<slide>.geojson`; None: tissue is found.
@@ -64,6 +66,7 @@ class Request:
     max_unreadable: float = 0.1
     slide_mpp: float | None = None
     batch_size: int = 64
+    pad: bool = False
 
     def __post_init__(self) -> None:
         """Raises DataError: impossible numbers. ScaleError: no scanner's mpp."""
@@ -157,6 +160,7 @@ class SlideEncoder:
             quickhash=slide.quickhash,
             mpp_source=slide.mpp_source,
             overlap=self.request.overlap,
+            padded=self.request.pad,
             min_tissue=self._min_tissue,
             mask=None if mask is None else sha256_of(mask),
             patient=entry.patient,
@@ -187,7 +191,8 @@ class SlideEncoder:
         """Encode stretch by stretch, then put the file together."""
         made = self._made
         assert made.mpp is not None and made.patch_size is not None
-        grid = PatchGrid.of(slide, made.mpp, made.patch_size, self.request.overlap)
+        cut = self.request.overlap, self.request.pad
+        grid = PatchGrid.of(slide, made.mpp, made.patch_size, *cut)
         tissue, thumbnail = self._tissue(slide)
         cells = tissue_cells(slide, grid, tissue, self._min_tissue)
         certificate = asdict(certify(slide, grid))
@@ -277,7 +282,7 @@ def _check_same(out: Path, made: Fingerprint, facts: SlideFacts, mpp: float) -> 
                 f"this one has {now}). {replace_it}"
             )
     found = {**header.fingerprint.to_json(), **vars(header.facts), "slide's mpp": header.mpp}
-    asked = {name: getattr(facts, name) for name in ("overlap", "min_tissue", "mask")}
+    asked = {name: getattr(facts, name) for name in ("overlap", "padded", "min_tissue", "mask")}
     for name, now in {**made.to_json(), **asked, "slide's mpp": mpp}.items():
         then = found.get(name)
         if then != now:

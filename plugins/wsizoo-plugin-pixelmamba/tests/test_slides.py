@@ -1,6 +1,7 @@
 """From a slide to an answer, without a patch encoder; and slides that give none."""
 
 import csv
+import json
 import logging
 
 import numpy as np
@@ -77,6 +78,18 @@ def test_regions_that_were_fused_have_one_score_what_the_slide_loses_without_the
     assert torch.equal(again, region_of[order])
 
 
+def test_users_see_which_regions_were_fused(model, tmp_path):
+    result = predict(slide(tmp_path), model, tmp_path)
+    region_of = model.aggregator.look(wsizoo.read_bag(result.files["features"])).region_of[0]
+    with open(result.files["scores"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["group"]) for row in rows] == region_of.tolist()
+    assert len({row["group"] for row in rows}) < len(rows)
+    tiles = json.loads(result.files["geojson"].read_text())["features"]
+    told = [tile["properties"]["measurements"]["group"] for tile in tiles]
+    assert told == region_of.tolist()
+
+
 def test_the_logits_of_the_final_regions_average_to_those_of_the_slide(model, tmp_path):
     predict(slide(tmp_path), model, tmp_path)
     bag = wsizoo.read_bag(tmp_path / "out/features/s.h5")
@@ -122,10 +135,24 @@ def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path,
     assert len(wsizoo.read_bag(result.files["features"])) == n
 
 
+def test_regions_beyond_the_edge_are_taken_on_request(model, tmp_path):
+    path = slide(tmp_path, 29, 15, tissue=(0, 0, 29, 15))
+    result = predict(path, model, tmp_path, min_tissue=0.0, pad=True)
+    bag = wsizoo.read_bag(result.files["features"])
+    assert bag.grid().tolist() == [[x, y] for y in (0, 1) for x in range(4)]
+    last = bag.features[-1]
+    assert (last[:, :7, :5] < 250).all()  # the slide's
+    assert (last[:, 7:] == 255).all() and (last[:, :, 5:] == 255).all()
+    assert result.files["heatmap"].is_file() and result.files["geojson"].is_file()
+    tiny = slide(tmp_path, 5, 7, tissue=(0, 0, 5, 7), name="tiny.png")
+    small = predict(tiny, model, tmp_path, min_tissue=0.0, pad=True)
+    assert len(wsizoo.read_bag(small.files["features"])) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "mpp", "message"),
     [
-        ({"width": 7}, 4.0, "28 x 192 um, smaller than one patch of 32 um"),
+        ({"width": 7}, 4.0, r"28 x 192 um, smaller than one patch of 32 um. .*: --pad"),
         ({"tissue": (0, 0, 0, 0)}, 4.0, "no patch holds .* tissue"),
         ({"mode": "L"}, 4.0, "none was found at all .a grey image: tissue is found by colour"),
         ({}, 9.0, "scanned at 9 um/px, too coarse for patches at 4 um/px"),
