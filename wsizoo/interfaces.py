@@ -65,9 +65,9 @@ class Aggregated(Scored):
         scores: (N,) importance of each patch, larger is more, any scale; or a zero-argument
             function that computes it when somebody asks.
         instances: (N, I) one vector a patch, for per-patch heads; I = `instance_dim`.
-        groups: (N,) int64, of a method that fuses patches: those of one number became one.
         logits: (C,) of the slide, of a method that owns its classifier; never per-patch values.
         instance_logits: (N, C) of a method that owns its classifier of patches.
+        groups: (N,) int64, of a method that fuses patches: those of one number became one.
         losses: the method's own auxiliary terms by name, not the task's loss (training only).
         predictions: further predictions by name; the trainer applies the task's loss to them.
     """
@@ -75,9 +75,9 @@ class Aggregated(Scored):
     slide: Tensor | None = None
     scores: OnFirstAccess = LATE
     instances: Tensor | None = None
-    groups: Tensor | None = None
     logits: Tensor | None = None
     instance_logits: Tensor | None = None
+    groups: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
 

@@ -128,6 +128,17 @@ class SlideEncoder:
         bag, _ = self._ensure(entry, out, overwrite, read_bag)
         return read_bag(out) if bag is None else bag
 
+    def count(self, entry: SlideEntry) -> int:
+        """Patches that `extract` would read of a slide. Raises as it does."""
+        with self.request.open(entry) as slide:
+            tissue, _ = self._tissue(slide)
+            return len(tissue_cells(slide, self._grid(slide), tissue, self._min_tissue))
+
+    @property
+    def patch_size(self) -> int | None:
+        """Edge of its patches, px."""
+        return self._made.patch_size
+
     def header(self, entry: SlideEntry, out: Path) -> FileHeader | None:
         """The header of `out`, if it answers the request; its content is not read.
 
@@ -189,10 +200,7 @@ class SlideEncoder:
 
     def _write(self, slide: Slide, facts: SlideFacts, out: Path) -> None:
         """Encode stretch by stretch, then put the file together."""
-        made = self._made
-        assert made.mpp is not None and made.patch_size is not None
-        cut = self.request.overlap, self.request.pad
-        grid = PatchGrid.of(slide, made.mpp, made.patch_size, *cut)
+        made, grid = self._made, self._grid(slide)
         tissue, thumbnail = self._tissue(slide)
         cells = tissue_cells(slide, grid, tissue, self._min_tissue)
         certificate = asdict(certify(slide, grid))
@@ -222,6 +230,11 @@ class SlideEncoder:
             ) as write:
                 for features in parts.features():
                     write(features)
+
+    def _grid(self, slide: Slide) -> PatchGrid:
+        made, request = self._made, self.request
+        assert made.mpp is not None and made.patch_size is not None
+        return PatchGrid.of(slide, made.mpp, made.patch_size, request.overlap, request.pad)
 
     def _setting(self) -> dict[str, str]:
         """What else features depend on, to the last bit."""
