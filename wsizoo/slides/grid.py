@@ -76,8 +76,7 @@ class PatchGrid:
 
     def beyond(self, cells: Cells) -> NDArray[np.bool_]:
         """(N,) True for cells that reach beyond the right or bottom edge of the slide."""
-        outside: NDArray[np.bool_] = (cells >= self.whole).any(1)
-        return outside
+        return np.asarray((cells >= self.whole).any(1))
 
     def corners(self, cells: Cells) -> NDArray[np.float64]:
         """Exact top-left corners (N, 2), level-0 px."""
