@@ -2,7 +2,7 @@
 
     python docs/figures/pixelmamba_heatmap.py wsizoo-demo regions RUN
 
-The folder of `wsizoo demo`, regions of its slides at 4 um/px, and a run of pixel-mamba-tiny on them.
+Arguments: the folder of `wsizoo demo`, regions of its slides, a run of pixel-mamba-tiny on them.
 """
 
 import csv
@@ -55,6 +55,7 @@ def maps_of(run: Path, bag: wsizoo.Bag) -> Maps:
 
 
 def answers(model: wsizoo.SlideModel, bag: wsizoo.Bag) -> list[tuple[str, NDArray[np.float64]]]:
+    """Scores, and logits of tumour less those of normal, of the final region of each: (N,)."""
     with torch.inference_mode():
         seen = model.eval().aggregator.look(bag)
         logits = model.head.linear(seen.regions[0])[seen.region_of[0]]  # (N, 2)
@@ -84,7 +85,8 @@ def tell(measured: dict[str, list[float]]) -> None:
         picked = rng.integers(0, len(values), (2000, len(values)))
         low, high = np.percentile(np.array(values)[picked].mean(1), (2.5, 97.5))
         each = ", ".join(f"{v:.2f}" for v in values)
-        print(f"{what:<32} {np.mean(values):.3f} ({low:.3f} to {high:.3f}): {each}")
+        told = f"{what:<32} {np.mean(values):.3f} ({low:.3f} to {high:.3f}): {each}\n"
+        sys.stdout.write(told)
 
 
 def draw(slide: Path, bag: wsizoo.Bag, maps: Maps, out: Path) -> None:
@@ -114,6 +116,7 @@ def outlined(image: NDArray[np.uint8], drawn: NDArray[np.bool_]) -> NDArray[np.u
 
 
 def main(demo: Path, regions: Path, run: Path) -> None:
+    """Held-out slides with tumour: what finds it in them, and a picture of one."""
     with open(demo / "table.csv", newline="") as file:
         rows = [r for r in csv.DictReader(file) if (r["part"], r["tumour"]) == ("test", "tumour")]
     measured, kept = measure([row["slide"] for row in rows], regions, run)
@@ -122,7 +125,7 @@ def main(demo: Path, regions: Path, run: Path) -> None:
     name, bag, maps = kept[middle]
     out = Path(__file__).with_name("pixelmamba-heatmap.png")
     draw(demo / "slides" / f"{name}.svs", bag, maps, out)
-    print(f"{out}: {name}")
+    sys.stdout.write(f"{out}: {name}\n")
 
 
 if __name__ == "__main__":
