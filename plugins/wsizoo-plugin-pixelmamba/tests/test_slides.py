@@ -3,14 +3,18 @@
 import csv
 import json
 import logging
+import re
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import wsizoo
 from wsizoo import Bag
+from wsizoo.cli import cli
 from wsizoo.errors import BagError, FingerprintError, SlideError
 from wsizoo.slides.extract import Request
 
@@ -163,6 +167,46 @@ def test_a_slide_that_holds_no_regions_is_refused(model, tmp_path, given, mpp, m
     assert not result.row
     with pytest.raises(SlideError, match=message):
         raise SlideError(result.reason)
+
+
+def tiff(folder, name, pixels, photometric="rgb", mpp=4.0):
+    """A tiled TIFF that states its um/px."""
+    per_cm = (1e4 / mpp, 1e4 / mpp)
+    how = {"photometric": photometric, "resolution": per_cm, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / f"{name}.tif", pixels, tile=(64, 64), **how)
+
+
+def test_the_command_says_of_each_bad_slide_what_is_wrong_and_goes_on(model, tmp_path):
+    wsizoo.save(model, tmp_path / "model")
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    good = np.asarray(Image.open(slide(tmp_path)))
+    blank = np.full_like(good, WHITE)
+    missing = np.where(np.arange(good.shape[1])[:, None] == 9, np.nan, good / 255)
+    expected = {
+        "good": ((good,), "predicted"),
+        "odd": ((good[8:32, 8:32],), "predicted"),
+        "rgba": ((np.dstack([good, blank[..., :1]]),), "predicted"),
+        "small": ((good[:5],), "256 x 20 um, smaller than one patch of 32 um. .*: --pad"),
+        "blank": ((blank,), "no patch holds 10 % tissue"),
+        "dark": ((blank * 0,), "is dark, so no brightfield slide"),
+        "coarse": ((good, "rgb", 16.0), "scanned at 16 um/px, too coarse for patches at 4 um/px"),
+        "grey": ((good[..., 0], "minisblack"), "a grey image: tissue is found by colour"),
+        "deep": ((good.astype(np.uint16) * 257,), "3 x 16-bit integer RGB, expected 8-bit RGB"),
+        "nan": ((missing.astype(np.float32),), "3 x 32-bit float RGB, expected 8-bit RGB"),
+        "inks": ((np.dstack([good, blank[..., :1]]), "separated"), "SEPARATED, expected 8-bit"),
+    }
+    for name, (given, _) in expected.items():
+        tiff(slides, name, *given)
+    Image.fromarray(good).save(slides / "unscaled.png")
+    expected["unscaled"] = ((), "states no microns per pixel. .* --mpp")
+    files = [str(file) for file in slides.iterdir()]
+    asked = ["-m", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--no-pictures"]
+    told = CliRunner().invoke(cli, ["predict", *files, *asked])
+    assert told.exit_code == 1 and "3 of 12 slides done" in told.output, told.output
+    for name, (_, message) in expected.items():
+        state = "done" if message == "predicted" else "FAILED"
+        assert re.search(rf"^{state} +{name}\b.*{message}", told.output, re.M), name
 
 
 def test_a_grey_slide_is_read_as_rgb(model, tmp_path):
