@@ -74,9 +74,9 @@ def process_bytes(
 ) -> int:
     """What a process holds at most beyond what it held when the network was built, on a CPU.
 
-    `peak_bytes`, the normalised pixels, the libraries, and in training the gradients, AdamW's two values a parameter, and
-    as much again as a layer works with: within a piece glibc finds room in few of its holes. What
-    it holds between the layers they give back, see `wsizoo.ops.memory.give_back`.
+    `peak_bytes`, the normalised pixels, the libraries, and in training the gradients, AdamW's two
+    values a parameter, and as much again as a layer works with: within a piece glibc finds room in
+    few of its holes. What it holds between layers they give back: `wsizoo.ops.memory.give_back`.
     """
     pixels = BYTES * 3 * regions * region[0] * region[1]
     told = LIBRARIES + pixels + peak_bytes(settings, regions, region, training, half)
