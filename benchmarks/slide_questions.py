@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -323,6 +324,9 @@ def through_the_language_model(seed: int, steps: int = 60, edge: int = 32) -> No
 
 def run(*seeds: int) -> None:
     """The comparison, of seed 0 unless told otherwise."""
+    if find_spec("transformers") is None:
+        print("  left out: pip install 'wsizoo-plugin-sparselearn[vlm]'")
+        return
     print(f"  N = {EDGE * EDGE}, letters by likelihood and generated, {load_now()}")
     for seed in seeds or (0,):
         list(compare(seed, Budget()))
