@@ -1,7 +1,7 @@
 """Questions about synthetic slides: 32 learned patches before a tiny language model, or 32 random.
 
-`python -m benchmarks.slide_questions 0 1 2` runs these seeds, `... through-the-lm 0` the selector
-trained through the language model itself. A takes the reader (gated attention, one head a
+`python -m benchmarks.slide_questions 0 1 2` runs these seeds, `... through-the-lm 0 60` the selector
+trained through the language model itself (seed, steps). A takes the reader (gated attention, one head a
 question) to a criterion; B freezes it and trains the selector; C trains projector and language
 model from scratch on the hard 32 patches of SlideVLM.
 """
@@ -335,6 +335,6 @@ def run(*seeds: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["through-the-lm"]:
-        through_the_language_model(int(sys.argv[2]))
+        through_the_language_model(*map(int, sys.argv[2:]))
     else:
         run(*map(int, sys.argv[1:]))

@@ -120,7 +120,7 @@ def share(found: Evaluation, task: str = "", given: str = SLIDE, reading: str = 
 
 @pytest.mark.slow
 def test_learned_patches_answer_which_and_where_and_random_ones_nothing() -> None:
-    """2,304 patches, 100 s of one processor. Counting is learned last, and left to the benchmark."""
+    """2,304 patches, 100 s of a processor. Counting is learned last: left to the benchmark."""
     budget = Budget(language=600, slides=1000, test=64, generated=16, edge=48)
     (learned, kept), (random, _) = compare(0, budget)
     assert kept > 0.9
