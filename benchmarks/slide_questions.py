@@ -1,9 +1,9 @@
 """Questions about synthetic slides: 32 learned patches before a tiny language model, or 32 random.
 
-`python -m benchmarks.slide_questions 0 1 2` runs these seeds, `... through-the-lm 0 60` the selector
-trained through the language model itself (seed, steps). A takes the reader (gated attention, one head a
-question) to a criterion; B freezes it and trains the selector; C trains projector and language
-model from scratch on the hard 32 patches of SlideVLM.
+`python -m benchmarks.slide_questions 0 1 2` runs these seeds; `through-the-lm 0 60` in their place
+trains the selector through the language model itself (seed, steps). A takes the reader (gated
+attention, one head a question) to a criterion; B freezes it and trains the selector; C trains
+projector and language model from scratch on the hard 32 patches of SlideVLM.
 """
 
 import math
