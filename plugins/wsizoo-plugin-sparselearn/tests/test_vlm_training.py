@@ -1,6 +1,7 @@
 """Two stages on conversations: what learns in each, going on, and what is refused."""
 
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -348,6 +349,7 @@ def test_the_command_trains_and_names_what_is_missing(
     line = ["train", str(talks), str(features), "-o", str(tmp_path / "out"), *QUICK]
     done = CliRunner().invoke(main, line, catch_exceptions=False)
     assert done.exit_code == 0
+    assert re.search(r"'\S+\.json', \d+ rows, sha256 [0-9a-f]{64}", done.output)
     assert wsizoo.load(tmp_path / "out", registry=known).trained
     (features / "2.h5").unlink()
     with pytest.raises(DataError, match=r"1 of 4 slides of .* have no features in .*, first '2'"):

@@ -33,14 +33,15 @@ def train(
     from wsizoo.formats.read import ReadAs
     from wsizoo_plugin_sparselearn.vlm import training
     from wsizoo_plugin_sparselearn.vlm.features import FeatureFolder
-    from wsizoo_plugin_sparselearn.vlm.formats import read_conversations
+    from wsizoo_plugin_sparselearn.vlm.formats import facts_of, read_conversations
     from wsizoo_plugin_sparselearn.vlm.training_config import read_config
 
     config, of_model = read_config(overrides)
     folder = FeatureFolder(features, ReadAs(encoder=encoder, format=format))
-    named = dict.fromkeys(
-        slide for each in read_conversations(conversations) for slide in each.slides
-    )
+    talks = read_conversations(conversations)
+    for line in facts_of(conversations, talks):
+        click.echo(line)
+    named = dict.fromkeys(slide for each in talks for slide in each.slides)
     files = folder.find_all(named)
     if missing := sorted(set(named) - set(files)):
         raise DataError(
