@@ -25,6 +25,7 @@ from wsizoo.errors import (
 from wsizoo.files import sha256_of
 from wsizoo.plugins import installed
 from wsizoo.registry import Entry, Registry
+from wsizoo.testing import check_plugin
 from wsizoo.testing.hub import HubDouble
 from wsizoo.weights import read_tensors
 
@@ -273,6 +274,11 @@ def test_models_without_released_weights_say_so() -> None:
         spec = wsizoo.registry.default().model_spec(name)
         assert spec.model["selector"] == {"name": "sparselearn", "k": 32}
         Base(**spec.model["lm"])
+
+
+def test_entries_are_built_with_a_tiny_language_model() -> None:
+    report = check_plugin("wsizoo_plugin_sparselearn.hooks", components=False)
+    assert report.passed, report.failures
 
 
 def test_a_library_that_is_not_there_or_broken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
