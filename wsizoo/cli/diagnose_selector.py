@@ -15,9 +15,7 @@ from wsizoo.cli.text import print_table
 
 
 @click.command("selector")
-@click.argument(
-    "runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path)
-)
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for all of it [RUN/diagnosis]."
 )
@@ -46,9 +44,7 @@ from wsizoo.cli.text import print_table
 )
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="All numbers, for scripts.")
-def selector_command(
-    runs: tuple[Path, ...], out: Path | None, as_json: bool, **asked: Any
-) -> None:
+def selector_command(runs: tuple[Path, ...], out: Path | None, as_json: bool, **asked: Any) -> None:
     """Does the selector of a trained RUN transfer: soft in training, hard in use?
 
     RUN is a folder of wsizoo train whose model has a selector that learns softly; of several runs,

@@ -125,9 +125,7 @@ def _diagnose(
     maps = draw_maps(run, answers.gates, own, how.maps, say, tick)
     told = _told(run, answers, probed)
     told["ablations"] = [_ablated(one, out) for one in ablated]
-    told["maps"] = [
-        {**one, "file": Path(one["file"]).relative_to(out).as_posix()} for one in maps
-    ]
+    told["maps"] = [{**one, "file": Path(one["file"]).relative_to(out).as_posix()} for one in maps]
     say(f"{run.name}: {told['verdict']['headline']}")
     return told, answers.gates
 

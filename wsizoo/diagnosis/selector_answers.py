@@ -17,13 +17,13 @@ from wsizoo.diagnosis.selector_run import OpenRun
 from wsizoo.interfaces import Selected, Selector
 from wsizoo.measures.bootstrap import RESAMPLES, Resamples
 from wsizoo.measures.compare import Difference, paired_bootstrap
-from wsizoo.measures.measured import Measured, with_intervals
+from wsizoo.measures.measured import Measured, at_the_bound, with_intervals
 from wsizoo.measures.weighted import Floats, Weighted
 from wsizoo.model import SlideModel
 from wsizoo.prediction_files import Row
 from wsizoo.selection import SoftSelector, kept_count
 from wsizoo.train.loading import read_ahead
-from wsizoo.train.measuring import any_resample
+from wsizoo.train.measuring import any_resample, labels_of_two
 from wsizoo.train.predicting import edges_of, row_of
 from wsizoo.train.predictions import by_patient
 
@@ -128,7 +128,11 @@ class Answers:
 
     def measured(self, choice: str, measure: str) -> Measured:
         """With its interval by patient."""
-        return measured_of(self.weighted(choice, measure), measure, self.patients)
+        found = measured_of(self.weighted(choice, measure), measure, self.patients)
+        labels = labels_of_two(self.rows[HARD][0], self.run.task, self.run.model.classes)
+        if measure != "auc" or labels is None:
+            return found
+        return at_the_bound(found, list(labels.values()))
 
     def difference(self, a: str, b: str, measure: str) -> Difference:
         """a minus b, in the same resamples of patients."""

@@ -43,11 +43,10 @@ def draw_maps(
         with torch.inference_mode():
             scores = run.selector.score(bag.to(run.model.device, run.model.dtype))
         coords, one = bag.coords.cpu().numpy(), gates[at]
-        image, downsample = canvas(
-            own_file(run.cohort, samples.samples[at]), coords, bag.footprint
-        )
+        image, downsample = canvas(own_file(run.cohort, samples.samples[at]), coords, bag.footprint)
+        outline = None if one.k == one.n else one.kept
         values = normalise(scores.double().cpu().numpy())
-        picture = overlay(image, downsample, coords, bag.footprint, values, outline=one.kept)
+        picture = overlay(image, downsample, coords, bag.footprint, values, outline=outline)
         label = f"wanted by the selector (rank); outlined: the {one.k} of {one.n} that it keeps"
         file = out / MAPS_FOLDER / f"{one.slide}.png"
         with replacing(file) as temporary:

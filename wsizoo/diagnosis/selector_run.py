@@ -87,7 +87,9 @@ def runs_in(folders: Sequence[Path]) -> list[Path]:
     found = []
     for folder in folders:
         if not folder.is_dir():
-            raise DataError(f"no run at '{folder}', expected the folder that -o of wsizoo train named")
+            raise DataError(
+                f"no run at '{folder}', expected the folder that -o of wsizoo train named"
+            )
         check_not_benchmark(folder)
         found += cells_of(folder) or [folder]
     return found
@@ -198,7 +200,7 @@ def _fill(model: SlideModel, folder: Path, config: RunConfig) -> str:
 
 
 def _tensors(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights that a training ends with: of its best epoch, or its last (their mean, by EMA)."""
+    """The weights that a training ends with: of its best epoch, or of its last, or their mean."""
     if "model" in content:
         return dict(content["model"])
     stepper = content["stepper"]

@@ -72,8 +72,10 @@ def _transfer(gap: Difference | None, overlap: float, over_full: Difference) -> 
             "the training path says less than the kept patches do. Look at the noise."
         )
     if inside and overlap >= OVERLAP:
-        return TRANSFERS, f"{told} The interval lies within 2 points, and most of the soft budget "\
-            "lies on the kept patches."
+        return TRANSFERS, (
+            f"{told} The interval lies within 2 points, and most of the soft budget lies on the "
+            "kept patches."
+        )
     why = []
     if not inside:
         why.append("the interval reaches beyond 2 points; more slides would narrow it")

@@ -14,7 +14,7 @@ from wsizoo.reports.selector_charts import (
     gates_plot,
     probes_plot,
     shown,
-    warmer_plots,
+    warmer_plot,
 )
 from wsizoo.viz.report import Report
 
@@ -37,25 +37,26 @@ KINDS = {
     "random dropped": "Dropped at random",
     "all gates 0": "All gates 0 (leak)",
 }
-WORDS = """Soft is the path that the selector was trained on: all patches pass, each mixed with noise
-by its gate at the end temperature, through the denoiser. Hard is what a user gets: the k patches of
-the largest scores, as they are. Aggregator and head are the same weights everywhere. The gap is
-hard minus soft.
+WORDS = """Soft is the path that the selector was trained on: all patches pass, each mixed with
+noise by its gate at the end temperature, through the denoiser. Hard is what a user gets: the k
+patches of the largest scores, as they are. Aggregator and head are the same weights everywhere.
+The gap is hard minus soft.
 
 Overlap is the share of the soft budget k that lies on the kept patches; those are always the k of
 the largest gates, so it is 1 where gates are hard. Entropy is in bits a kept patch, 0 where gates
 are hard. The effective number is (sum of gates)² / sum of squares, k where gates are hard.
 
-Probes are fresh ABMIL models of one size, trained on one kind of patches of the training slides and
-measured on the same kind of the evaluated ones. Left is (dropped - chance) / (all - chance): what
-of the evidence is still there after the selector took its patches away. Much is no fault by itself,
-as evidence repeats itself on a slide; beside it stands what is left where patches are dropped at
-random. With all gates 0 a probe should stay at chance: what it finds more came past the gates.
+Probes are fresh ABMIL models of one size, trained on one kind of patches of the training slides
+and measured on the same kind of the evaluated ones. Left is (dropped - chance) / (all - chance):
+what of the evidence is still there after the selector took its patches away. Much is no fault by
+itself, as evidence repeats itself on a slide; beside it stands what is left where patches are
+dropped at random. With all gates 0 a probe should stay at chance: what it finds more came past
+the gates.
 
-"Transfers": the interval of the gap lies within 2 points and the overlap is 0.8 or more. "Soft path
-unreliable": hard is within 2 points of all patches, soft is lower than hard by more. "Does not
-transfer": hard is lower than soft by more than 2 points. "Not better than random": the interval of
-hard minus random includes 0. A point is a hundredth of the measure."""
+"Transfers": the interval of the gap lies within 2 points and the overlap is 0.8 or more. "Soft
+path unreliable": hard is within 2 points of all patches, soft is lower than hard by more. "Does
+not transfer": hard is lower than soft by more than 2 points. "Not better than random": the
+interval of hard minus random includes 0. A point is a hundredth of the measure."""
 
 
 def table_rows(told: Told) -> list[dict[str, Any]]:
@@ -99,7 +100,9 @@ def write_page(told: Told, out: Path) -> None:
     runs = told["runs"]
     first = runs[0]
     several = len(runs) > 1
-    kept = f"{first['k']} patches" if isinstance(first["k"], int) else f"{first['k']:.1%} of patches"
+    kept = (
+        f"{first['k']} patches" if isinstance(first["k"], int) else f"{first['k']:.1%} of patches"
+    )
     report = Report(
         "Soft to hard: does the selector transfer?",
         f"{first['model']}, selector {first['selector']} keeps {kept}; {first['part']} part",
@@ -204,7 +207,9 @@ def _add_answers(report: Report, run: Told) -> None:
         for name, one in run["differences"].items()
     ]
     report.table(
-        told, list(told[0]), f"{title(first)}, in points of a hundredth; paired bootstrap by patient"
+        told,
+        list(told[0]),
+        f"{title(first)}, in points of a hundredth; paired bootstrap by patient",
     )
 
 
@@ -222,8 +227,8 @@ def _add_gates(report: Report, run: Told) -> None:
     )
     if gates["slides_kept_whole"]:
         report.text(
-            f"{gates['slides_kept_whole']} of {len(run['slides'])} slides have no more patches than "
-            "are kept: their gates are all 1."
+            f"{gates['slides_kept_whole']} of {len(run['slides'])} slides have no more patches "
+            "than are kept: their gates are all 1."
         )
     report.pair(
         [
@@ -232,7 +237,11 @@ def _add_gates(report: Report, run: Told) -> None:
                 f"The largest gates of three slides at the end temperature {end:g}, descending; "
                 "the upright line is k. Hard gates would be a step there.",
             ),
-            *warmer_plots(run),
+            (
+                warmer_plot(run),
+                "The trained scores at other temperatures: the share of the soft budget on the "
+                "kept patches, and the entropy of the gates as a share of that of equal ones.",
+            ),
         ]
     )
 
@@ -254,9 +263,8 @@ def _add_probes(report: Report, run: Told) -> None:
     if leak := probes["measured"].get("all gates 0"):
         low, chance = leak["low"], probes["chance"]
         seen = low is not None and chance is not None and low > chance
-        facts["Leak"] = (
-            f"{shown(leak)} with all gates 0, chance {chance:.3f}: "
-            + ("something passes beside the gates, see below" if seen else "none seen")
+        facts["Leak"] = f"{shown(leak)} with all gates 0, chance {chance:.3f}: " + (
+            "something passes beside the gates, see below" if seen else "none seen"
         )
     report.facts(facts)
     for note in probes["notes"]:
@@ -272,7 +280,7 @@ def _add_ablations(report: Report, run: Told) -> None:
             "Run": name,
             "Hard": shown(hard),
             "Soft": "n/a" if other is None else shown(other),
-            "Overlap": overlap,
+            "Overlap": f"{overlap:.3f}",
         }
 
     whole = run["answers"]["hard"][first], soft and soft[first], run["gates"]["overlap"]
@@ -294,17 +302,19 @@ def _add_alike(report: Report, alike: Told) -> None:
 
 def terminal_rows(told: Told) -> list[dict[str, Any]]:
     """The rows that fit into a terminal."""
+
+    def interval(row: Told) -> str:
+        known = row["low"] is not None and row["high"] is not None
+        return f"{row['low']:.3f} to {row['high']:.3f}" if known else "-"
+
     return [
         {
             "run": row["run"],
             "what": row["what"],
             "measure": row["measure"].replace("_", " "),
             "value": "-" if row["value"] is None else f"{row['value']:.3f}",
-            "95 % interval": "-"
-            if row["low"] is None or row["high"] is None
-            else f"{row['low']:.3f} to {row['high']:.3f}",
+            "95 % interval": interval(row),
             "sd": "" if row["sd"] is None else f"{row['sd']:.3f}",
         }
         for row in table_rows(told)
     ]
-

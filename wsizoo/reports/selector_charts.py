@@ -61,25 +61,17 @@ def gates_plot(run: Told) -> str:
     return curve_chart("Gate", ranks, lines, x_label="Rank of the patch", mark=mark)
 
 
-def warmer_plots(run: Told) -> list[tuple[str, str]]:
+def warmer_plot(run: Told) -> str:
     """Overlap and entropy of the same scores at other temperatures."""
     end, gates = run["end_temperature"], run["gates"]
-    at = [math.log10(end * times) for times in gates["warmer"]["times"]]
+    warmer, most = gates["warmer"], gates["entropy_of_equal_gates"] or 1.0
+    lines = {
+        "overlap": warmer["overlap"],
+        "entropy": [bits / most for bits in warmer["entropy"]],
+    }
+    at = [math.log10(end * times) for times in warmer["times"]]
     mark = (math.log10(end), f"end {end:g}")
-    label = "log10 of the temperature"
-    overlap = {"overlap": gates["warmer"]["overlap"]}
-    entropy = {"entropy": gates["warmer"]["entropy"]}
-    return [
-        (
-            curve_chart("Overlap", at, overlap, x_label=label, mark=mark),
-            "Share of the soft budget on the kept patches, of the trained scores at other "
-            "temperatures.",
-        ),
-        (
-            curve_chart("Entropy, bits", at, entropy, x_label=label, mark=mark),
-            "Entropy of the gates, bits a kept patch, at other temperatures.",
-        ),
-    ]
+    return curve_chart("Share", at, lines, x_label="log10 of the temperature", mark=mark)
 
 
 def shown(one: Told, times: float = 1.0, decimals: int = 3) -> str:
