@@ -47,12 +47,17 @@ class Selected:
             features, so that gradients reach the scorer.
         index: (K,) int64, rows of the bag that was passed in; None: all of them.
         scores: (N,) how much each patch of the bag that was passed in is wanted, or None.
+        weights: (K,) how much each patch of `bag` counts, of selectors that choose hard and learn
+            softly: an aggregator that `takes_weights` gets them, else features are multiplied.
+        alone: in this training step only the selector learns; the other parts rest, in eval mode.
         losses: auxiliary terms by name (training only).
     """
 
     bag: Bag
     index: Tensor | None = None
     scores: Tensor | None = None
+    weights: Tensor | None = None
+    alone: bool = False
     losses: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -134,6 +139,11 @@ class Part(nn.Module):
         """Tensors that are published; a method leaves its teacher out by overriding this."""
         return self.state_dict()
 
+    @property
+    def ready(self) -> bool:
+        """False: so early in training that no epoch is chosen as the best."""
+        return True
+
 
 class Encoder(Part):
     """Patches -> features.
@@ -194,6 +204,7 @@ class Aggregator(Part):
             `n_outputs` (None: the model is headless, it fills neither).
         gives_instances: fills `instances`, so that per-patch heads fit.
         gives_slide: fills `slide`, so that the other heads fit.
+        takes_weights: `forward(bag, weights=None)` multiplies its attention by `Selected.weights`.
         classifier_tensors: names of its own tensors that belong to the classifier it owns; `adapt`
             leaves them new.
     """
@@ -206,6 +217,7 @@ class Aggregator(Part):
     owns_classifier: ClassVar[bool] = False
     gives_instances: ClassVar[bool] = False
     gives_slide: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = False
     classifier_tensors: ClassVar[tuple[str, ...]] = ()
 
     forward_packed: Callable[[BagBatch], Aggregated] | None = None
