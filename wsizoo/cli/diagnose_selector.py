@@ -38,7 +38,7 @@ from wsizoo.cli.text import print_table
 @click.option(
     "--maps",
     type=click.IntRange(0),
-    default=3,
+    default=4,
     show_default=True,
     help="Slides that are drawn, from the least overlap to the largest.",
 )

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import wsizoo
@@ -21,6 +21,7 @@ from wsizoo.errors import DataError
 from wsizoo.extraction.folders import check_device, check_writable
 from wsizoo.files import write_csv, write_json
 from wsizoo.measures.bootstrap import RESAMPLES
+from wsizoo.measures.compare import mean_std
 from wsizoo.measures.measured import Measured, to_json
 from wsizoo.registry import Registry, default
 from wsizoo.reports.selector import FOLDER, NUMBERS, TABLE, table_rows, write_page
@@ -29,7 +30,7 @@ from wsizoo.train.run_folder import writing
 Say = Callable[[str], None]
 Tick = Callable[[str, int, int], None]
 Told = dict[str, Any]
-MAPS = 3
+MAPS = 4
 
 
 @dataclass(frozen=True)
@@ -123,16 +124,17 @@ def _diagnose(
         say(f"{run.name}: its selector names no parts to go without, so none are left out")
     ablated = ablate(run, own, how.device, registry, say, tick) if how.without_parts else []
     maps = draw_maps(run, answers.gates, own, how.maps, say, tick)
-    told = _told(run, answers, probed)
+    told = numbers_of(run, answers, probed)
     told["ablations"] = [_ablated(one, out) for one in ablated]
     told["maps"] = [{**one, "file": Path(one["file"]).relative_to(out).as_posix()} for one in maps]
     say(f"{run.name}: {told['verdict']['headline']}")
     return told, answers.gates
 
 
-def _told(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
+def numbers_of(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
     """The numbers of a run as selector.json has them."""
     first, patients = run.measures[0], len(set(answers.patients))
+    ranks = first != "auc" and "auc" in run.measures
     pairs = [(HARD, other) for other in (SOFT, RANDOM, FULL) if other in answers.rows]
     differences = {f"{a} - {b}": answers.difference(a, b, first) for a, b in pairs}
     gates = answers.gates
@@ -143,6 +145,7 @@ def _told(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
         differences[f"{HARD} - {FULL}"],
         patients,
         f"{run.level}s",
+        answers.difference(HARD, SOFT, "auc") if ranks and SOFT in answers.rows else None,
     )
     choices = answers.rows
     return {
@@ -150,6 +153,7 @@ def _told(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
         "model": run.model.name,
         "selector": (run.model.spec.selector or {}).get("name"),
         "k": run.selector.k,
+        "temperature": None if run.missing else run.selector.temperature,
         "end_temperature": run.selector.end_temperature,
         "task": run.task,
         "part": run.part,
@@ -170,7 +174,7 @@ def _told(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
 
 def _answered(answers: Answers, choice: str, measure: str) -> Told:
     each = answers.each(choice, measure)
-    spread = stdev(each) if len(each) > 1 else None
+    spread = mean_std(each).std  # NaN of one draw
     return {**_json(answers.measured(choice, measure)), **_plain({"sd": spread, "draws": each})}
 
 

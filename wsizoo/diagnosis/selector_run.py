@@ -15,7 +15,7 @@ from wsizoo.model import SlideModel
 from wsizoo.registry import Registry
 from wsizoo.reports.files import cells_of, check_not_benchmark
 from wsizoo.selection import SoftSelector
-from wsizoo.splits.files import read_split
+from wsizoo.splits.files import read_split, split_digest, split_rows
 from wsizoo.splits.parts import Split
 from wsizoo.train.checkpointing import read_checkpoint
 from wsizoo.train.cohort import Cohort, read_cohort
@@ -118,8 +118,9 @@ def open_run(folder: Path, part: str | None, device: str, registry: Registry) ->
             f"so the diagnosis takes runs of {', '.join(MEASURES)}"
         )
     cohort = read_cohort(config.data, task=task, classes=list(model.classes))
-    is_finished(folder, cohort.digests)
     (split,) = read_split(folder / SPLIT, cohort.slides, cohort.patients)
+    parts = split_digest(split_rows(split, cohort.slides))
+    is_finished(folder, {**cohort.digests, "split_digest": parts})
     part = _part(folder, split, part)
     missing = _fill(model, folder, config)
     model.to(device).eval()

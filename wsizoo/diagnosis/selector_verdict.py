@@ -35,6 +35,7 @@ def judge(
     over_full: Difference,
     patients: int,
     what: str = "slides",
+    ranked: Difference | None = None,
 ) -> Verdict:
     """The verdict on one run.
 
@@ -42,6 +43,7 @@ def judge(
         gap: hard minus soft; None: the soft path could not be shown. overlap: mean share of the
             soft budget on the kept patches. over_random, over_full: hard minus these.
         patients: that were resampled. what: they are called.
+        ranked: hard minus soft by AUC, where the gap is of decisions.
     """
     first, why = _transfer(gap, overlap, over_full)
     heads, told = [first], [why]
@@ -53,6 +55,12 @@ def judge(
         )
     elif math.isnan(over_random.value):
         told.append("Hard and random cannot be compared: the measure is not defined here.")
+    if first == FAILS and ranked is not None and ranked.value >= -POINTS - ROUNDING:
+        told.append(
+            f"By AUC hard loses nothing ({points(ranked)}): slides are ranked as well, but the "
+            "head's threshold does not fit the kept patches. Let it learn on them at the end of "
+            "training: selector.tune=0.1"
+        )
     told += _few(gap, patients, what)
     return Verdict("; ".join(heads), tuple(told))
 
@@ -81,8 +89,8 @@ def _transfer(gap: Difference | None, overlap: float, over_full: Difference) -> 
         why.append("the interval reaches beyond 2 points; more slides would narrow it")
     if overlap < OVERLAP:
         why.append(
-            f"less than {OVERLAP:.0%} of the soft budget lies on the kept patches: end colder, "
-            "selector.end_temperature, or train longer"
+            f"less than {100 * OVERLAP:.0f} % of the soft budget lies on the kept patches: end "
+            "colder, selector.end_temperature, or train longer"
         )
     return OPEN, f"{told} {_sentence(why)}"
 
@@ -94,7 +102,7 @@ def _few(gap: Difference | None, patients: int, what: str) -> list[str]:
     _, most = share_interval(0, patients)
     return [
         f"Soft and hard did equally well in all resamples of {patients} {what}, so the interval "
-        f"has no width; up to {most:.0%} of others could still differ (exact, 95 %)."
+        f"has no width; up to {100 * most:.0f} % of others could still differ (exact, 95 %)."
     ]
 
 

@@ -24,6 +24,7 @@ FOLDER = "diagnosis"  # of a run, where a diagnosis lies unless -o says otherwis
 TABLE, NUMBERS, PAGE = "selector.csv", "selector.json", "selector.html"
 COLUMNS = ("run", "what", "measure", "value", "low", "high", "sd", "n")
 MAP = 460  # CSS px
+WARM = 1.5  # times the end temperature: weights of a step before that are not those of the end
 CHOICES = {
     "soft": "Soft gates",
     "hard": "Hard, the best k",
@@ -215,7 +216,13 @@ def _add_answers(report: Report, run: Told) -> None:
 
 def _add_gates(report: Report, run: Told) -> None:
     gates = run["gates"]
-    end = run["end_temperature"]
+    end, reached = run["end_temperature"], run["temperature"]
+    if reached is not None and reached > WARM * end:
+        report.text(
+            f"The weights that were chosen are of a step at which gates still had the temperature "
+            f"{reached:.2g}; the end, at which all is measured here, is {end:g}. To choose the "
+            "last weights: selection.checkpoint=last"
+        )
     report.facts(
         {
             "Patches": f"{gates['patches']:.0f} a slide, of which {gates['kept']:.4g} are kept",
