@@ -63,8 +63,8 @@ class ScoredSelector(Selector):
         if isinstance(self.k, int) and self.k > len(bag) and not self._told:
             self._told = True
             log.warning(
-                "slide '%s' has %d patches, fewer than the k=%d that the selector keeps: all are "
-                "kept (said once, of the first such slide)",
+                "slide '%s' has only %d of the k=%d patches that the selector keeps: all are kept "
+                "(said once, of the first such slide)",
                 bag.slide_id,
                 len(bag),
                 self.k,
