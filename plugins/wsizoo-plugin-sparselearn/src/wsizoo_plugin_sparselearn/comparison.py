@@ -1,4 +1,4 @@
-"""Selectors that learn otherwise, to compare with: an ABMIL's attention, straight-through, Gumbel."""
+"""Selectors that learn otherwise: an ABMIL's attention, straight-through, Gumbel top-k."""
 
 from __future__ import annotations
 

@@ -109,9 +109,12 @@ class SparseLearn(LearnedSelector):
             found = self.gates(self.finite_scores(bag), temperature)
         else:
             found = given_gates(gates)
-        drawn = generator or own_generator(x.device)
-        noise = torch.randn(x.shape, generator=drawn, device=x.device, dtype=x.dtype)
-        features = self.noise_gate(x, found, noise)
+        features = self.noise_gate(x, found, self.noise(x, generator))
         if self.denoiser is not None:
             features = self.denoiser(features)
         return Selected(bag.replace(features=features), None, found.gates.detach())
+
+    def noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard normal, a number a patch and channel, like x (N, D)."""
+        drawn = generator or own_generator(x.device)
+        return torch.randn(x.shape, generator=drawn, device=x.device, dtype=x.dtype)
