@@ -205,7 +205,8 @@ def test_without_a_checkpoint_the_rest_is_measured_and_told(run: Path) -> None:
     assert one["probes"]["notes"][0].startswith("all gates 0: not tried")
     assert "dropped" in one["probes"]["measured"]
     page = (run / "diagnosis" / "selector.html").read_text(encoding="utf-8")
-    assert "is not there" in page and f"wsizoo train {run}/config.yaml" in page
+    assert "is not there" in page and "wsizoo train run/config.yaml -o run-2" in page
+    assert str(run.parent) not in page, "a page may be published"
 
 
 def test_a_checkpoint_of_another_training_is_refused(run: Path) -> None:

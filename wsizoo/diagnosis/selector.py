@@ -116,7 +116,7 @@ def _diagnose(
     if run.missing:
         say(
             f"{run.name}: {run.missing}. Soft answers, transfer gap and leak check are left out; "
-            f"to have them: {run.retrain}"
+            f"to have them: {run.retrain()}"
         )
     answers = answer(run, tick)
     probed = probe_patches(run, how.probe_slides, registry, tick) if how.probe_slides else None
@@ -161,7 +161,7 @@ def numbers_of(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
         "rows": len(answers.patients),
         "patients": patients,
         "missing": run.missing,
-        "to_measure_it": run.retrain if run.missing else "",
+        "to_measure_it": run.retrain(whole=False) if run.missing else "",
         "measures": list(run.measures),
         "answers": {c: {m: _answered(answers, c, m) for m in run.measures} for c in choices},
         "differences": {name: _plain(asdict(one)) for name, one in differences.items()},

@@ -67,10 +67,10 @@ class OpenRun:
     def measures(self) -> tuple[str, ...]:
         return MEASURES[self.task]
 
-    @property
-    def retrain(self) -> str:
-        """What to type to have its checkpoints again."""
-        return f"wsizoo train {self.folder / CONFIG} -o {self.folder}-2"
+    def retrain(self, whole: bool = True) -> str:
+        """What to type to have its checkpoints again; whole: with the path of the run."""
+        folder = self.folder if whole else Path(self.name)
+        return f"wsizoo train {folder / CONFIG} -o {folder}-2"
 
     def samples(self, part: str, for_training: bool = False) -> Samples:
         """The bags of a part; for training with times as the head's bins."""
@@ -183,8 +183,8 @@ def _fill(model: SlideModel, folder: Path, config: RunConfig) -> str:
     file = folder / "checkpoints" / f"{config.selection.checkpoint}.ckpt"
     if not file.is_file():
         return (
-            f"'{file}' is not there, and the parts that a selector needs for training alone are in "
-            "no published weights"
+            f"'checkpoints/{file.name}' is not there, and the parts that a selector needs for "
+            "training alone are in no published weights"
         )
     published = weights_digest(model.inference_state())
     try:
