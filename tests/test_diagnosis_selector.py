@@ -256,6 +256,8 @@ def test_what_cannot_be_diagnosed_says_why(source: Path, run: Path, tmp_path: Pa
         diagnose(tmp_path / "val")
     with pytest.raises(DataError, match=r"2 runs have no folder in common: .*-o OUT"):
         diagnose([source / "run", run])
+    with pytest.raises(DataError, match=r"two runs are called 'run', .* give each run once, or"):
+        diagnose([source / "run", run], tmp_path / "out")
     record = json.loads((run / "run.json").read_text(encoding="utf-8"))
     (run / "run.json").write_text(json.dumps({**record, "state": "running"}))
     with pytest.raises(DataError, match=r"is not finished. To go on: wsizoo train"):

@@ -82,6 +82,7 @@ def diagnose_selector(
     if out is None and len(given) != 1:
         raise DataError(f"{len(given)} runs have no folder in common: say where to write, -o OUT")
     out = Path(given[0]) / FOLDER if out is None else Path(out)
+    _check_names(folders)
     opened = [open_run(folder, how.part, how.device, registry) for folder in folders]
     check_writable(out)
     found: list[tuple[Told, Sequence[SlideGates]]] = []
@@ -101,6 +102,17 @@ def diagnose_selector(
         write_json(out / NUMBERS, told)
         write_page(told, out)
     return told
+
+
+def _check_names(folders: Sequence[Path]) -> None:
+    """Raise DataError where the results of two runs would have one name."""
+    names = [folder.absolute().name for folder in folders]
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(
+                f"two runs are called '{name}', and results go by the names of folders: give each "
+                "run once, or rename one"
+            )
 
 
 def _diagnose(
@@ -144,7 +156,7 @@ def numbers_of(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
         differences[f"{HARD} - {RANDOM}"],
         differences[f"{HARD} - {FULL}"],
         patients,
-        f"{run.level}s",
+        "slides" if patients == len(answers.patients) and run.level == "slide" else "patients",
         answers.difference(HARD, SOFT, "auc") if ranks and SOFT in answers.rows else None,
     )
     choices = answers.rows
