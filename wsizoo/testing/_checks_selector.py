@@ -67,7 +67,8 @@ def check_weights_in_training(subject: Subject) -> None:
     got, n = output.weights, len(output.bag)
     fits = isinstance(got, Tensor) and got.shape == (n,) and got.is_floating_point()
     require(fits, f"in training, weights are {getattr(got, 'shape', got)}, expected ({n},) float")
-    require(bool((got >= 0).all()), f"in training, a weight is {float(got.min()):.3g}, below 0")
+    lowest = float(got.detach().min())
+    require(lowest >= 0, f"in training, a weight is {lowest:.3g}, below 0")
 
 
 SELECTOR = (

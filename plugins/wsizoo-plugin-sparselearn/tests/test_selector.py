@@ -233,13 +233,19 @@ def test_scores_in_chunks_are_those_of_the_whole_slide(name):
         ({"feedforward": 0}, r"selector\.feedforward is 0, expected a number from 1"),
         ({"embedding": [8]}, r"selector\.embedding is \[8\], expected scorer=gated"),
         ({"abmil": "RUN"}, r"selector\.abmil is 'RUN', expected scorer=gated"),
-        ({"scorer": "transformer", "heads": 5}, r"selector\.heads is 5, expected a divisor of .*24"),
+        (
+            {"scorer": "transformer", "heads": 5},
+            r"selector\.heads is 5, expected a divisor of .*24",
+        ),
         ({"warm_up": 1.0}, r"selector\.warm_up is 1\.0, expected a share from 0 to below 1"),
         ({"warm_up": 0.5, "tune": 0.6}, r"selector\.tune is 0\.6, expected a share that warm_up"),
         ({"lr_factor": 0}, r"selector\.lr_factor is 0, expected a number above 0"),
         ({"end_temperature": 0}, r"selector\.end_temperature is 0, expected a number above 0"),
         ({"anneal": 2}, r"selector\.anneal is 2, expected a share from 0 to 1"),
-        ({"temprature": 1}, r"no argument 'temprature'\. It takes: |no argument 'temprature'\. Did"),
+        (
+            {"temprature": 1},
+            r"no argument 'temprature'\. It takes: |no argument 'temprature'\. Did",
+        ),
         ({"end_temperatur": 1}, r"no argument 'end_temperatur'\. Did you mean 'end_temperature'"),
     ],
 )
@@ -276,7 +282,9 @@ def test_scores_that_are_not_finite_name_the_slide(bad, training):
     module = made().train(training)
     with torch.no_grad():
         module.scorer.score.bias.fill_(bad)
-    with pytest.raises(BagError, match=r"slide 'S1': the selector's scores of 40 of 40 patches .*"):
+    with pytest.raises(
+        BagError, match=r"slide 'S1': the selector's scores of 40 of 40 patches are \w+, f"
+    ):
         module(bag_of())
 
 
@@ -285,7 +293,7 @@ def test_features_of_another_encoder_are_refused(tmp_path):
     folder = wsizoo.save(model, tmp_path / "model")
     other = bag_of(encoder=wsizoo.Fingerprint("resnet50"))
     for again in (wsizoo.load(folder), wsizoo.adapt(folder, "head.classes=[a,b,c]")):
-        with pytest.raises(FingerprintError, match="uni.*resnet50"):
+        with pytest.raises(FingerprintError, match=r"uni.*resnet50"):
             again(other)
 
 
