@@ -54,6 +54,7 @@ def at(i: float) -> float:
 
 
 def arrow(x: float, y: float, to_x: float, to_y: float) -> str:
+    """A line with a head at its end."""
     return f'<path d="M{x:g} {y:g}L{to_x:g} {to_y:g}" class="flow" marker-end="url(#tip)"/>'
 
 
