@@ -1,7 +1,7 @@
 """A training with a selector, for tests; also as a program.
 
-`python program.py die FOLDER READ` is killed at this read of a slide to train on, `... share FOLDER`
-run by torchrun.
+`python program.py die FOLDER READ` is killed at this read of a slide to train on; torchrun runs
+`... share FOLDER`.
 """
 
 import os
