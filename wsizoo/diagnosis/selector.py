@@ -14,7 +14,7 @@ from wsizoo.diagnosis.selector_ablation import Ablated, ablate
 from wsizoo.diagnosis.selector_answers import FULL, HARD, RANDOM, SOFT, Answers, answer
 from wsizoo.diagnosis.selector_gates import TEMPERATURES, SlideGates, alike, most_entropy
 from wsizoo.diagnosis.selector_maps import draw_maps
-from wsizoo.diagnosis.selector_probes import SHOWN, Probed, probe_patches
+from wsizoo.diagnosis.selector_probes import LEAK, SHOWN, Probed, probe_patches
 from wsizoo.diagnosis.selector_run import OpenRun, open_run, runs_in
 from wsizoo.diagnosis.selector_verdict import judge
 from wsizoo.errors import DataError
@@ -179,9 +179,21 @@ def numbers_of(run: OpenRun, answers: Answers, probed: Probed | None) -> Told:
         "differences": {name: _plain(asdict(one)) for name, one in differences.items()},
         "gates": _gates(gates),
         "probes": None if probed is None else _probes(probed),
-        "verdict": asdict(verdict),
+        "verdict": {**asdict(verdict), "told": [*verdict.told, *_leak(probed)]},
         "slides": [_slide(one) for one in gates],
     }
+
+
+def _leak(probed: Probed | None) -> list[str]:
+    """What a probe found where nothing should be, in a sentence."""
+    leak = None if probed is None else probed.measured.get(LEAK)
+    if probed is None or leak is None or not leak.low > probed.chance:
+        return []
+    return [
+        f"With every gate 0 a fresh model still finds {leak}, chance {probed.chance:.3f}: the "
+        "training path tells something past the gates, as noise made of a slide's own mean does. "
+        "Hard answers have none of it; noise that cannot tell: selector.stats=unit."
+    ]
 
 
 def _answered(answers: Answers, choice: str, measure: str) -> Told:

@@ -170,14 +170,17 @@ class _Tokens(Sequence[Bag]):
 
 
 def closed(run: OpenRun, bag: Bag, seed: int) -> Bag:
-    """The bag as the training path hands it on where every gate is 0."""
+    """The bag as the training path hands it on where every gate is 0, times weights if it has."""
     generator = generator_of(seed, bag.slide_id, run.model.device)
     moved = bag.to(run.model.device, run.model.dtype)
     shut = torch.zeros(len(bag), device=moved.device)
     end = run.selector.end_temperature
     with torch.no_grad():
-        found = run.selector.soft(moved, generator=generator, temperature=end, gates=shut).bag
-    return found.replace(target=bag.target)
+        found = run.selector.soft(moved, generator=generator, temperature=end, gates=shut)
+    features = found.bag.features
+    if found.weights is not None:
+        features = features * found.weights.to(features)[:, None]
+    return found.bag.replace(features=features, target=bag.target)
 
 
 def _probe(

@@ -271,7 +271,7 @@ def _add_probes(report: Report, run: Told) -> None:
         low, chance = leak["low"], probes["chance"]
         seen = low is not None and chance is not None and low > chance
         facts["Leak"] = f"{shown(leak)} with all gates 0, chance {chance:.3f}: " + (
-            "something passes beside the gates, see below" if seen else "none seen"
+            "something passes beside the gates" if seen else "none seen"
         )
     report.facts(facts)
     for note in probes["notes"]:
