@@ -407,7 +407,7 @@ def test_several_seeds_tell_how_alike_their_kept_patches_are(tmp_path: Path) -> 
         "fold0-seed0", "fold0-seed1",
     ]  # fmt: skip
     page = (runs / "diagnosis" / "selector.html").read_text(encoding="utf-8")
-    assert "Do several runs keep the same patches?" in page
+    assert "Do several runs keep the same patches?" in page and ">Verdicts</h2>" in page
     write_report(runs)
     assert "Selector: soft to hard" in (runs / "report.html").read_text(encoding="utf-8")
 

@@ -108,6 +108,8 @@ def write_page(told: Told, out: Path) -> None:
         "Soft to hard: does the selector transfer?",
         f"{first['model']}, selector {first['selector']} keeps {kept}; {first['part']} part",
     )
+    if several:
+        report.heading("Verdicts").facts({run["run"]: _headline(run) for run in runs})
     for run in runs:
         if several:
             report.heading(run["run"])
@@ -132,7 +134,7 @@ def add_diagnosis(report: Report, run: Path) -> None:
         told = json.loads(file.read_text(encoding="utf-8"))
         report.heading("Selector: soft to hard")
         for one in told["runs"]:
-            _add_verdict(report, one)
+            _add_verdict(report, one, one["run"])
             _add_answers(report, one)
         if told["alike"]:
             _add_alike(report, told["alike"])
@@ -152,7 +154,7 @@ def _add_run(report: Report, run: Told, out: Path, several: bool) -> None:
             report.heading(text)
 
     head("Verdict")
-    _add_verdict(report, run)
+    _add_verdict(report, run, "Verdict")
     head("Soft, hard, random")
     _add_answers(report, run)
     head("Gates")
@@ -175,11 +177,14 @@ def _add_run(report: Report, run: Told, out: Path, several: bool) -> None:
         report.pictures(pictures, MAP)
 
 
-def _add_verdict(report: Report, run: Told) -> None:
-    verdict = run["verdict"]
-    name = verdict["headline"]
-    report.facts({run["run"]: f"{name[:1].upper()}{name[1:]}."})
-    report.text(" ".join(verdict["told"]))
+def _headline(run: Told) -> str:
+    name = run["verdict"]["headline"]
+    return f"{name[:1].upper()}{name[1:]}."
+
+
+def _add_verdict(report: Report, run: Told, called: str) -> None:
+    report.facts({called: _headline(run)})
+    report.text(" ".join(run["verdict"]["told"]))
     if run["missing"]:
         report.text(f"{run['missing']}. To have it: {run['to_measure_it']}")
 
