@@ -96,7 +96,7 @@ class Registry:
         return name in self.encoders and name not in {*self.models, *self.aliases}
 
     def plugin_of(self, part: str, name: str) -> str | None:
-        """The distribution that holds this component, by the first model with it; None: the core."""
+        """The distribution that holds this component, by the models that use it; None: the core."""
         users = [e.record.get("plugin") for e in self.models.values() if e.part(part) == name]
         return next((str(plugin) for plugin in users if all(users)), None)
 

@@ -54,6 +54,8 @@ class Slides(Sequence):
 
 def model_of(selector="sparselearn", *overrides):
     name, *more = MODEL
+    if selector == "abmil-score":
+        more = [text for text in more if "tune" not in text]
     if selector in ("random", "norm"):
         more = [text for text in more if "warm_up" not in text and "tune" not in text]
     return wsizoo.build(name, f"selector={selector}", *more, *overrides, seed=1)

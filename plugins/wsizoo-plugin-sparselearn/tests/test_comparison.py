@@ -185,6 +185,12 @@ def test_an_abmil_that_does_not_fit_is_refused(trained, tmp_path):
         made(AbmilScore, **{**options, "abmil": str(folder)}).start_training(10, [bag])
 
 
+def test_a_trained_abmil_needs_no_warm_up():
+    assert made(AbmilScore).warm_up == 0.5 and made(AbmilScore, abmil="x").warm_up == 0
+    with pytest.raises(SpecError, match=r"selector\.warm_up is 0\.1, expected none: the abmil is"):
+        made(AbmilScore, abmil="x", warm_up=0.1)
+
+
 def test_a_saved_abmil_score_needs_its_abmil_no_more(trained, tmp_path):
     _, path = trained
     bag = bag_of(encoder=Fingerprint("made-up"))

@@ -209,7 +209,7 @@ def test_scores_in_chunks_are_those_of_the_whole_slide(name):
     if name == "transformer":
         return  # patches read each other, so there are no chunks
     torch.manual_seed(0)
-    scorer = make_scorer(name, DIM, None, [6] if name == "gated" else (), 8)
+    scorer = make_scorer(name, DIM, embedding=[6] if name == "gated" else ())
     x, seen = bag_of(2 * ROWS + 7).features, []
     whole = scorer(x)
     rows = scorer.rows
@@ -230,7 +230,10 @@ def test_scores_in_chunks_are_those_of_the_whole_slide(name):
         ({"stats": "patch"}, r"selector\.stats is 'patch', expected one of channel, channel-r"),
         ({"form": "erf"}, r"selector\.form is 'erf', expected one of sigmoid, laplace"),
         ({"hidden": 0}, r"selector\.hidden is 0, expected a number from 1"),
+        ({"scorer": "linear", "hidden": 8}, r"selector\.hidden is 8, .* with a hidden layer"),
+        ({"heads": 4}, r"selector\.heads is 4, expected scorer=transformer"),
         ({"feedforward": 0}, r"selector\.feedforward is 0, expected a number from 1"),
+        ({"denoiser": False, "feedforward": 9}, r"selector\.feedforward is 9, .* of a denoiser"),
         ({"embedding": [8]}, r"selector\.embedding is \[8\], expected scorer=gated"),
         ({"abmil": "RUN"}, r"selector\.abmil is 'RUN', expected scorer=gated"),
         (
@@ -238,7 +241,10 @@ def test_scores_in_chunks_are_those_of_the_whole_slide(name):
             r"selector\.heads is 5, expected a divisor of .*24",
         ),
         ({"warm_up": 1.0}, r"selector\.warm_up is 1\.0, expected a share from 0 to below 1"),
-        ({"warm_up": 0.5, "tune": 0.6}, r"selector\.tune is 0\.6, expected a share that warm_up"),
+        (
+            {"warm_up": 0.5, "tune": 0.5},
+            r"selector\.tune is 0\.5, expected a share below what warm_up",
+        ),
         ({"lr_factor": 0}, r"selector\.lr_factor is 0, expected a number above 0"),
         ({"end_temperature": 0}, r"selector\.end_temperature is 0, expected a number above 0"),
         ({"anneal": 2}, r"selector\.anneal is 2, expected a share from 0 to 1"),

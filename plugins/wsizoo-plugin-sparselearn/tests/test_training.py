@@ -5,6 +5,7 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from wsizoo.train.run import run_training
 
 pytest.importorskip("lightning_fabric")
 PROGRAM = Path(__file__).parent / "program.py"
-program = type("Program", (), runpy.run_path(str(PROGRAM)))
+program = SimpleNamespace(**runpy.run_path(str(PROGRAM)))
 SELECTORS = ("sparselearn", "gumbel-topk", "random", "abmil-score")
 
 

@@ -29,6 +29,8 @@ class LearnedSelector(SoftSelector):
         soft: see `wsizoo.SoftSelector`.
     """
 
+    conformance_params: ClassVar = {"k": 0.25}
+
     def __init__(
         self,
         in_dim: int,
@@ -37,7 +39,7 @@ class LearnedSelector(SoftSelector):
         scorer: str = "mlp",
         hidden: int | None = None,
         embedding: Sequence[int] = (),
-        heads: int = 8,
+        heads: int | None = None,
         abmil: str | None = None,
         **soft: Any,
     ) -> None:
@@ -90,7 +92,8 @@ class SparseLearn(LearnedSelector):
         super().__init__(in_dim, k, **options)
         self.noise_gate = NoiseGate(in_dim, stats)
         wide = 2 * in_dim if feedforward is None else feedforward
-        check_option("feedforward", wide, wide >= 1, "a number from 1")
+        reads = wide >= 1 and (denoiser or feedforward is None)
+        check_option("feedforward", feedforward, reads, "a number from 1, of a denoiser")
         self.denoiser = Denoiser(in_dim, wide) if denoiser else None
 
     def warm(self, bag: Bag) -> Selected:
