@@ -1,9 +1,9 @@
 """Questions about synthetic slides: 32 learned patches before a tiny language model, or 32 random.
 
-`python -m benchmarks.slide_questions 0 1 2` runs these seeds, `... through-the-lm 0` the selector
-trained through the language model itself. A takes the reader (gated attention, one head a
-question) to a criterion; B freezes it and trains the selector; C trains projector and language
-model from scratch on the hard 32 patches of SlideVLM.
+`python -m benchmarks.slide_questions 0 1 2` runs these seeds; `through-the-lm 0 60` in their place
+trains the selector through the language model itself (seed, steps). A takes the reader (gated
+attention, one head a question) to a criterion; B freezes it and trains the selector; C trains
+projector and language model from scratch on the hard 32 patches of SlideVLM.
 """
 
 import math
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -323,6 +324,9 @@ def through_the_language_model(seed: int, steps: int = 60, edge: int = 32) -> No
 
 def run(*seeds: int) -> None:
     """The comparison, of seed 0 unless told otherwise."""
+    if find_spec("transformers") is None:
+        print("  left out: pip install 'wsizoo-plugin-sparselearn[vlm]'")
+        return
     print(f"  N = {EDGE * EDGE}, letters by likelihood and generated, {load_now()}")
     for seed in seeds or (0,):
         list(compare(seed, Budget()))
@@ -331,6 +335,6 @@ def run(*seeds: int) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     if sys.argv[1:2] == ["through-the-lm"]:
-        through_the_language_model(int(sys.argv[2]))
+        through_the_language_model(*map(int, sys.argv[2:]))
     else:
         run(*map(int, sys.argv[1:]))

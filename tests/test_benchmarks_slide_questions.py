@@ -105,6 +105,14 @@ def test_the_selector_is_trained_through_the_language_model(
     assert "selector through the LM, 2 steps" in capsys.readouterr().out
 
 
+def test_without_a_language_model_library_it_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(slide_questions, "find_spec", lambda name: None)
+    slide_questions.run()
+    assert "left out: pip install 'wsizoo-plugin-sparselearn[vlm]'" in capsys.readouterr().out
+
+
 def share(found: Evaluation, task: str = "", given: str = SLIDE, reading: str = LETTER) -> float:
     (line,) = [x for x in found.lines if (x.value, x.given, x.reading) == (task, given, reading)]
     return line.measured.value
@@ -112,7 +120,7 @@ def share(found: Evaluation, task: str = "", given: str = SLIDE, reading: str = 
 
 @pytest.mark.slow
 def test_learned_patches_answer_which_and_where_and_random_ones_nothing() -> None:
-    """2,304 patches, 90 s of one processor. Counting is learned last, and left to the benchmark."""
+    """2,304 patches, 100 s of a processor. Counting is learned last: left to the benchmark."""
     budget = Budget(language=600, slides=1000, test=64, generated=16, edge=48)
     (learned, kept), (random, _) = compare(0, budget)
     assert kept > 0.9
