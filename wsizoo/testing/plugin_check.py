@@ -174,13 +174,15 @@ def check_entries_build(subject: PluginSubject) -> None:
     """
     for name in subject.entries:
         try:
-            head = subject.registry.model_spec(name).head
+            spec = subject.registry.model_spec(name)
         except SpecError:
             continue  # `check_entries_parse` reports it
         if not _holders(subject, name) <= {subject.plugin.distribution, None}:
             continue
-        overrides = ["head.classes=[a,b]"] if head and _wants_classes(subject, head) else []
+        classes = spec.head and _wants_classes(subject, spec.head)
+        overrides = ["head.classes=[a,b]"] if classes else []
         try:
+            overrides += _stand_ins(subject, spec.model)
             build(name, *overrides, registry=subject.registry)
         except WsizooError as error:
             raise CheckError(f"model '{name}': {error}") from error
@@ -191,6 +193,14 @@ def _holders(subject: PluginSubject, name: str) -> set[str | None]:
     entry = subject.registry.models[name]
     named = [(part, entry.part(part)) for part in PARTS]
     return {subject.registry.plugin_of(part, value) for part, value in named if value}
+
+
+def _stand_ins(subject: PluginSubject, model: dict[str, Any] | None) -> list[str]:
+    """What a whole model's class says is to be laid over its entries, so that they can be built."""
+    if model is None:
+        return []
+    cls = subject.registry.plugins.load("model", model["name"], subject.plugin.distribution)
+    return list(getattr(cls, "conformance_overrides", ()))
 
 
 def _wants_classes(subject: PluginSubject, head: dict[str, Any]) -> bool:

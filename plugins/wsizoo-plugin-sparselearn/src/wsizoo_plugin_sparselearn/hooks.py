@@ -3,6 +3,7 @@ from wsizoo import Component, hookimpl
 wsizoo_api = 1
 
 PAPER = "https://arxiv.org/abs/2606.08641"
+SLIDECHAT = "https://github.com/uni-medical/SlideChat"
 HERE = "wsizoo_plugin_sparselearn"
 SELECTORS = (
     ("sparselearn", "selector:SparseLearn", "learnt top-k of patches through a noise gate", PAPER),
@@ -32,7 +33,17 @@ SELECTORS = (
 
 @hookimpl
 def wsizoo_components():
-    return tuple(
+    selectors = (
         Component("selector", name, target=f"{HERE}.{target}", summary=summary, source=source)
         for name, target, summary, source in SELECTORS
+    )
+    return (
+        *selectors,
+        Component(
+            "model",
+            "slidevlm",
+            target=f"{HERE}.vlm.slide_vlm:SlideVLM",
+            summary="patches of a slide, selected ones, before a causal language model",
+            source=SLIDECHAT,
+        ),
     )
