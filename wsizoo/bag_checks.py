@@ -34,10 +34,13 @@ def check_width(bag: Bag, width: int, whose: str) -> None:
 
 
 def check_features(bag: Bag) -> None:
-    """Raise BagError where a bag's features, or pixels, are not finite."""
-    pixels = not bag.features.is_floating_point()
-    if pixels or bool(torch.isfinite(bag.features.sum(dtype=torch.float32))):
-        return  # a sum is quick; it overflows, but seldom in float32
+    """Raise BagError where a bag's features are not finite."""
+    features = bag.features
+    if features.is_floating_point() and not torch.isfinite(features.sum(dtype=torch.float32)):
+        _refuse_not_finite(bag)  # a sum is quick; it overflows, but seldom in float32
+
+
+def _refuse_not_finite(bag: Bag) -> None:
     bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
     if len(bad):
         raise BagError(

@@ -47,18 +47,18 @@ class Selected:
             features, so that gradients reach the scorer.
         index: (K,) int64, rows of the bag that was passed in; None: all of them.
         scores: (N,) how much each patch of the bag that was passed in is wanted, or None.
-        weights: (K,) how much each patch of `bag` counts, of selectors that choose hard and learn
-            softly: an aggregator that `takes_weights` gets them, else features are multiplied.
-        alone: in this training step only the selector learns; the other parts rest, in eval mode.
         losses: auxiliary terms by name (training only).
+        weights: (K,) how much each patch of `bag` counts (training only): an aggregator that
+            `takes_weights` gets them, of the others features are multiplied.
+        alone: in this training step only the selector learns; the other parts rest, in eval mode.
     """
 
     bag: Bag
     index: Tensor | None = None
     scores: Tensor | None = None
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
     weights: Tensor | None = None
     alone: bool = False
-    losses: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def check_budget(k: int | float) -> None:
             f"selector.k is {k}, expected a share of the patches in (0, 1], as 0.01, or a whole "
             "number of them, as 32"
         )
-    if isinstance(k, bool) or not isinstance(k, int | float) or k < 1 and not isinstance(k, float):
+    if not isinstance(k, float) and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
         raise SpecError(
             f"selector.k is {k!r}, expected how many patches are kept, from 1, or a share of them "
             "in (0, 1], as 0.01"

@@ -54,7 +54,7 @@ class PhasedSelector(ScoredSelector):
     ) -> None:
         super().__init__(in_dim, k)
         check_option("warm_up", warm_up, 0 <= warm_up < 1, "a share from 0 to below 1")
-        check_option("tune", tune, 0 <= tune <= 1 - warm_up, "a share that warm_up leaves")
+        check_option("tune", tune, 0 <= tune < 1 - warm_up, "a share below what warm_up leaves")
         check_option("lr_factor", lr_factor, lr_factor > 0, "a number above 0")
         self.warm_up, self.tune, self.freeze_rest = warm_up, tune, freeze_rest
         self.lr_factor = lr_factor
@@ -66,7 +66,7 @@ class PhasedSelector(ScoredSelector):
         """First step of the soft phase, counted from 0, and the one after its last."""
         total = int(self.total)
         first = max(0, min(round(self.warm_up * total), total - 1))
-        return first, max(first, total - round(self.tune * total))
+        return first, max(first + 1, total - round(self.tune * total))
 
     @property
     def phase(self) -> str:

@@ -45,9 +45,9 @@ class ScoredSelector(Selector):
         if len(bad):
             raise BagError(
                 f"slide '{bag.slide_id}': the selector's scores of {len(bad)} of {len(bag)} "
-                f"patches are not finite, first patch {int(bad[0])}: {float(scores[bad[0]])}. Are "
-                "its weights finite? Train it with a smaller step, or look at the features: wsizoo "
-                "inspect FILE"
+                f"patches are {float(scores.detach()[bad[0]])}, first patch {int(bad[0])}, "
+                "expected finite ones. Look at its weights: a training with a smaller step keeps "
+                "them finite"
             )
         return scores
 
@@ -63,8 +63,8 @@ class ScoredSelector(Selector):
         if isinstance(self.k, int) and self.k > len(bag) and not self._told:
             self._told = True
             log.warning(
-                "slide '%s' has %d patches, fewer than the k=%d that the selector keeps: all are "
-                "kept (said once, of the first such slide)",
+                "slide '%s' has only %d of the k=%d patches that the selector keeps: all are kept "
+                "(said once, of the first such slide)",
                 bag.slide_id,
                 len(bag),
                 self.k,

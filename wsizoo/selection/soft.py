@@ -95,7 +95,9 @@ class SoftSelector(PhasedSelector):
     def gates_of(self, scores: Tensor, temperature: float | None = None) -> SoftTopk:
         """As `gates`, of scores that `for_gates` gave."""
         temperature = self.temperature if temperature is None else temperature
-        return soft_topk(scores, kept_count(self.k, len(scores)), temperature, form=self.form)
+        k = kept_count(self.k, len(scores))
+        found: SoftTopk = soft_topk(scores, k, temperature, form=self.form)
+        return found
 
 
 def given_gates(gates: Tensor) -> SoftTopk:

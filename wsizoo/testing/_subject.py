@@ -179,6 +179,7 @@ def fields(output: Any, n: int) -> dict[str, Tensor]:
     names = AGGREGATED if isinstance(output, Aggregated) else OUTPUT
     if isinstance(output, Selected):
         found = {"scores": output.scores, "kept": mask(output.index, n)}
+        found["weights"] = output.weights
         found["handed_on"] = output.bag.features
     else:
         found = {name: getattr(output, name) for name in names}

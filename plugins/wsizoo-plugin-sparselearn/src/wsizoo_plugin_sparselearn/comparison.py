@@ -1,16 +1,16 @@
-"""Selectors that learn otherwise, to compare with: an ABMIL's attention, straight-through, Gumbel."""
+"""Selectors that learn otherwise: an ABMIL's attention, straight-through, Gumbel top-k."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from wsizoo import Bag, Selected
 from wsizoo.ops import hard_topk
-from wsizoo.selection import TUNE, PhasedSelector, check_known, kept_count, own_generator
+from wsizoo.selection import TUNE, PhasedSelector, check_option, kept_count, own_generator
 from wsizoo_plugin_sparselearn.scorers import WIDEST, Gated
 from wsizoo_plugin_sparselearn.selector import LearnedSelector
 from wsizoo_plugin_sparselearn.trained_abmil import copy_attention
@@ -29,8 +29,11 @@ class AbmilScore(PhasedSelector):
         in_dim, k: as of every selector.
         abmil: a trained model, its folder or a run. Read when a training begins.
         hidden, embedding: widths of its attention, and of the layers before it.
-        phases: `warm_up` and `lr_factor`, see `wsizoo.selection.PhasedSelector`.
+        warm_up: share of the steps in which it learns; None: half of them, or none with `abmil`.
+        lr_factor: its learning rate, in that of the others.
     """
+
+    conformance_params: ClassVar = {"k": 0.25}
 
     def __init__(
         self,
@@ -40,14 +43,16 @@ class AbmilScore(PhasedSelector):
         abmil: str | None = None,
         hidden: int | None = None,
         embedding: Sequence[int] = (),
-        **phases: Any,
+        warm_up: float | None = None,
+        lr_factor: float = 1.0,
     ) -> None:
-        check_known(phases, PhasedSelector, AbmilScore)
-        super().__init__(in_dim, k, **phases)
+        told = "none: the abmil is trained"
+        check_option("warm_up", warm_up, warm_up is None or abmil is None, told)
+        share = warm_up if warm_up is not None else 0.5 if abmil is None else 0.0
+        super().__init__(in_dim, k, warm_up=share, lr_factor=lr_factor)
         self.scorer = Gated(in_dim, min(in_dim, WIDEST) if hidden is None else hidden, embedding)
         self.abmil = abmil
         if abmil is not None:
-            self.warm_up = 0.0
             self.scorer.requires_grad_(False)
 
     @property

@@ -12,7 +12,7 @@ from wsizoo.errors import SpecError
 from wsizoo.selection import check_option
 
 ROWS = 1024  # of a chunk where no gradient is asked for: its numbers stay in the cache
-WIDEST = 256  # of the hidden layer, if nobody says otherwise
+WIDEST, HEADS = 256, 8  # of the hidden layer, and of attention, if nobody says otherwise
 
 
 class Scorer(nn.Module):
@@ -142,21 +142,27 @@ SCORERS: Mapping[str, Maker] = {
 
 
 def make_scorer(
-    name: str, in_dim: int, hidden: int | None, embedding: Sequence[int], heads: int
+    name: str,
+    in_dim: int,
+    hidden: int | None = None,
+    embedding: Sequence[int] = (),
+    heads: int | None = None,
 ) -> Scorer:
     """A scorer of this name.
 
     Args:
         hidden: width of its hidden layer; None: that of the features, at most 256 (of a
             transformer's feed-forward layers: twice that of the features).
-        embedding: of `gated`. heads: of `transformer`.
+        embedding: of `gated`. heads: of `transformer`; None: 8.
 
     Raises:
         SpecError: no such scorer, or an option that it does not read.
     """
     check_option("scorer", name, name in SCORERS, f"one of {', '.join(SCORERS)}")
     check_option("embedding", list(embedding), not embedding or name == "gated", "scorer=gated")
-    check_option("hidden", hidden, hidden is None or hidden >= 1, "a number from 1")
+    check_option("heads", heads, heads is None or name == "transformer", "scorer=transformer")
+    wide = hidden is None or (hidden >= 1 and name != "linear")
+    check_option("hidden", hidden, wide, "a number from 1, of a scorer with a hidden layer")
     if hidden is None:
         hidden = 2 * in_dim if name == "transformer" else min(in_dim, WIDEST)
-    return SCORERS[name](in_dim, hidden, embedding, heads)
+    return SCORERS[name](in_dim, hidden, embedding, heads or HEADS)

@@ -29,6 +29,8 @@ class LearnedSelector(SoftSelector):
         soft: see `wsizoo.SoftSelector`.
     """
 
+    conformance_params: ClassVar = {"k": 0.25}
+
     def __init__(
         self,
         in_dim: int,
@@ -37,7 +39,7 @@ class LearnedSelector(SoftSelector):
         scorer: str = "mlp",
         hidden: int | None = None,
         embedding: Sequence[int] = (),
-        heads: int = 8,
+        heads: int | None = None,
         abmil: str | None = None,
         **soft: Any,
     ) -> None:
@@ -90,7 +92,8 @@ class SparseLearn(LearnedSelector):
         super().__init__(in_dim, k, **options)
         self.noise_gate = NoiseGate(in_dim, stats)
         wide = 2 * in_dim if feedforward is None else feedforward
-        check_option("feedforward", wide, wide >= 1, "a number from 1")
+        reads = wide >= 1 and (denoiser or feedforward is None)
+        check_option("feedforward", feedforward, reads, "a number from 1, of a denoiser")
         self.denoiser = Denoiser(in_dim, wide) if denoiser else None
 
     def warm(self, bag: Bag) -> Selected:
@@ -109,9 +112,12 @@ class SparseLearn(LearnedSelector):
             found = self.gates(self.finite_scores(bag), temperature)
         else:
             found = given_gates(gates)
-        drawn = generator or own_generator(x.device)
-        noise = torch.randn(x.shape, generator=drawn, device=x.device, dtype=x.dtype)
-        features = self.noise_gate(x, found, noise)
+        features = self.noise_gate(x, found, self.noise(x, generator))
         if self.denoiser is not None:
             features = self.denoiser(features)
         return Selected(bag.replace(features=features), None, found.gates.detach())
+
+    def noise(self, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Standard normal, a number a patch and channel, like x (N, D)."""
+        drawn = generator or own_generator(x.device)
+        return torch.randn(x.shape, generator=drawn, device=x.device, dtype=x.dtype)

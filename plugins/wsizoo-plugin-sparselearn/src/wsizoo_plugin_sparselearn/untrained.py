@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ class Random(ScoredSelector):
     """
 
     order_matters = True
+    conformance_params: ClassVar = {"k": 0.25}
     step: Tensor
 
     def __init__(self, in_dim: int, k: int | float = 32, *, seed: int = 0) -> None:
@@ -47,6 +49,8 @@ class UniformGrid(ScoredSelector):
     Patches without coords are taken in the order of the bag.
     """
 
+    conformance_params: ClassVar = {"k": 0.25}
+
     def hard(self, bag: Bag) -> Selected:
         self.tell_if_all(bag)
         kept = kept_count(self.k, len(bag))
@@ -66,6 +70,8 @@ def raster_order(bag: Bag) -> Tensor:
 
 class Norm(ScoredSelector):
     """The k patches whose features have the largest Euclidean norm."""
+
+    conformance_params: ClassVar = {"k": 0.25}
 
     def score(self, bag: Bag) -> Tensor:
         return torch.linalg.vector_norm(bag.features.float(), dim=1)
