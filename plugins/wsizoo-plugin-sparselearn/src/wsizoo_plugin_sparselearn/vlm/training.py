@@ -76,6 +76,7 @@ def train(
     if fabric.is_global_zero:
         wsizoo.save(model, out)
         run.state.unlink(missing_ok=True)
+        log.info("the model is in '%s'", out)
     return model
 
 
