@@ -179,7 +179,7 @@ def test_the_command_knows_every_way_to_score_texts():
 @pytest.mark.parametrize(
     ("told", "code", "message"),
     [
-        (["evaluate", "m", "q", "f", "-o", "o", "--scoring", "foo"], 2, "'foo' is not one of 'mean'"),
+        (["evaluate", "m", "q", "f", "--scoring", "foo"], 2, "'foo' is not one of 'mean', 'sum'"),
         (["score", "test.csv"], 2, "Missing argument 'OUTPUTS'"),
         (
             ["score", "test.csv", "said.csv", "-o", "out"],

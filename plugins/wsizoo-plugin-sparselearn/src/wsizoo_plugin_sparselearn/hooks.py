@@ -32,7 +32,7 @@ SELECTORS = (
 
 
 @hookimpl
-def wsizoo_components():
+def wsizoo_components() -> tuple[Component, ...]:
     selectors = (
         Component("selector", name, target=f"{HERE}.{target}", summary=summary, source=source)
         for name, target, summary, source in SELECTORS

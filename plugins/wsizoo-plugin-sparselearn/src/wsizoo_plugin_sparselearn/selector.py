@@ -49,7 +49,8 @@ class LearnedSelector(SoftSelector):
         self.abmil = abmil
 
     def score(self, bag: Bag) -> Tensor:
-        return self.scorer(bag.features).float()
+        found: Tensor = self.scorer(bag.features)
+        return found.float()
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         super().start_training(total_steps, slides)
