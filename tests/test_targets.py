@@ -1,6 +1,6 @@
 """From a target's text to an object, through imports and calls that may fail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -51,7 +51,13 @@ class Base:
 
 class Part(Base):
     def __init__(
-        self, in_dim: int, k: int | float = 32, name: str | None = None, **more: Any
+        self,
+        in_dim: int,
+        k: int | float = 32,
+        name: str | None = None,
+        widths: Sequence[int] = (),
+        whatever: Any = None,
+        **more: Any,
     ) -> None:
         super().__init__(in_dim, **more)
 
@@ -59,11 +65,12 @@ class Part(Base):
 @pytest.mark.parametrize(
     ("params", "told"),
     [
-        ({"k": "abc"}, "selector 'x': k is 'abc', expected a whole number or a number"),
+        ({"k": "abc"}, "selector 'x': k is 'abc', expected a number"),
         ({"rate": "hot"}, "rate is 'hot', expected a number"),
         ({"rate": True}, "rate is True, expected a number"),
         ({"deep": "maybe"}, "deep is 'maybe', expected true or false"),
         ({"deep": 1}, "deep is 1, expected true or false"),
+        ({"widths": 512}, "widths is 512, expected a list"),
         ({"name": 3}, "name is 3, expected text"),
         ({"name": ["a"]}, r"name is \['a'\], expected text"),
     ],
@@ -74,7 +81,8 @@ def test_arguments_of_another_kind_are_named(params: dict[str, Any], told: str) 
 
 
 def test_arguments_of_their_kind_pass() -> None:
-    for params in ({"k": 2}, {"k": 0.5}, {"rate": 1, "deep": False}, {"name": None}):
+    assert isinstance(call(Part, "selector 'x'", {"widths": [3]}, in_dim=8), Part)
+    for params in ({"k": 2}, {"k": 0.5}, {"rate": 1, "deep": False}, {"name": None, "whatever": 3}):
         assert isinstance(call(Part, "selector 'x'", params, in_dim=8), Part)
 
 

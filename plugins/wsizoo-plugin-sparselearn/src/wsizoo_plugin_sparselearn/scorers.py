@@ -164,7 +164,8 @@ def make_scorer(
     """
     check_option("scorer", name, name in SCORERS, f"one of {', '.join(SCORERS)}")
     check_option("embedding", list(embedding), not embedding or name == "gated", "scorer=gated")
-    check_option("heads", heads, heads is None or name == "transformer", "scorer=transformer")
+    several = heads is None or (heads >= 1 and name == "transformer")
+    check_option("heads", heads, several, "a number from 1, of scorer=transformer")
     wide = hidden is None or (hidden >= 1 and name != "linear")
     check_option("hidden", hidden, wide, "a number from 1, of a scorer with a hidden layer")
     if hidden is None:
