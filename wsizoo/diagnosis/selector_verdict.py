@@ -76,8 +76,8 @@ def _transfer(gap: Difference | None, overlap: float, over_full: Difference) -> 
         return FAILS, f"{told} Hard loses more than 2 points of what was trained."
     if gap.value > POINTS + ROUNDING and over_full.value >= -POINTS - ROUNDING:
         return UNRELIABLE, (
-            f"{told} Hard is as good as the full bag, within 2 points, and soft is lower by more: "
-            "the training path says less than the kept patches do. Look at the noise."
+            f"{told} Hard is no worse than all patches, within 2 points, and soft is lower by "
+            "more: the training path says less than the kept patches do. Look at the noise."
         )
     if inside and overlap >= OVERLAP:
         return TRANSFERS, (
