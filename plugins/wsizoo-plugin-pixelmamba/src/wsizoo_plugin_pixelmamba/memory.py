@@ -9,7 +9,7 @@ BYTES = 4  # of a float32
 MB = 1_000_000
 COPIES = 3  # of a layer's tokens at once where they are fused and expanded
 ON_GPU = 8  # times `working_mb`: pieces that keep a cache warm are too small for a GPU
-LIBRARIES = 220 * MB  # what torch and numba load, and buffers of theirs, when a network first runs
+LIBRARIES = 260 * MB  # what torch and numba load, and buffers of theirs, when a network first runs
 
 
 def working_floats(
