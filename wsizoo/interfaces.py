@@ -69,6 +69,7 @@ class Aggregated(Scored):
         instance_logits: (N, C) of a method that owns its classifier of patches.
         losses: the method's own auxiliary terms by name, not the task's loss (training only).
         predictions: further predictions by name; the trainer applies the task's loss to them.
+        task_weight: factor of the task's own loss beside them (training only).
     """
 
     slide: Tensor | None = None
@@ -78,6 +79,7 @@ class Aggregated(Scored):
     instance_logits: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    task_weight: float = 1.0
 
 
 @dataclass
@@ -97,7 +99,7 @@ class SlideOutput(Scored):
         kept: (K,) int64, which patches a selector kept, ascending; None: all. The others have 0 in
             the aggregator's `scores` and in `instance_logits`: mask them.
         offsets: (B+1,) of per-instance fields, packed outputs only.
-        losses, predictions: see `Aggregated` (training only).
+        losses, predictions, task_weight: see `Aggregated` (training only).
     """
 
     logits: Tensor | None = None
@@ -112,6 +114,7 @@ class SlideOutput(Scored):
     offsets: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    task_weight: float = 1.0
 
 
 class Part(nn.Module):

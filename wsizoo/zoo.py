@@ -185,9 +185,7 @@ def _input(name: str, spec: ModelSpec, registry: Registry) -> tuple[int, Fingerp
     use = spec.encoder
     if use is None:
         raise SpecError(f"model '{name}' names no encoder. Give it one: encoder=NAME")
-    dim = use.dim
-    if dim is None:
-        dim = _encoder_facts(use, registry).dim
+    dim = _encoder_facts(use, registry).dim if use.dim is None else use.dim
     requires = Fingerprint(
         use.name, None, None, use.preprocessing, use.pooling, use.mpp, use.patch_size
     )
