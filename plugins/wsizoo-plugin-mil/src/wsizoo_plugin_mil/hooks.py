@@ -1,1 +1,55 @@
+from wsizoo import Component, WeightFormat, hookimpl
+
 wsizoo_api = 1
+
+RRT = "https://github.com/DearCaat/RRT-MIL"
+CLAM = "https://github.com/mahmoodlab/CLAM"
+DSMIL = "https://github.com/binli123/dsmil-wsi"
+TRANSMIL = "https://github.com/szc19990412/TransMIL"
+MARUGOTO = "https://github.com/KatherLab/marugoto"
+MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
+
+METHODS = (  # name, module:class, summary, source
+    ("mean-instance", "instance_pooling:MeanInstance", "mean of the logits of patches", RRT),
+    ("max-instance", "instance_pooling:MaxInstance", "largest logits of any patch", RRT),
+    ("clam-sb", "clam:ClamSB", "attention pooling, instance clustering", CLAM),
+    ("clam-mb", "clam:ClamMB", "attention pooling class by class, instance clustering", CLAM),
+    ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
+    ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
+    ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+)
+FORMATS = (  # name, components, module:class, summary, source
+    ("clam-official", ("clam-sb", "clam-mb"), "clam_format:ClamOfficial", "CLAM's", CLAM),
+    ("dsmil-official", ("dsmil",), "dsmil_format:DSMILOfficial", "DSMIL's", DSMIL),
+    (
+        "transmil-official",
+        ("transmil",),
+        "transmil_format:TransMILOfficial",
+        "TransMIL's",
+        TRANSMIL,
+    ),
+    ("attmil", ("attmil",), "attmil_format:AttMILOfficial", "marugoto's, STAMP 1", MARUGOTO),
+    (
+        "mil-lab",
+        ("abmil", "clam-sb", "dsmil", "transmil"),
+        "mil_lab_format:MILLab",
+        "MIL-Lab's, FEATHER too",
+        MIL_LAB,
+    ),
+)
+
+
+@hookimpl
+def wsizoo_components():
+    return tuple(
+        Component("aggregator", name, f"wsizoo_plugin_mil.{target}", summary, source)
+        for name, target, summary, source in METHODS
+    )
+
+
+@hookimpl
+def wsizoo_weight_formats():
+    return tuple(
+        WeightFormat(name, of, f"wsizoo_plugin_mil.{target}", f"{whose} checkpoints", source)
+        for name, of, target, whose, source in FORMATS
+    )
