@@ -65,9 +65,9 @@ def outputs(model, rows, mask=None):
     return found
 
 
-def spread(made, mask):
+def spread(scores, mask):
     weights = torch.zeros(mask.shape)
-    weights[mask] = torch.cat([output.scores for output in made])
+    weights[mask] = torch.cat(scores)
     return weights
 
 

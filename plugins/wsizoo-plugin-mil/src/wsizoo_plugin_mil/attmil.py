@@ -20,7 +20,8 @@ class AttMIL(Packed):
         in_dim: width of the features. dim, attention: widths of the embedding and of the attention.
         dropout: of the slide's vector, training only.
 
-    Returns (forward): `slide` (E,), `scores` (N,) the attention, which sums to 1, `instances` (N, E).
+    Returns (forward): `slide` (E,), `scores` (N,) the attention, which sums to 1, `instances`
+    (N, E).
 
     Cost: N (D E + E A + A + E) multiply-adds.
     Source: https://github.com/KatherLab/marugoto at e05ab1a.

@@ -163,7 +163,8 @@ class ClamSB(Packed):
 class ClamMB(ClamSB):
     """One attention a class, each with its own sum and its own line of the classifier.
 
-    As `ClamSB`, with `slide` (C E,), and `scores` the attention of the class with the largest logit.
+    As `ClamSB`, with `slide` (C E,), and `scores` the attention of the class with the largest
+    logit.
     """
 
     classifier_tensors = (

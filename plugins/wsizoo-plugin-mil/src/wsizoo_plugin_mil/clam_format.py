@@ -47,11 +47,9 @@ class ClamOfficial(Renaming):
         return {"instance_loss_fn.labels": torch.arange(2)}
 
     def up_to_date(self, tensors: Mapping[str, Tensor], model: SlideModel) -> dict[str, Tensor]:
-        found = {}
-        for name, tensor in tensors.items():
-            for old, new in OLDER:
-                name = re.sub(old, new, name)
-            found[name] = tensor
+        found = dict(tensors)
+        for old, new in OLDER:
+            found = {re.sub(old, new, name): tensor for name, tensor in found.items()}
         rows = width(found, "attention_net.3.attention_c.weight", 0)
         if not _of(model).one_row and "classifiers.weight" in found and rows != 1:
             raise StrictnessError(

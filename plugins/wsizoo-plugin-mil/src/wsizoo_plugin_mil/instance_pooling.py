@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -109,5 +110,5 @@ class MaxInstance(MeanInstance):
         sure = torch.softmax(judged.detach(), 1)
         sure = sure[:, 1] if sure.shape[1] == 2 else sure.amax(1)  # (N_total,)
         bounds = offsets.tolist()
-        rows = [a + int(sure[a:b].argmax()) for a, b in zip(bounds, bounds[1:], strict=False)]
+        rows = [a + int(sure[a:b].argmax()) for a, b in itertools.pairwise(bounds)]
         return judged[rows]

@@ -122,7 +122,7 @@ def _checked(model: SlideModel) -> str:
     name = str(part.get("name"))
     if name != "abmil" and part.get("variant") != "mil-lab":
         raise SpecError(
-            f"'{model.name}' differs from MIL-Lab's {name}, so with the same weights it gives other "
-            "numbers. Add aggregator.variant=mil-lab"
+            f"'{model.name}' differs from MIL-Lab's {name}, so with the same weights it gives "
+            "other numbers. Add aggregator.variant=mil-lab"
         )
     return name

@@ -62,7 +62,7 @@ class NystromAttention(nn.Module):
 
     Cost: with T the padded length, 4 T E^2 + 4 T m E + 24 H m^3 + m^2 E + 33 T E multiply-adds.
     Source: Xiong et al., "Nystromformer", AAAI 2021, https://arxiv.org/abs/2102.03902; padding,
-    masks and the residual convolution as https://github.com/lucidrains/nystrom-attention at fbe9eba.
+    masks, residual convolution as https://github.com/lucidrains/nystrom-attention at fbe9eba.
     Differs: a1 (Z (a3 v)) for (a1 Z)(a3 v), the same but for rounding.
     """
 

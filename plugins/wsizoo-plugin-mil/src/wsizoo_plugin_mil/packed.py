@@ -30,8 +30,12 @@ class Packed(Aggregator):
         return self.run(batch.features, list(batch))
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
-        """Features (N_total, D) of these slides -> `slide` (B, E), `logits` (B, C), per-patch fields
-        end to end; in training, the method's losses (means over the slides) and predictions."""
+        """Several slides: `slide` (B, E), `logits` (B, C), per-patch fields end to end.
+
+        Args:
+            features: (N_total, D). bags: the slides. In training they have the targets for the
+                method's losses, which are means over the slides.
+        """
         raise NotImplementedError
 
 

@@ -73,8 +73,8 @@ class TransMIL(Aggregator):
         heads = heads or HEADS[variant]
         if dim % heads or dim % 2 or layers < 1:
             raise SpecError(
-                f"TransMIL's dim is {dim}, its heads {heads}, its layers {layers}; expected an even "
-                "multiple of heads, and a layer or more"
+                f"TransMIL's dim is {dim}, its heads {heads}, its layers {layers}; expected an "
+                "even multiple of heads, and a layer or more"
             )
         super().__init__(in_dim, dim)
         self.by_product = variant == "mil-lab"

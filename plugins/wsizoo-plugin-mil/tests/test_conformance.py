@@ -1,0 +1,39 @@
+"""Every method, in every variant, is an aggregator. A method adds its lines to `METHODS`."""
+
+import pytest
+from wsizoo_plugin_mil.attmil import AttMIL
+from wsizoo_plugin_mil.clam import ClamMB, ClamSB
+from wsizoo_plugin_mil.dsmil import DSMIL
+from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.transmil import TransMIL
+
+from wsizoo.testing.conformance_suite import bound_checks
+
+CLAM = {"dim": 16, "attention": 8}
+METHODS = [
+    (MeanInstance, {"dim": 16}),
+    (MeanInstance, {"dim": 16, "activation": "gelu"}),
+    (MaxInstance, {"dim": 16}),
+    (MaxInstance, {"dim": 16, "pool": "one-patch"}),
+    (ClamSB, CLAM),
+    (ClamSB, {**CLAM, "gated": False, "subtyping": True, "instance_loss": "svm", "k": 3}),
+    (ClamSB, {**CLAM, "variant": "mil-lab"}),
+    (ClamMB, CLAM),
+    (ClamMB, {**CLAM, "subtyping": True, "instance_loss": "svm"}),
+    (DSMIL, {"query": 8}),
+    (DSMIL, {"dim": 16, "query": 8, "nonlinear": False, "passing_v": True, "dropout_v": 0.2}),
+    (DSMIL, {"variant": "mil-lab", "dim": 16, "query": 8}),
+    (TransMIL, {"dim": 16}),
+    (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
+    (AttMIL, {"dim": 16, "attention": 8}),
+]
+CHECKS = [
+    pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")
+    for i, (kind, options) in enumerate(METHODS)
+    for check in bound_checks(kind, **options)
+]
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_it_is_an_aggregator(check):
+    check()
