@@ -55,9 +55,8 @@ def read(case, config, tensors):
 
 def outputs(model, rows, mask=None):
     made = [model(R.slide(row)) for row in rows]
-    weights = (
-        torch.stack([output.scores for output in made]) if mask is None else spread(made, mask)
-    )
+    scores = [output.scores for output in made]
+    weights = torch.stack(scores) if mask is None else spread(scores, mask)
     found = {"out.slide_feats": torch.stack([output.embedding for output in made])}
     found["out.attention"] = weights[:, None]  # (B, 1, N)
     if made[0].logits is not None:
