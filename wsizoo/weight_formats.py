@@ -7,7 +7,8 @@ the publisher's own names, serves every format, and a file that passed can be wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from wsizoo.errors import NotFoundError, PluginError, SpecError, StrictnessError
 from wsizoo.model import SlideModel
 from wsizoo.names import suggest
 from wsizoo.plugins import Plugins
+from wsizoo.registry import Registry
+from wsizoo.stored import StoredModel
 from wsizoo.targets import load_target
 from wsizoo.weights import load_strict, misfits, refuse_misfits
 
@@ -81,6 +84,25 @@ def find_layout(name: str, model: SlideModel, plugins: Plugins) -> WeightLayout:
         raise SpecError(f"weights in format '{name}' are of {held}; '{model.name}' has {part}")
     layout: WeightLayout = load_target(formats[name].target, f"weight format '{name}'")()
     return layout
+
+
+def translated(
+    stored: StoredModel, registry: Registry, assemble: Callable[..., SlideModel]
+) -> StoredModel:
+    """Stored weights by our names, where the entry says that they are in another format.
+
+    Args:
+        assemble: `wsizoo.zoo.assemble`.
+
+    Raises: as `find_layout` and `fill`.
+    """
+    if stored.format is None:
+        return stored
+    model = assemble(stored.entry, stored.spec_with(), registry, 0, True)
+    layout = find_layout(stored.format, model, registry.plugins)
+    fill(model, stored.tensors, layout, f"'{stored.name}'")
+    ours = model.inference_state()
+    return replace(stored, tensors=ours, unused=model.unused, format=None)
 
 
 def fill(

@@ -11,7 +11,7 @@ from wsizoo_plugin_mil.mil_lab_format import TABLES, MILLab
 
 import wsizoo
 from wsizoo.conversion import convert_weights
-from wsizoo.errors import SpecError, StrictnessError
+from wsizoo.errors import NotPinnedError, SpecError, StrictnessError
 from wsizoo.weight_formats import fill
 
 DATA = Path(os.environ.get("WSIZOO_DATA", "-"))
@@ -104,6 +104,25 @@ def test_models_that_are_not_mil_lab_s_have_no_place_in_its_layout():
     model = wsizoo.build("abmil-uni", "aggregator.standardise=true", CLASSES)
     with pytest.raises(SpecError, match=r"MIL-Lab has no place for aggregator.standard"):
         MILLab().write(model)
+
+
+def test_feather_is_loaded_by_name_once_it_is_pinned(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("WSIZOO_PINS", str(tmp_path / "pins.json"))
+    published = wsizoo.build("abmil-feather-uni", seed=4)
+    file = wsizoo.write_weights(published, tmp_path / "model.safetensors", "mil-lab")
+    hub.add_repo("MahmoodLab/abmil.base.uni.pc108-24k", {"model.safetensors": file.read_bytes()})
+    with pytest.raises(NotPinnedError, match="Run: wsizoo pin abmil-feather-uni"):
+        wsizoo.load("abmil-feather-uni")
+    wsizoo.pin("abmil-feather-uni")
+    bag = wsizoo.Bag(features(1024))
+    model = wsizoo.load("abmil-feather-uni")
+    assert model.head is None
+    torch.testing.assert_close(model(bag).embedding, published(bag).embedding)
+    tuned = wsizoo.adapt("abmil-feather-uni", "head=classification", CLASSES)
+    torch.testing.assert_close(tuned(bag).embedding, published(bag).embedding)
+    assert tuned(bag).logits.shape == (3,)
+    wsizoo.save(tuned, tmp_path / "tuned")
+    torch.testing.assert_close(wsizoo.load(tmp_path / "tuned")(bag).logits, tuned(bag).logits)
 
 
 def features(dim):
