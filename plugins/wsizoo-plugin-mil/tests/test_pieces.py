@@ -164,6 +164,14 @@ def test_a_slide_without_a_label_teaches_clam_s_patches_nothing():
     assert label_of(Bag(x, target={"label": torch.tensor(2)}), 3) == 2
 
 
+def test_transmil_decays_no_biases_and_no_norms():
+    module = TransMIL(6, dim=16)
+    wide, thin = module.param_groups(1e-3)
+    assert thin["weight_decay"] == 0 and "weight_decay" not in wide
+    assert {p.ndim for p in thin["params"]} == {1}
+    assert any(p is module.token for p in wide["params"])
+
+
 def test_the_mean_of_logits_is_the_logit_of_the_mean():
     module = MeanInstance(6, 3, 8).eval()
     output = module(Bag(torch.randn(9, 6)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ class AttMIL(Packed):
     """
 
     gives_instances = True
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16, "attention": 8}
 
     def __init__(
         self, in_dim: int, dim: int = 256, attention: int = 128, dropout: float = 0.5

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,11 @@ class ClamSB(Packed):
 
     owns_classifier = True
     gives_instances = True
-    classifier_tensors = ("classify.weight", "classify.bias", "judge.weight", "judge.bias")
+    classifier_tensors: ClassVar[tuple[str, ...]] = (
+        *("classify.weight", "classify.bias"),
+        *("judge.weight", "judge.bias"),
+    )
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16, "attention": 8}
     one_row: ClassVar[bool] = True
 
     def __init__(
@@ -167,7 +171,7 @@ class ClamMB(ClamSB):
     logit.
     """
 
-    classifier_tensors = (
+    classifier_tensors: ClassVar[tuple[str, ...]] = (
         *ClamSB.classifier_tensors,
         "attention.score.weight",
         "attention.score.bias",

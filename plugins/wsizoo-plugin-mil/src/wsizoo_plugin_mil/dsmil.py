@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class DSMIL(Packed):
     """
 
     owns_classifier = True
+    conformance_params: ClassVar[dict[str, Any]] = {"query": 8}
     classifier_tensors = ("instance.weight", "instance.bias", "classify.weight", "classify.bias")
 
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,7 @@ class MeanInstance(Packed):
     owns_classifier = True
     gives_instances = True
     classifier_tensors = ("classify.weight", "classify.bias")
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16}
 
     def __init__(
         self,

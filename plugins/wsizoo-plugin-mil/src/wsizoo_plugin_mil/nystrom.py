@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -33,8 +32,8 @@ class Factors:
     padding: int
 
     def detached(self) -> Factors:
-        tensors = (x.detach() for x in (self.q, self.k, self.v, self.ql, self.kl, self.inverse))
-        return Factors(*tensors, self.keys, self.landmarks, self.padding)
+        names = ("q", "k", "v", "ql", "kl", "inverse")
+        return replace(self, **{name: getattr(self, name).detach() for name in names})
 
     def rows(self, rows: slice) -> Tensor:
         """What these rows (of the padded sequence) pay to all: (B, H, rows, T); may be negative."""
@@ -145,4 +144,4 @@ def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
     for _ in range(iterations):
         y = a @ z
         z = 0.25 * z @ (13 * one - y @ (15 * one - y @ (7 * one - y)))
-    return cast(Tensor, z)
+    return z

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
@@ -41,7 +42,7 @@ class Packed(Aggregator):
 
 def split(rows: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, ...]:
     """(N_total, ...) -> the rows of each slide, as views."""
-    return rows.split([len(bag) for bag in bags])
+    return torch.split(rows, [len(bag) for bag in bags])
 
 
 def label_of(bag: Bag, n: int) -> int | None:

@@ -25,8 +25,8 @@ class PPEG(nn.Module):
         """(B, height * width, E), row by row, -> the same."""
         small = F.pad(self.conv5.weight, [1] * 4) + F.pad(self.conv3.weight, [2] * 4)
         kernel = self.conv7.weight + small  # (E, 1, 7, 7)
-        biases = [conv.bias for conv in (self.conv7, self.conv5, self.conv3)]
-        bias = sum(b for b in biases if b is not None)
-        image = tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, E, height, width)
+        # one by one: parts of one stacked tensor would get gradients that share memory
+        bias = sum((conv.bias for conv in (self.conv5, self.conv3)), start=self.conv7.bias)
+        image = tokens.transpose(1, 2).view(len(tokens), -1, height, width)
         moved = F.conv2d(image, kernel, bias, padding=3, groups=len(kernel))
         return tokens + moved.flatten(2).transpose(1, 2)

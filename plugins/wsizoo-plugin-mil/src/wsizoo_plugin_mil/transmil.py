@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,7 @@ class TransMIL(Aggregator):
 
     order_matters = True
     gives_instances = True
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16}
 
     def __init__(
         self,
@@ -84,6 +85,12 @@ class TransMIL(Aggregator):
         self.positions = PPEG(dim)
         self.norm = nn.LayerNorm(dim)
         begin(self, "he" if variant == "mil-lab" else "torch")
+
+    def param_groups(self, base_lr: float) -> list[dict[str, Any]]:
+        """Biases, norms and other vectors have no weight decay, as with the authors."""
+        own = [p for p in self.parameters() if p.requires_grad]
+        wide, thin = [p for p in own if p.ndim > 1], [p for p in own if p.ndim <= 1]
+        return [{"params": wide, "lr": base_lr}, {"params": thin, "lr": base_lr, "weight_decay": 0}]
 
     def forward(self, bag: Bag) -> Aggregated:
         found = self.tokens(bag.features[None])
