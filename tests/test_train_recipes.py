@@ -105,6 +105,7 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])
+    assert found["transmil"].optimiser.lookahead == 6
     assert (found["attmil"].train.batch_size, found["attmil"].train.max_patches) == (64, 512)
 
 
