@@ -134,7 +134,7 @@ def test_lookahead_goes_half_of_the_way_and_its_state_is_the_optimiser_s() -> No
     def step(optimiser: Any, parameter: torch.Tensor) -> float:
         parameter.grad = -torch.ones(3)
         optimiser.step()
-        return float(parameter[0])
+        return float(parameter.detach()[0])
 
     assert [step(first, one) for _ in range(5)] == [1, 2, 3, 3, 4]
     two.data.copy_(one)

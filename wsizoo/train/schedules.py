@@ -37,7 +37,7 @@ def make_optimiser(model: SlideModel, settings: TrainSettings) -> Optimizer:
     kind = kinds[settings.optimiser]
     if settings.lookahead is not None:
         kind = with_lookahead(kind, settings.lookahead)
-    found = kind(groups, **options, **{name: own[name]})
+    found: Optimizer = kind(groups, **options, **{name: own[name]})
     for group in found.param_groups:
         group["initial_lr"] = group["lr"]
     return found

@@ -26,10 +26,9 @@ class PPEG(nn.Module):
         small = F.pad(self.conv5.weight, [1] * 4) + F.pad(self.conv3.weight, [2] * 4)
         kernel = self.conv7.weight + small  # (E, 1, 7, 7)
         # one by one: parts of one stacked tensor would get gradients that share memory
-        biases = [
-            conv.bias for conv in (self.conv7, self.conv5, self.conv3) if conv.bias is not None
-        ]
-        bias = biases[0] + biases[1] + biases[2]
+        convs = self.conv7, self.conv5, self.conv3
+        seven, five, three = (conv.bias for conv in convs if conv.bias is not None)
+        bias = seven + five + three
         image = tokens.transpose(1, 2).view(len(tokens), -1, height, width)
         moved = F.conv2d(image, kernel, bias, padding=3, groups=len(kernel))
         return tokens + moved.flatten(2).transpose(1, 2)
