@@ -1,5 +1,6 @@
 """Settings, and the optimisers and learning rates that they name."""
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -138,7 +139,7 @@ def test_lookahead_goes_half_of_the_way_and_its_state_is_the_optimiser_s() -> No
 
     assert [step(first, one) for _ in range(5)] == [1, 2, 3, 3, 4]
     two.data.copy_(one)
-    again.load_state_dict(first.state_dict())
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
     assert step(again, two) == step(first, one) == 4  # of 3 and 5
     made = make_optimiser(toy_model(), TrainSettings(optimiser="radam", lookahead=6))
     assert isinstance(made, torch.optim.RAdam)
