@@ -19,21 +19,33 @@ METHODS = (  # name, module:class, summary, source
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
 )
 FORMATS = (  # name, components, module:class, summary, source
-    ("clam-official", ("clam-sb", "clam-mb"), "clam_format:ClamOfficial", "CLAM's", CLAM),
-    ("dsmil-official", ("dsmil",), "dsmil_format:DSMILOfficial", "DSMIL's", DSMIL),
+    (
+        "clam-official",
+        ("clam-sb", "clam-mb"),
+        "clam_format:ClamOfficial",
+        "what CLAM saves, older files too",
+        CLAM,
+    ),
+    ("dsmil-official", ("dsmil",), "dsmil_format:DSMILOfficial", "what DSMIL saves", DSMIL),
     (
         "transmil-official",
         ("transmil",),
         "transmil_format:TransMILOfficial",
-        "TransMIL's",
+        "what TransMIL saves",
         TRANSMIL,
     ),
-    ("attmil", ("attmil",), "attmil_format:AttMILOfficial", "marugoto's, STAMP 1", MARUGOTO),
+    (
+        "attmil",
+        ("attmil",),
+        "attmil_format:AttMILOfficial",
+        "what marugoto (STAMP 1) saves",
+        MARUGOTO,
+    ),
     (
         "mil-lab",
         ("abmil", "clam-sb", "dsmil", "transmil"),
         "mil_lab_format:MILLab",
-        "MIL-Lab's, FEATHER too",
+        "what MIL-Lab saves, FEATHER too",
         MIL_LAB,
     ),
 )
@@ -50,6 +62,6 @@ def wsizoo_components():
 @hookimpl
 def wsizoo_weight_formats():
     return tuple(
-        WeightFormat(name, of, f"wsizoo_plugin_mil.{target}", f"{whose} checkpoints", source)
-        for name, of, target, whose, source in FORMATS
+        WeightFormat(name, of, f"wsizoo_plugin_mil.{target}", summary, source)
+        for name, of, target, summary, source in FORMATS
     )
