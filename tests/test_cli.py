@@ -262,6 +262,10 @@ def test_list_filters_and_says_when_nothing_matches() -> None:
     assert rows["uni"]["gated"] and rows["uni"]["licence"] == "CC-BY-NC-ND-4.0"
     assert not rows["conch"]["runs here"]
     assert "abmil" in invoke("list", "--parts", "aggregator").output
+    # without a name --aggregator lists the aggregators themselves, with one its models
+    assert invoke("list", "--aggregator").output == invoke("list", "--parts", "aggregator").output
+    rows = json.loads(invoke("list", "--aggregator", "max", "--json").output)
+    assert {row["aggregator"] for row in rows} == {"max"}
 
 
 def test_show_and_plugins_tell_what_is_known() -> None:

@@ -109,6 +109,17 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
     assert (found["attmil"].train.batch_size, found["attmil"].train.max_patches) == (64, 512)
 
 
+def test_patches_are_labelled_by_every_method_of_spans_table_with_its_numbers() -> None:
+    given = {"recipe": "patch-segmentation", "data": {"table": "t.csv"}}
+    for name in ("gcn-uni", "gat-uni", "abmil-seg-uni", "transmil-seg-uni"):
+        config = load_config(given, [f"model={name}"])
+        head = wsizoo.build(config.model, "head.classes=[a,b]", "aggregator.dim=16").head
+        assert (head.task, head.threshold, head.dice_weight) == ("segmentation", 0.2, 0.75)
+    o, span = config.optimiser, load_config({**given, "recipe": "span-segmentation"})
+    assert (o, config.train, config.schedule) == (span.optimiser, span.train, span.schedule)
+    assert (config.split.fractions, config.seeds) == ([0.7, 0.1, 0.2], [0, 1, 2, 3, 4])
+
+
 def test_longmils_recipes_have_the_numbers_that_the_paper_states() -> None:
     """https://arxiv.org/abs/2410.14195, Section 4; five seeds or HIPT's five folds."""
     data = {"table": "t.csv"}

@@ -4,6 +4,8 @@ import pytest
 from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
+from wsizoo_plugin_mil.gat import GAT
+from wsizoo_plugin_mil.gcn import GCN
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
 from wsizoo_plugin_mil.transmil import TransMIL
 
@@ -26,6 +28,9 @@ METHODS = [
     (TransMIL, {"dim": 16}),
     (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
     (AttMIL, {"dim": 16, "attention": 8}),
+    (GCN, {"dim": 16}),
+    (GAT, {"dim": 16}),
+    (GAT, {"dim": 15, "heads": 3, "layers": 1}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

@@ -8,6 +8,8 @@ DSMIL = "https://github.com/binli123/dsmil-wsi"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
+KIPF = "https://arxiv.org/abs/1609.02907"
+VELICKOVIC = "https://arxiv.org/abs/1710.10903"
 
 METHODS = (  # name, module:class, summary, source
     ("mean-instance", "instance_pooling:MeanInstance", "mean of the logits of patches", RRT),
@@ -17,6 +19,8 @@ METHODS = (  # name, module:class, summary, source
     ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+    ("gcn", "gcn:GCN", "our GCN: graph convolutions over neighbouring patches", KIPF),
+    ("gat", "gat:GAT", "our GAT: graph attention over neighbouring patches", VELICKOVIC),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
