@@ -252,7 +252,8 @@ def test_list_names_the_pip_command_of_plugins_that_are_not_here(
 
 def test_list_filters_and_says_when_nothing_matches() -> None:
     rows = json.loads(invoke("list", "abmil*", "--weights", "--json").output)
-    assert [row["model"] for row in rows] == ["abmil-demo"]
+    feather = [f"abmil-feather-{encoder}" for encoder in ("conch15", "uni", "uni2")]
+    assert [row["model"] for row in rows] == ["abmil-demo", *feather]
     assert rows[0]["weights"] is True
     assert "Nothing matches. Everything: wsizoo list" in invoke("list", "zzz*").output
     assert invoke("list", "zzz*").exit_code == 0

@@ -1,4 +1,4 @@
-"""Methods on the graph of a slide's patches: each is joined with those in the 3 x 3 cells around."""
+"""The graph of a slide's patches: each is joined with those in the 3 x 3 cells around it."""
 
 from __future__ import annotations
 
