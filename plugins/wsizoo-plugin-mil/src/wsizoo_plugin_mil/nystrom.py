@@ -8,7 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsizoo.ops import RowLinear
+
 EPS = 1e-8
+BLOCK = 64  # rows of the sequence that one product of the residual convolution gives
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class NystromAttention(nn.Module):
         super().__init__()
         self.heads, self.landmarks, self.iterations = heads, landmarks, iterations
         inner = heads * dim_head
-        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
-        self.out = nn.Linear(inner, dim)
+        self.qkv = RowLinear(dim, 3 * inner, bias=False)
+        self.out = RowLinear(inner, dim)
         self.drop = nn.Dropout(dropout)
         self.conv = nn.Conv2d(
             heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False
@@ -98,7 +101,7 @@ class NystromAttention(nn.Module):
         else:
             seen = _softmax(f.ql @ f.k.mT, f.landmarks, f.keys) @ f.v
             mixed = _softmax(f.q @ f.kl.mT, f.keys, f.landmarks) @ (f.inverse @ seen)
-        mixed = mixed + self.conv(f.v)  # (B, H, T, d)
+        mixed = mixed + along(f.v, self.conv.weight.flatten(1))  # (B, H, T, d)
         joined = mixed[:, :, f.padding :].transpose(1, 2).flatten(2)  # (B, n, H d)
         return self.drop(self.out(joined)), f
 
@@ -126,6 +129,25 @@ class NystromAttention(nn.Module):
             landmarks = count > 0
         inverse = pseudo_inverse(_softmax(ql @ kl.mT, landmarks, landmarks), self.iterations)
         return Factors(q, k, v, ql, kl, inverse, mask, landmarks, padding)
+
+
+def along(v: Tensor, kernels: Tensor) -> Tensor:
+    """The convolution of (B, H, T, d) along T with one kernel (H, K), K odd, a head; zero padding.
+
+    As products of a band matrix with blocks of rows, which a depthwise convolution is not fast at.
+    """
+    (b, heads, length, d), k = v.shape, kernels.shape[1]
+    rows = max(BLOCK, k - 1)
+    blocks = -(-length // rows)
+    after = (blocks + 1) * rows - length - k // 2
+    padded = F.pad(v, (0, 0, k // 2, after)).unflatten(2, (blocks + 1, rows))
+    side = padded.transpose(2, 3).reshape(b, heads, rows, -1)  # (B, H, rows, (blocks + 1) d)
+    # rows of a period one longer than the matrix is wide: each begins one column further on
+    period = F.pad(kernels, (0, rows)).repeat(1, rows)[:, : rows * (rows + k - 1)]
+    band = period.view(heads, rows, rows + k - 1)
+    own, next_ = side[..., : blocks * d], side[:, :, : k - 1, d:]
+    moved = band[..., :rows] @ own + band[..., rows:] @ next_  # (B, H, rows, blocks d)
+    return moved.unflatten(3, (blocks, d)).transpose(2, 3).flatten(2, 3)[:, :, :length]
 
 
 def _softmax(scores: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import Factors, NystromAttention
 from wsizoo_plugin_mil.ppeg import PPEG
@@ -79,7 +80,7 @@ class TransMIL(Aggregator):
             )
         super().__init__(in_dim, dim)
         self.by_product = variant == "mil-lab"
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU())
+        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
         self.token = nn.Parameter(torch.randn(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.positions = PPEG(dim)
