@@ -1,6 +1,7 @@
 """Every method, in every variant, is an aggregator. A method adds its lines to `METHODS`."""
 
 import pytest
+from wsizoo_plugin_mil.acmil import AcmilGA, AcmilMHA
 from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
@@ -26,6 +27,10 @@ METHODS = [
     (TransMIL, {"dim": 16}),
     (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
     (AttMIL, {"dim": 16, "attention": 8}),
+    (AcmilGA, {"dim": 16, "attention": 8}),
+    (AcmilGA, {"dim": 16, "attention": 8, "branches": 1, "masked": 0}),
+    (AcmilMHA, {"dim": 16, "heads": 4, "branches": 3}),
+    (AcmilMHA, {"dim": 16, "heads": 2, "branches": 1}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

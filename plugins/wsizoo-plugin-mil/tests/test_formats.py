@@ -37,6 +37,10 @@ FORMATS = [
     ("mil-lab", "clam-sb-uni", [*CLAM, LAB]),
     ("mil-lab", "dsmil-uni", [*NARROW, LAB]),
     ("mil-lab", "transmil-uni", [*NARROW, LAB]),
+    ("acmil-official", "acmil-ga-uni", NARROW),
+    ("acmil-official", "acmil-ga-uni", [*NARROW, "aggregator.branches=1"]),
+    ("acmil-official", "acmil-mha-uni", NARROW),
+    ("acmil-official", "acmil-mha-uni", [*NARROW, "aggregator.branches=1"]),
 ]
 
 

@@ -5,6 +5,7 @@ wsizoo_api = 1
 RRT = "https://github.com/DearCaat/RRT-MIL"
 CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
+ACMIL = "https://github.com/dazhangyu123/ACMIL"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -17,6 +18,8 @@ METHODS = (  # name, module:class, summary, source
     ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+    ("acmil-ga", "acmil:AcmilGA", "several attentions kept apart, best patches hidden", ACMIL),
+    ("acmil-mha", "acmil:AcmilMHA", "tokens with attentions kept apart", ACMIL),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -40,6 +43,13 @@ FORMATS = (  # name, components, module:class, summary, source
         "attmil_format:AttMILOfficial",
         "what marugoto (STAMP 1) saves",
         MARUGOTO,
+    ),
+    (
+        "acmil-official",
+        ("acmil-ga", "acmil-mha"),
+        "acmil_format:ACMILOfficial",
+        "what ACMIL saves",
+        ACMIL,
     ),
     (
         "mil-lab",
