@@ -5,6 +5,7 @@ from wsizoo_plugin_mil.acmil import AcmilGA, AcmilMHA
 from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
+from wsizoo_plugin_mil.dtfd import DTFD
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
 from wsizoo_plugin_mil.transmil import TransMIL
 
@@ -31,6 +32,9 @@ METHODS = [
     (AcmilGA, {"dim": 16, "attention": 8, "branches": 1, "masked": 0}),
     (AcmilMHA, {"dim": 16, "heads": 4, "branches": 3}),
     (AcmilMHA, {"dim": 16, "heads": 2, "branches": 1}),
+    (DTFD, {"dim": 16, "attention": 8}),
+    (DTFD, {"dim": 16, "attention": 8, "residuals": 1, "distill": "maxs", "shuffles": 3}),
+    (DTFD, {"dim": 16, "attention": 8, "variant": "mil-lab", "distill": "maxmins", "total": 8}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

@@ -41,6 +41,9 @@ FORMATS = [
     ("acmil-official", "acmil-ga-uni", [*NARROW, "aggregator.branches=1"]),
     ("acmil-official", "acmil-mha-uni", NARROW),
     ("acmil-official", "acmil-mha-uni", [*NARROW, "aggregator.branches=1"]),
+    ("dtfd-official", "dtfd-uni", NARROW),
+    ("dtfd-official", "dtfd-uni", [*NARROW, "aggregator.residuals=2"]),
+    ("mil-lab", "dtfd-uni", [*NARROW, LAB]),
 ]
 
 

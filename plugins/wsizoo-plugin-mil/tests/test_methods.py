@@ -27,11 +27,13 @@ SMALL = {  # model of the zoo -> overrides that make it small; golden files are 
     "attmil-retccl": ["aggregator.dim=8", "aggregator.attention=6"],
     "acmil-ga-uni": ["aggregator.dim=8", "aggregator.attention=6"],
     "acmil-mha-uni": ["aggregator.dim=8", "aggregator.heads=2"],
+    "dtfd-uni": ["aggregator.dim=8", "aggregator.attention=6"],
 }
 FURTHER = {  # variants, without golden files: the parity cases hold them
     "clam-mb-uni": ["aggregator.subtyping=true"],
     "dsmil-uni": ["aggregator.variant=mil-lab", "aggregator.dim=8"],
     "transmil-uni": ["aggregator.variant=mil-lab"],
+    "dtfd-uni": ["aggregator.variant=mil-lab", "aggregator.distill=maxmins"],
 }
 WITH_VARIANTS = [*SMALL.items(), *((name, SMALL[name] + more) for name, more in FURTHER.items())]
 HEADS = {

@@ -6,6 +6,7 @@ RRT = "https://github.com/DearCaat/RRT-MIL"
 CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
 ACMIL = "https://github.com/dazhangyu123/ACMIL"
+DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -20,6 +21,7 @@ METHODS = (  # name, module:class, summary, source
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
     ("acmil-ga", "acmil:AcmilGA", "several attentions kept apart, best patches hidden", ACMIL),
     ("acmil-mha", "acmil:AcmilMHA", "tokens with attentions kept apart", ACMIL),
+    ("dtfd", "dtfd:DTFD", "attention over pseudo-bags, and over what they hand on", DTFD),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -51,9 +53,10 @@ FORMATS = (  # name, components, module:class, summary, source
         "what ACMIL saves",
         ACMIL,
     ),
+    ("dtfd-official", ("dtfd",), "dtfd_format:DTFDOfficial", "what DTFD-MIL saves", DTFD),
     (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "dtfd"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,
