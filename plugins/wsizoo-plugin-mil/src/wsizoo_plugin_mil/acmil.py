@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -106,7 +107,7 @@ class AcmilGA(Packed):
             found.predictions = {
                 f"branches/{i}": Prediction(rows, slide=i) for i, rows in enumerate(each)
             }
-            alike = [likeness(paid.unflatten(0, (self.branches, -1))) for paid in weights]
+            alike = [likeness(paid.reshape(self.branches, -1, paid.shape[1])) for paid in weights]
             found.losses = {"diversity": torch.stack(alike).mean()}
         return found
 
@@ -122,9 +123,10 @@ class AcmilGA(Packed):
     def judged(self, vectors: Tensor) -> Tensor:
         """(..., K, E) -> (..., K, C), each by the classifier of its branch."""
         assert self.branch is not None
-        weight = self.branch.weight.unflatten(0, (self.branches, -1))  # (K, C, E)
-        bias = self.branch.bias.unflatten(0, (self.branches, -1))
-        return (weight @ vectors[..., None])[..., 0] + bias
+        weight = self.branch.weight.view(self.branches, -1, self.out_dim)  # (K, C, E)
+        bias = self.branch.bias.view(self.branches, -1)
+        judged: Tensor = (weight @ vectors[..., None])[..., 0] + bias
+        return judged
 
     def hidden(self, raw: Tensor, noise: Tensor | None = None) -> Tensor:
         """Stochastic top-k masking: scores (R, n), some of the best of each row put to -1e9.
@@ -186,7 +188,7 @@ class AcmilMHA(AcmilGA):
         return [raw.t() for raw in split(instances @ rows.t() + shifts, bags)]
 
     def summed(self, paid: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        parts = (paid @ rows).unflatten(0, (self.branches, self.heads))  # (K, H, E)
+        parts = (paid @ rows).view(self.branches, self.heads, -1)  # (K, H, E)
         *each, of_all = self.telling
         vectors = [tell(part) for tell, part in zip(each, parts, strict=False)]
         slide: Tensor = of_all(parts.mean(0))
@@ -201,10 +203,10 @@ class Asking(nn.Module):
         self.heads, self.query, self.key = heads, nn.Linear(dim, dim), nn.Linear(dim, dim)
 
     def forward(self, token: Tensor) -> tuple[Tensor, Tensor]:
-        query = self.query(token).unflatten(0, (self.heads, 1, -1))  # (H, 1, d)
-        query = query * query.shape[-1] ** -0.5
-        weight = self.key.weight.unflatten(0, (self.heads, -1))  # (H, d, E)
-        bias = self.key.bias.unflatten(0, (self.heads, -1))  # (H, d)
+        query = self.query(token).view(self.heads, 1, -1)  # (H, 1, d)
+        query = query / math.sqrt(query.shape[-1])
+        weight = self.key.weight.view(self.heads, -1, len(token))  # (H, d, E)
+        bias = self.key.bias.view(self.heads, -1)  # (H, d)
         return (query @ weight)[:, 0], (query[:, 0] * bias).sum(1)
 
 
@@ -217,7 +219,7 @@ class Telling(nn.Module):
         self.drop, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, parts: Tensor) -> Tensor:
-        weight = self.value.weight.unflatten(0, (self.heads, -1))  # (H, d, E)
+        weight = self.value.weight.view(self.heads, -1, parts.shape[1])  # (H, d, E)
         values = (weight @ parts[:, :, None]).flatten() + self.value.bias  # (E,)
         told: Tensor = self.norm(self.drop(self.out(values)))
         return told
@@ -234,4 +236,5 @@ def likeness(weights: Tensor) -> Tensor:
     cosines = (unit @ unit.mT).mean(0)  # (K, K)
     pairs = list(itertools.combinations(range(len(cosines)), 2))
     first, second = (list(side) for side in zip(*pairs, strict=True))
-    return cosines[first, second].mean()
+    mean: Tensor = cosines[first, second].mean()
+    return mean
