@@ -41,3 +41,10 @@ def backward(case, found):
     of = case.meta.get("cotangent_for")
     if of is not None:
         (found[f"out.{of}"] * case.inputs()["cotangent"]).sum().backward()
+
+
+def without_dropout(model):
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model

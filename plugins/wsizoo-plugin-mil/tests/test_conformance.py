@@ -1,9 +1,11 @@
 """Every method, in every variant, is an aggregator. A method adds its lines to `METHODS`."""
 
 import pytest
+from wsizoo_plugin_mil.acmil import AcmilGA, AcmilMHA
 from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
+from wsizoo_plugin_mil.dtfd import DTFD
 from wsizoo_plugin_mil.gat import GAT
 from wsizoo_plugin_mil.gcn import GCN
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
@@ -28,6 +30,13 @@ METHODS = [
     (TransMIL, {"dim": 16}),
     (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
     (AttMIL, {"dim": 16, "attention": 8}),
+    (AcmilGA, {"dim": 16, "attention": 8}),
+    (AcmilGA, {"dim": 16, "attention": 8, "branches": 1, "masked": 0}),
+    (AcmilMHA, {"dim": 16, "heads": 4, "branches": 3}),
+    (AcmilMHA, {"dim": 16, "heads": 2, "branches": 1}),
+    (DTFD, {"dim": 16, "attention": 8}),
+    (DTFD, {"dim": 16, "attention": 8, "residuals": 1, "distill": "maxs", "shuffles": 3}),
+    (DTFD, {"dim": 16, "attention": 8, "variant": "mil-lab", "distill": "maxmins", "total": 8}),
     (GCN, {"dim": 16}),
     (GAT, {"dim": 16}),
     (GAT, {"dim": 15, "heads": 3, "layers": 1}),

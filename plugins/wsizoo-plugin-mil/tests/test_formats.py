@@ -37,6 +37,13 @@ FORMATS = [
     ("mil-lab", "clam-sb-uni", [*CLAM, LAB]),
     ("mil-lab", "dsmil-uni", [*NARROW, LAB]),
     ("mil-lab", "transmil-uni", [*NARROW, LAB]),
+    ("acmil-official", "acmil-ga-uni", NARROW),
+    ("acmil-official", "acmil-ga-uni", [*NARROW, "aggregator.branches=1"]),
+    ("acmil-official", "acmil-mha-uni", NARROW),
+    ("acmil-official", "acmil-mha-uni", [*NARROW, "aggregator.branches=1"]),
+    ("dtfd-official", "dtfd-uni", NARROW),
+    ("dtfd-official", "dtfd-uni", [*NARROW, "aggregator.residuals=2"]),
+    ("mil-lab", "dtfd-uni", [*NARROW, LAB]),
 ]
 
 

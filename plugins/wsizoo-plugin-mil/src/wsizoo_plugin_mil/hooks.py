@@ -5,6 +5,8 @@ wsizoo_api = 1
 RRT = "https://github.com/DearCaat/RRT-MIL"
 CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
+ACMIL = "https://github.com/dazhangyu123/ACMIL"
+DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -19,6 +21,9 @@ METHODS = (  # name, module:class, summary, source
     ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+    ("acmil-ga", "acmil:AcmilGA", "several attentions kept apart, best patches hidden", ACMIL),
+    ("acmil-mha", "acmil:AcmilMHA", "tokens with attentions kept apart", ACMIL),
+    ("dtfd", "dtfd:DTFD", "attention over pseudo-bags, and over what they hand on", DTFD),
     ("gcn", "gcn:GCN", "our GCN: graph convolutions over neighbouring patches", KIPF),
     ("gat", "gat:GAT", "our GAT: graph attention over neighbouring patches", VELICKOVIC),
 )
@@ -46,8 +51,16 @@ FORMATS = (  # name, components, module:class, summary, source
         MARUGOTO,
     ),
     (
+        "acmil-official",
+        ("acmil-ga", "acmil-mha"),
+        "acmil_format:ACMILOfficial",
+        "what ACMIL saves",
+        ACMIL,
+    ),
+    ("dtfd-official", ("dtfd",), "dtfd_format:DTFDOfficial", "what DTFD-MIL saves", DTFD),
+    (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "dtfd"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

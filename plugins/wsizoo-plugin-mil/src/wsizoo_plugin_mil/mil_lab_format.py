@@ -14,6 +14,7 @@ from torch import Tensor
 from wsizoo import SlideModel
 from wsizoo.errors import SpecError
 from wsizoo_plugin_mil.clam_format import scores
+from wsizoo_plugin_mil.dtfd_format import residuals
 from wsizoo_plugin_mil.renaming import Renaming, told, width
 from wsizoo_plugin_mil.transmil_format import block, ppeg
 
@@ -67,7 +68,24 @@ def transmil(model: SlideModel) -> dict[str, str]:
     }
 
 
-TABLES: dict[str, Names] = {"abmil": abmil, "clam-sb": clam, "dsmil": dsmil, "transmil": transmil}
+def dtfd(model: SlideModel) -> dict[str, str]:
+    return {
+        "aggregator.embed.0": "patch_embed.fc1.0",
+        **residuals(model, "patch_embed"),
+        **scores("aggregator.attention", "attention", True),
+        "aggregator.judge": "classifier.fc",
+        **scores("aggregator.attention_of_groups", "attCls.global_attn", True),
+        "aggregator.classify": "attCls.classifier.fc",
+    }
+
+
+TABLES: dict[str, Names] = {
+    "abmil": abmil,
+    "clam-sb": clam,
+    "dsmil": dsmil,
+    "transmil": transmil,
+    "dtfd": dtfd,
+}
 STACKS: dict[str, dict[str, int]] = {"clam-sb": {"aggregator.judge": 2}}
 
 

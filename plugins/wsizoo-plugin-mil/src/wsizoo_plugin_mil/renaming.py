@@ -26,7 +26,7 @@ class Renaming(WeightLayout):
     def stacks(self, model: SlideModel) -> Mapping[str, int]:
         """Our layers that are several of theirs, one below the other, and the rows of each.
 
-        Theirs have their number after the name: `classifiers.0.weight`.
+        Theirs have their number after the name, `classifiers.0.weight`, or where it has `{}`.
         """
         return {}
 
@@ -69,7 +69,8 @@ class Renaming(WeightLayout):
         if rows is None:
             return [f"{names[layer]}.{ending}"]
         count = len(model.inference_state()[ours]) // rows
-        return [f"{names[layer]}.{i}.{ending}" for i in range(count)]
+        place = names[layer] if "{}" in names[layer] else f"{names[layer]}.{{}}"
+        return [f"{place.format(i)}.{ending}" for i in range(count)]
 
 
 def width(tensors: Mapping[str, Tensor], name: str, axis: int) -> int | None:
