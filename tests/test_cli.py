@@ -21,7 +21,7 @@ from wsizoo.cli import COMMANDS, cli, joined, main
 from wsizoo.cli.progress import bar, slide_bars
 from wsizoo.cli.text import print_field, print_table
 from wsizoo.errors import DataError
-from wsizoo.slides.store import read_bag
+from wsizoo.slides.store import read_bag, read_header
 from wsizoo.slides.tiff import write_pyramid
 
 pty = pytest.importorskip("pty", reason="terminals are tested on POSIX only")
@@ -304,15 +304,35 @@ def test_pin_takes_an_encoder_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_doctor_plans_the_memory_of_a_slide() -> None:
     told = json.loads(invoke("doctor", "--plan", "pixel-mamba-tiny", "--json").output)
-    assert 0 < told["forward"] < told["forward and backward"]
+    assert 0 < told["forward"] < told["training"]
+    assert (told["patches"], told["patch_size"]) == (300, 32)
     more = invoke("doctor", "--plan", "pixel-mamba-tiny", "--patches", "3000").output
-    assert re.search(r"^forward +\d\.\d\d GB", more)
+    assert re.search(r"^forward +\d\.\d\d GB", more, re.M)
     assert "float32, with the libraries and the weights" in more
     changed = invoke("doctor", "--plan", "pixel-mamba-tiny", "aggregator.recompute=false", "--json")
-    assert json.loads(changed.output)["forward and backward"] > told["forward and backward"]
+    assert json.loads(changed.output)["training"] > told["training"]
     refused = invoke("doctor", "a=1")
     assert refused.exit_code == 2
     assert "'a=1' overrides no model: --plan MODEL a=1" in refused.output
+    refused = invoke("doctor", "--slide", "a.svs")
+    assert refused.exit_code == 2
+    assert "'a.svs' is planned for a model: --plan MODEL --slide a.svs" in refused.output
+
+
+def test_doctor_plans_a_slide_and_a_feature_file(slides: Path, tmp_path: Path) -> None:
+    scale = ("--patch-mpp", "1", "--patch-size", "32")
+    asked = ("doctor", "--plan", "pixel-mamba-tiny", "encoder.mpp=1.0")
+    assert (
+        invoke("extract", slides / "S0.svs", "-e", "pixels", *scale, "-o", tmp_path).exit_code == 0
+    )
+    n = read_header(tmp_path / "S0.h5").n
+    for file in (slides / "S0.svs", tmp_path / "S0.h5"):
+        told = invoke(*asked, "--slide", file)
+        assert re.search(rf"^patches +{n} of 32 px$", told.output, re.M), told.output
+    refused = invoke(*asked[:3], "--slide", tmp_path / "S0.h5")
+    assert "was made for pixels features with mpp 4.0" in str(refused.exception)
+    missing = invoke(*asked, "--slide", tmp_path / "no.svs")
+    assert "no.svs is not there, expected a slide file" in str(missing.exception)
 
 
 def test_doctor_finds_the_core_working() -> None:
@@ -341,11 +361,20 @@ def test_extract_says_where_much_of_the_tissue_lies_beyond_whole_patches(
 ) -> None:
     result = invoke("extract", slides, "-o", tmp_path, "--patch-size", "400")
     told = re.search(
-        r"^done     S0  \d+ patches  (\d+)% of the tissue lies beyond", result.stdout, re.M
+        r"^done     S0  \d+ patches  (\d+)% of the tissue lies beyond whole patches \(--pad\)",
+        result.stdout,
+        re.M,
     )
     assert told, result.stdout
     rows = list(csv.DictReader((tmp_path / "extract.csv").read_text().splitlines()))
     assert round(float(rows[0]["beyond_grid"]) * 100) == int(told[1]) > 5
+    again = invoke("extract", slides, "-o", tmp_path, "--patch-size", "400", "--pad")
+    assert "made with padded False, now asked for True" in again.stdout
+    wide = ("--patch-size", "400", "--min-tissue", "0.01")
+    padded = invoke("extract", slides, "-o", tmp_path / "all", *wide, "--pad")
+    assert padded.exit_code == 0 and "beyond" not in padded.stdout
+    few, more = (read_header(at / "S0.h5").n for at in (tmp_path, tmp_path / "all"))
+    assert few < more
 
 
 def test_extract_json_is_one_object_a_slide_and_failures_end_with_1(

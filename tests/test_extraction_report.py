@@ -45,7 +45,7 @@ def test_slides_that_stand_out_are_named_with_the_reason() -> None:
         "tiny": "few patches: 3, usual here are 104",
         "torn": "2 patches could not be decoded: the file is damaged in places",
         "edge": "32 % of the tissue is at the right and bottom edge, where no whole patch fits: it "
-        "is not read. Smaller patches reach further (--patch-size)",
+        "is not read. --pad takes patches there too, smaller ones reach further (--patch-size)",
         "off": "patches are off scale by 2 %",
         "nominal": "um/px only nominal: 0.25 from its objective-power 40",
     }

@@ -253,6 +253,20 @@ class TestSelector:
         packed = silent.forward_packed(BagBatch.pack([bag(9), bag(2, seed=1)]))
         assert filled(packed.selector_scores).shape == (11,)
 
+    def test_groups_of_fused_patches_are_aligned_with_all_that_were_passed_in(self) -> None:
+        class InPairs(MeanPooling):
+            forward_packed = None
+
+            def forward(self, bag: Bag) -> Aggregated:
+                return dataclasses.replace(super().forward(bag), groups=torch.arange(len(bag)) // 2)
+
+        made = model(InPairs(DIM, 4), selector=SoftSelector(DIM)).eval()
+        output = made(bag(9))
+        kept, groups = filled(output.kept), filled(output.groups)
+        assert groups[kept].tolist() == [0, 0, 1, 1] and groups.shape == (9,)
+        packed = model(InPairs(DIM, 4)).forward_packed(BagBatch.pack([bag(3), bag(2, seed=1)]))
+        assert filled(packed.groups).tolist() == [0, 0, 1, 0, 0]
+
     def test_a_batch_falls_back_to_one_by_one(self) -> None:
         made, bags = self.make().eval(), [bag(n, seed=n) for n in (3, 8, 1)]
         packed, singles = made.forward_packed(BagBatch.pack(bags)), [made(b) for b in bags]

@@ -1,6 +1,7 @@
 """wsizoo.slides.grid: one grid a slide, exact in microns, whose cells come back without loss."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_the_grid_is_global_lossless_and_fills_the_slide(
 @example(spacing=np.nextafter(1.0, 2), cells=[100_000, 199_999])
 @example(spacing=1.5, cells=list(range(50)))  # every second corner lies between two pixels
 def test_cells_of_the_finest_grids_come_back(spacing: float, cells: list[int]) -> None:
-    grid = PatchGrid(0.5, 1, spacing, spacing, 200_001, 200_001)
+    grid = PatchGrid(0.5, 1, spacing, spacing, 200_001, 200_001, (200_001, 200_001))
     check_lossless(grid, np.stack([cells, cells[::-1]], 1))
 
 
@@ -85,6 +86,27 @@ def test_a_slide_of_exactly_one_or_two_patches_holds_them(slide_mpp: float) -> N
         grid_of(slide_mpp, (across, int(edge - ROUNDING - 0.5)), 0.5, 224)
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.integers(1, 512), overlap=st.floats(0, 0.9), width=st.integers(1, 5000),
+    height=st.integers(1, 5000),
+)  # fmt: skip
+def test_a_padded_grid_covers_the_slide_and_no_cell_more(
+    size: int, overlap: float, width: int, height: int
+) -> None:
+    slide: Any = FakeSlide(0.3, (width, height))
+    try:
+        grid = PatchGrid.of(slide, 0.5, size, overlap, padded=True)
+    except SlideError:
+        return
+    for edge, n in ((width, grid.columns), (height, grid.rows)):
+        assert (n - 1) * grid.spacing + grid.footprint >= edge - 1e-3
+        assert n == 1 or (n - 2) * grid.spacing + grid.footprint < edge + 1e-3
+    ends = grid.corners(grid.all_cells()) + grid.footprint
+    beyond = (ends > np.array([width, height]) + 1e-3).any(1)
+    assert grid.beyond(grid.all_cells()).tolist() == beyond.tolist()
+
+
 @pytest.mark.parametrize(
     ("mpp", "size", "overlap", "match"),
     [
@@ -94,7 +116,7 @@ def test_a_slide_of_exactly_one_or_two_patches_holds_them(slide_mpp: float) -> N
         (0.5, 224, 1.0, r"overlap in \[0, 1\)"),
         (0.5, 224, -0.1, r"overlap in \[0, 1\)"),
         (0.5, 10, 0.99, "apart, expected 1 at least"),
-        (0.5, 2000, 0.0, "300 x 225 um, smaller than one patch of 1000 um"),
+        (0.5, 2000, 0.0, r"300 x 225 um, smaller than one patch of 1000 um. .*: --pad"),
     ],
 )
 def test_impossible_patches_are_refused(mpp: float, size: int, overlap: float, match: str) -> None:

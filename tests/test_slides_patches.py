@@ -64,6 +64,36 @@ def path(tmp_path_factory: pytest.TempPathFactory, image: Pixels) -> Path:
     return write_pyramid(folder / "a.svs", image, 0.25, (1, 4), quality=95)
 
 
+@pytest.mark.parametrize("mpp", [0.25, 0.33, 1.0, 1.37])
+def test_patches_beyond_the_edge_are_white_there_and_the_others_as_without(
+    path: Path, image: Pixels, mpp: float
+) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, mpp, 64)
+        padded = PatchGrid.of(slide, mpp, 64, padded=True)
+        cells = padded.all_cells()
+        found, beyond = read_all(slide, padded), padded.beyond(cells)
+        assert np.array_equal(found[~beyond], read_all(slide, grid))
+        assert np.array_equal(found[beyond], read_all(slide, padded, cells[beyond]))
+    assert beyond.any()
+    canvas = Image.fromarray(np.pad(image, ((0, 512), (0, 512), (0, 0)), constant_values=255))
+    for corner, patch in zip(padded.corners(cells)[beyond], found[beyond], strict=True):
+        box = (*corner, *(corner + grid.footprint))
+        expected = np.asarray(canvas.resize((64, 64), Image.Resampling.BILINEAR, box)).astype(int)
+        outside = np.ceil((np.array([1200, 900]) - corner) / grid.footprint * 64).astype(int) + 1
+        assert (patch[:, max(0, outside[0]) :] == 255).all()
+        assert (patch[max(0, outside[1]) :] == 255).all()
+        assert np.abs(patch - expected).mean() < 4
+
+
+def test_a_slide_smaller_than_a_patch_is_one_patch_where_it_may_be_padded(path: Path) -> None:
+    with open_slide(path) as slide:
+        grid = PatchGrid.of(slide, 1.0, 512, padded=True)
+        (patch,) = read_all(slide, grid)
+    assert (patch[:225, :300] < 250).any(2).mean() > 0.9
+    assert (patch[226:] == 255).all() and (patch[:, 301:] == 255).all()
+
+
 @pytest.mark.parametrize("mpp", [0.2, 0.25, 0.33, 0.5, 1.0, 1.37])
 def test_patches_equal_a_brute_force_resample_of_level_0(
     path: Path, image: Pixels, mpp: float

@@ -11,11 +11,15 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wsizoo.catalogue import why_not_here
 from wsizoo.errors import SpecError, WsizooError
 from wsizoo.names import describe
 from wsizoo.registry import Registry, default
+
+if TYPE_CHECKING:
+    from wsizoo.model import SlideModel
 
 IMPORTED_AS = {  # distributions whose module has another name
     "openslide-python": "openslide",
@@ -63,23 +67,39 @@ def diagnose(access: bool = False, registry: Registry | None = None) -> list[Fin
     return [finding for area, look in areas.items() for finding in _guarded(area, look)]
 
 
-def plan(name: str, patches: int, *overrides: str, registry: Registry | None = None) -> list[int]:
-    """Bytes that a process holds at most with one slide: forward, and a step of training.
+@dataclass(frozen=True)
+class Plan:
+    """Bytes that a process holds at most with one slide.
+
+    Args:
+        patches, patch_size: of the slide; px. forward, training: bytes, of a step of training.
+    """
+
+    patches: int
+    patch_size: int
+    forward: int
+    training: int
+
+
+def plan(name: str, slide: int | Path, *overrides: str, registry: Registry | None = None) -> Plan:
+    """What memory one slide takes, before it runs.
 
     What this process holds with the model built (on Linux), and what the slide adds: known of
     models whose aggregator (or whole model) has `peak_bytes(patches, patch_size, training)`.
 
     Args:
         name, overrides: as `wsizoo.build`, without its head; or the folder of a model or run, as
-            `wsizoo.load`. patches: of the slide.
+            `wsizoo.load`. slide: how many patches it has; or itself, its patches counted as
+            `predict` takes them; or its feature file.
 
     Raises:
-        SpecError: the model does not say, or there are no patches. Others: as `build`.
+        SpecError: the model does not say, or there are no patches. FingerprintError: a file that
+        the model would refuse. Others: as `build`; of a slide as `extract`.
     """
     from wsizoo.zoo import build, load
 
-    if patches < 1:
-        raise SpecError(f"a slide of {patches} patches, expected 1 or more: --patches 300")
+    if isinstance(slide, int) and slide < 1:
+        raise SpecError(f"a slide of {slide} patches, expected 1 or more: --patches 300")
     registry = registry or default()
     record = registry.models[name].record if name in registry.models else {}
     headless = ["head=null"] if record.get("head") else []
@@ -90,8 +110,27 @@ def plan(name: str, patches: int, *overrides: str, registry: Registry | None = N
     peak = getattr(model.aggregator or model.whole, "peak_bytes", None)
     if peak is None:
         raise SpecError(f"'{name}' does not say what memory it takes; models of pixel-mamba do")
-    edge, held = model.requires.patch_size or 224, system_bytes("self/status", "VmRSS") or 0
-    return [held + peak(patches, edge, mode) for mode in (False, True)]
+    held = system_bytes("self/status", "VmRSS") or 0
+    patches, edge = (slide, None) if isinstance(slide, int) else _patches(model, slide)
+    edge = model.requires.patch_size or edge or 224
+    forward, training = (held + peak(patches, edge, mode) for mode in (False, True))
+    return Plan(patches, edge, forward, training)
+
+
+def _patches(model: SlideModel, file: Path) -> tuple[int, int | None]:
+    """How many patches a slide or a feature file has for a model, and their edge in px."""
+    from wsizoo.slides.extract import Request
+    from wsizoo.slides.manifest import SlideEntry
+    from wsizoo.slides.store import read_header
+    from wsizoo.sources import FeatureSource, Needs, is_features
+
+    if is_features(file):
+        header = read_header(file)
+        names = f"'{model.name}'", f"slide '{header.facts.slide_id}'"
+        model.requires.check_accepts(header.fingerprint, *names)
+        return header.n, header.fingerprint.patch_size
+    encoder = FeatureSource(model, file.parent, Needs(Request())).encoder()
+    return encoder.count(SlideEntry(file)), encoder.patch_size
 
 
 def system_bytes(file: str, key: str) -> int | None:

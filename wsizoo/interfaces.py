@@ -67,6 +67,7 @@ class Aggregated(Scored):
         instances: (N, I) one vector a patch, for per-patch heads; I = `instance_dim`.
         logits: (C,) of the slide, of a method that owns its classifier; never per-patch values.
         instance_logits: (N, C) of a method that owns its classifier of patches.
+        groups: (N,) int64, of a method that fuses patches: those of one number became one.
         losses: the method's own auxiliary terms by name, not the task's loss (training only).
         predictions: further predictions by name; the trainer applies the task's loss to them.
         task_weight: factor of the task's own loss beside them (training only).
@@ -77,6 +78,7 @@ class Aggregated(Scored):
     instances: Tensor | None = None
     logits: Tensor | None = None
     instance_logits: Tensor | None = None
+    groups: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
     task_weight: float = 1.0
@@ -96,8 +98,9 @@ class SlideOutput(Scored):
         scores: (N,) importance of each patch of the bag that was passed in: the aggregator's, else
             the selector's.
         selector_scores: (N,) how much the selector wanted each patch; None: no selector.
+        groups: (N,) int64, see `Aggregated`; packed: each slide's own, from 0.
         kept: (K,) int64, which patches a selector kept, ascending; None: all. The others have 0 in
-            the aggregator's `scores` and in `instance_logits`: mask them.
+            the aggregator's `scores`, in `groups` and in `instance_logits`: mask them.
         offsets: (B+1,) of per-instance fields, packed outputs only.
         losses, predictions, task_weight: see `Aggregated` (training only).
     """
@@ -110,6 +113,7 @@ class SlideOutput(Scored):
     embedding: Tensor | None = None
     scores: OnFirstAccess = LATE
     selector_scores: Tensor | None = None
+    groups: Tensor | None = None
     kept: Tensor | None = None
     offsets: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
@@ -175,8 +179,7 @@ class Selector(Part):
 
     def __init__(self, in_dim: int) -> None:
         super().__init__()
-        self.in_dim = in_dim
-        self.out_dim = in_dim
+        self.in_dim = self.out_dim = in_dim
 
     def forward(self, bag: Bag) -> Selected:
         raise NotImplementedError
@@ -216,8 +219,7 @@ class Aggregator(Part):
     def __init__(self, in_dim: int, out_dim: int, instance_dim: int | None = None) -> None:
         """Widths of the features, of `slide`, and of `instances` (default `out_dim`)."""
         super().__init__()
-        self.in_dim = in_dim
-        self.out_dim = out_dim
+        self.in_dim, self.out_dim = in_dim, out_dim
         self.instance_dim = out_dim if instance_dim is None else instance_dim
 
     def forward(self, bag: Bag) -> Aggregated:

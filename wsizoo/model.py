@@ -53,13 +53,9 @@ class SlideModel(nn.Module):
         requires: Fingerprint | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
-        self.spec = spec
-        self.in_dim = in_dim
-        self.selector = selector
-        self.aggregator = aggregator
-        self.head = head
-        self.whole = whole
+        self.name, self.spec, self.in_dim = name, spec, in_dim
+        self.selector, self.aggregator = selector, aggregator
+        self.head, self.whole = head, whole
         self.requires = requires or Fingerprint()
         self.trained = False
         self.facts: dict[str, Any] = {}  # stated by its publisher: data, results, limits
@@ -140,6 +136,7 @@ class SlideModel(nn.Module):
             instance_logits=aligned(rows, kept, n),
             scores=aligned_scores(aggregated, kept, n) if scored else wanted,
             selector_scores=wanted,
+            groups=aligned(aggregated.groups, kept, n),
             kept=kept,
             losses=losses,
             predictions=aggregated.predictions,

@@ -12,7 +12,7 @@ from torch import Tensor
 from wsizoo.bag import BagBatch
 
 PER_SLIDE = ("logits", "hazards", "risk", "value", "embedding")
-PER_PATCH = ("instance_logits", "selector_scores")
+PER_PATCH = ("instance_logits", "selector_scores", "groups")
 
 
 class OnFirstAccess:

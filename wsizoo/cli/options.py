@@ -34,6 +34,11 @@ PATCH_OPTIONS = (
         help="Share of an edge that neighbours share [0].",
     ),
     click.option(
+        "--pad",
+        is_flag=True,
+        help="Take patches too that reach beyond the right and bottom edge, white there.",
+    ),
+    click.option(
         "--min-tissue",
         type=click.FloatRange(0, 1),
         help="Share of a patch that must be tissue [0.5; 0.1 where a slide has under 1 %].",
@@ -164,6 +169,7 @@ def request_of(cut: dict[str, Any]) -> Request:
         mpp=cut["patch_mpp"],
         patch_size=cut["patch_size"],
         overlap=cut["overlap"],
+        pad=cut["pad"],
         min_tissue=cut["min_tissue"],
         mask=cut["mask"],
         max_unreadable=cut["max_unreadable"],

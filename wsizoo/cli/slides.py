@@ -99,7 +99,7 @@ def _extracted_line(result: Extracted) -> str:
     if result.unreadable:
         told.append(f"{result.unreadable} more are damaged")
     if (result.beyond_grid or 0) > MUCH_BEYOND:
-        told.append(f"{result.beyond_grid:.0%} of the tissue lies beyond whole patches")
+        told.append(f"{result.beyond_grid:.0%} of the tissue lies beyond whole patches (--pad)")
     told.append(f"{result.seconds:.1f} s")
     return "  ".join([f"{result.state:<8} {result.slide_id}", *told])
 

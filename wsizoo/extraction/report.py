@@ -92,7 +92,8 @@ def _reasons(row: Row, away: float, spread: float, n: int, usual: float) -> list
     if (beyond := _number(row["beyond_grid"])) > MUCH_BEYOND:
         why.append(
             f"{beyond * 100:.0f} % of the tissue is at the right and bottom edge, where no whole "
-            "patch fits: it is not read. Smaller patches reach further (--patch-size)"
+            "patch fits: it is not read. --pad takes patches there too, smaller ones reach further "
+            "(--patch-size)"
         )
     if _number(row["scale_error"]) > SCALE_ERROR:
         why.append(f"patches are off scale by {_number(row['scale_error']) * 100:.2g} %")

@@ -48,6 +48,8 @@ class Request:
 
     Args:
         mpp: um/px of a patch. patch_size: px. overlap: share of an edge that neighbours share.
+        pad: take patches too that reach beyond the right and bottom edge, which are white there;
+            they need as much tissue as the others.
         min_tissue: share of a patch; None: the encoder's own (0.1 of `pixels`), else 0.5, or 0.1
             on slides with less than 1 % tissue.
         mask: GeoJSON of tissue, or a folder with `<slide>.geojson`; None: tissue is found.
@@ -64,6 +66,7 @@ class Request:
     max_unreadable: float = 0.1
     slide_mpp: float | None = None
     batch_size: int = 64
+    pad: bool = False
 
     def __post_init__(self) -> None:
         """Raises DataError: impossible numbers. ScaleError: no scanner's mpp."""
@@ -125,6 +128,17 @@ class SlideEncoder:
         bag, _ = self._ensure(entry, out, overwrite, read_bag)
         return read_bag(out) if bag is None else bag
 
+    def count(self, entry: SlideEntry) -> int:
+        """Patches that `extract` would read of a slide. Raises as it does."""
+        with self.request.open(entry) as slide:
+            tissue, _ = self._tissue(slide)
+            return len(tissue_cells(slide, self._grid(slide), tissue, self._min_tissue))
+
+    @property
+    def patch_size(self) -> int | None:
+        """Edge of its patches, px."""
+        return self._made.patch_size
+
     def header(self, entry: SlideEntry, out: Path) -> FileHeader | None:
         """The header of `out`, if it answers the request; its content is not read.
 
@@ -157,6 +171,7 @@ class SlideEncoder:
             quickhash=slide.quickhash,
             mpp_source=slide.mpp_source,
             overlap=self.request.overlap,
+            padded=self.request.pad,
             min_tissue=self._min_tissue,
             mask=None if mask is None else sha256_of(mask),
             patient=entry.patient,
@@ -185,9 +200,7 @@ class SlideEncoder:
 
     def _write(self, slide: Slide, facts: SlideFacts, out: Path) -> None:
         """Encode stretch by stretch, then put the file together."""
-        made = self._made
-        assert made.mpp is not None and made.patch_size is not None
-        grid = PatchGrid.of(slide, made.mpp, made.patch_size, self.request.overlap)
+        made, grid = self._made, self._grid(slide)
         tissue, thumbnail = self._tissue(slide)
         cells = tissue_cells(slide, grid, tissue, self._min_tissue)
         certificate = asdict(certify(slide, grid))
@@ -217,6 +230,11 @@ class SlideEncoder:
             ) as write:
                 for features in parts.features():
                     write(features)
+
+    def _grid(self, slide: Slide) -> PatchGrid:
+        made, request = self._made, self.request
+        assert made.mpp is not None and made.patch_size is not None
+        return PatchGrid.of(slide, made.mpp, made.patch_size, request.overlap, request.pad)
 
     def _setting(self) -> dict[str, str]:
         """What else features depend on, to the last bit."""
@@ -277,7 +295,7 @@ def _check_same(out: Path, made: Fingerprint, facts: SlideFacts, mpp: float) -> 
                 f"this one has {now}). {replace_it}"
             )
     found = {**header.fingerprint.to_json(), **vars(header.facts), "slide's mpp": header.mpp}
-    asked = {name: getattr(facts, name) for name in ("overlap", "min_tissue", "mask")}
+    asked = {name: getattr(facts, name) for name in ("overlap", "padded", "min_tissue", "mask")}
     for name, now in {**made.to_json(), **asked, "slide's mpp": mpp}.items():
         then = found.get(name)
         if then != now:

@@ -21,10 +21,11 @@ class SlideFacts:
     Args:
         width, height: level-0 px. quickhash: the reader's, "" where unknown.
         mpp_source: where the slide's um/px come from. overlap: share of a patch's edge.
+        padded: patches that reach beyond the right and bottom edge were taken, white there.
         min_tissue: as asked for, or the encoder's own; None: the default rule.
         mask: digest of the outlines that were given for tissue; None: found by wsizoo.
         tissue: share of the slide that is tissue. beyond_grid: share of that tissue at the right
-            and bottom edge, where no whole patch fits. patient: as its manifest names it.
+            and bottom edge, where no patch fits. patient: as its manifest names it.
         certificate: what um/px its patches have, see `wsizoo.slides.patches.certify`.
     """
 
@@ -34,6 +35,7 @@ class SlideFacts:
     quickhash: str = ""
     mpp_source: str | None = None
     overlap: float = 0.0
+    padded: bool = False
     min_tissue: float | None = None
     mask: str | None = None
     tissue: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ class PatchGrid:
     Args:
         mpp: um/px of a patch. patch_size: its edge in px at that scale.
         footprint: its edge in level-0 px (float, exact). spacing: step of the grid (float).
-        columns, rows: cells that lie wholly inside the slide.
+        columns, rows: cells, all of which lie wholly inside the slide unless `padded`.
+        whole: (columns, rows) of those that do.
     """
 
     mpp: float
@@ -30,13 +32,22 @@ class PatchGrid:
     spacing: float
     columns: int
     rows: int
+    whole: tuple[int, int]
 
     @classmethod
-    def of(cls, slide: Slide, mpp: float, patch_size: int, overlap: float = 0.0) -> PatchGrid:
+    def of(
+        cls,
+        slide: Slide,
+        mpp: float,
+        patch_size: int,
+        overlap: float = 0.0,
+        padded: bool = False,
+    ) -> PatchGrid:
         """Lay the grid.
 
         Args:
             overlap: share of a patch's edge that its neighbour covers too, in [0, 1).
+            padded: also cells that reach beyond the right and bottom edge, as many as cover all.
 
         Raises:
             SlideError: the slide is smaller than one patch, or an argument is out of range.
@@ -50,14 +61,22 @@ class PatchGrid:
                 f"patches of {patch_size} px with overlap {overlap} would lie {spacing:.3g} px of "
                 f"{slide.path} apart, expected 1 at least. Choose a smaller --overlap"
             )
-        fits = [int((edge - footprint) / spacing + ROUNDING) + 1 for edge in slide.size]
+        steps = [(edge - footprint) / spacing for edge in slide.size]
+        columns, rows = (max(0, math.floor(step + ROUNDING) + 1) for step in steps)
+        if padded:
+            across, down = (max(0, math.ceil(step - ROUNDING)) + 1 for step in steps)
+            return cls(mpp, patch_size, footprint, spacing, across, down, (columns, rows))
         if any(edge < footprint - ROUNDING for edge in slide.size):
             width, height = (edge * slide.mpp for edge in slide.size)
             raise SlideError(
                 f"{slide.path} is {width:.0f} x {height:.0f} um, smaller than one patch of "
-                f"{patch_size * mpp:.0f} um"
+                f"{patch_size * mpp:.0f} um. Take it with white around it: --pad"
             )
-        return cls(mpp, patch_size, footprint, spacing, fits[0], fits[1])
+        return cls(mpp, patch_size, footprint, spacing, columns, rows, (columns, rows))
+
+    def beyond(self, cells: Cells) -> NDArray[np.bool_]:
+        """(N,) True for cells that reach beyond the right or bottom edge of the slide."""
+        return np.asarray((cells >= self.whole).any(1))
 
     def corners(self, cells: Cells) -> NDArray[np.float64]:
         """Exact top-left corners (N, 2), level-0 px."""

@@ -86,7 +86,7 @@ def tissue_cells(
 
 
 def tissue_beyond(slide: Slide, grid: PatchGrid, tissue: TissueMask) -> float:
-    """Share of the tissue at the right and bottom edge, where no whole patch fits, 0 to 1."""
+    """Share of the tissue at the right and bottom edge, where the grid has no cell, 0 to 1."""
     last = np.array([grid.columns, grid.rows]) - 1
     ends = np.minimum(last * grid.spacing + grid.footprint, slide.size)  # level-0 px
     x, y = ends / slide.size * tissue.mask.shape[::-1]  # mask px
@@ -223,7 +223,7 @@ class _Reader:
         """Room for the patches of a batch, and what is to be called to fill it, in any order."""
         cells = self.cells[first : first + self.batch_size]
         pixels = np.empty((len(cells), self.grid.patch_size, self.grid.patch_size, 3), np.uint8)
-        runs = _runs(cells, self.longest)
+        runs = _runs(cells, self.longest, self.grid.beyond(cells))
         return pixels, [partial(self.fill, cells[run], pixels[run]) for run in runs]
 
     def fill(self, cells: Cells, pixels: Pixels) -> WhyNot:
@@ -246,7 +246,8 @@ class _Reader:
         corners = taken.corners(self.grid, cells)
         (x, y), edge = corners[0], taken.edge * taken.scale
         width = corners[-1, 0] - x + edge
-        strip, left, top = self.slide.read(x, y, width, edge, taken.level, margin)
+        white = bool(self.grid.beyond(cells).any())
+        strip, left, top = self.slide.read(x, y, width, edge, taken.level, margin, white)
         for place, at in zip(pixels, left + (corners[:, 0] - x) / taken.scale, strict=True):
             if taken.as_is:
                 place[...] = strip[round(top) :, round(at) :][:size, :size]
@@ -254,10 +255,11 @@ class _Reader:
                 place[...] = _resample(strip, at, top, taken.edge, size, margin)
 
 
-def _runs(cells: Cells, longest: int) -> list[slice]:
-    """Where in `cells` neighbours along a row follow one another."""
+def _runs(cells: Cells, longest: int, alone: NDArray[np.bool_]) -> list[slice]:
+    """Where in `cells` neighbours along a row follow one another; some (N,) bool stay alone."""
     (across, down), n = np.diff(cells, axis=0).T, len(cells)
-    ends = [*(np.flatnonzero((across != 1) | (down != 0)) + 1).tolist(), n]
+    apart = (across != 1) | (down != 0) | alone[1:] | alone[:-1]
+    ends = [*(np.flatnonzero(apart) + 1).tolist(), n]
     return [
         slice(i, min(i + longest, end))
         for first, end in pairwise([0, *ends])

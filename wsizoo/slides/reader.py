@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from wsizoo.slides.scale import resolve_mpp
 Pixels = NDArray[np.uint8]
 STRIP_PIXELS = 2**22  # level px decoded at once, about 16 MB
 ROUNDING = 1e-6  # px
+WHITE = 255  # of what lies beyond a slide, where that is asked for
 GAP, SMALLEST_GAP = 128, 16  # grey, and px of an image, of what cannot be decoded
 HOPELESS = 200  # parts of a slide that were tried in vain before it is given up
 LEVEL_SLACK = 1e-3  # a level this much too coarse still serves: 3.9998 is 4
@@ -52,11 +54,19 @@ class Slide:
         self.quickhash: str = quickhash(path, handle)
 
     def read(
-        self, x: float, y: float, width: float, height: float, level: int, margin: int = 0
+        self,
+        x: float,
+        y: float,
+        width: float,
+        height: float,
+        level: int,
+        margin: int = 0,
+        white: bool = False,
     ) -> tuple[Pixels, float, float]:
         """Whole pixels of a level that cover a rectangle, and more around it.
 
-        Nothing outside the slide is read; what the rectangle covers beyond it repeats the edge.
+        Nothing outside the slide is read; what the rectangle covers beyond it repeats the edge, or
+        is white.
 
         Args:
             x, y, width, height: level-0 px, fractional allowed.
@@ -77,7 +87,9 @@ class Slide:
         down = _span(y / scale, height / scale, rows, scale, margin, whole)
         pixels = self._region((across.origin, down.origin), level, (across.count, down.count))
         if across.missing or down.missing:
-            pixels = np.pad(pixels, ((0, down.missing), (0, across.missing), (0, 0)), mode="edge")
+            beyond = ((0, down.missing), (0, across.missing), (0, 0))
+            more: dict[str, Any] = {"mode": "edge"} if not white else {"constant_values": WHITE}
+            pixels = np.pad(pixels, beyond, **more)
         return pixels, across.offset, down.offset
 
     def level_for(self, downsample: float) -> int:

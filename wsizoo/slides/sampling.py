@@ -21,7 +21,7 @@ class Sampling:
         level: that they are read from. scale: level-0 px per px of it, as the reader maps them.
         edge: of a patch, px of the level (float).
         as_is: a patch is whole px of the level, one for one; else it is resampled, once.
-        limit: (x, y) px of the level, the last that a patch taken as it is may begin at.
+        limit: (x, y) px of the level, the last that a whole patch taken as it is may begin at.
     """
 
     level: int
@@ -45,7 +45,9 @@ class Sampling:
         exact = grid.corners(cells)
         if not self.as_is:
             return exact
-        return np.asarray(np.minimum(np.rint(exact / self.scale), self.limit) * self.scale)
+        px = np.rint(exact / self.scale)
+        within = np.where(grid.beyond(cells)[:, None], px, np.minimum(px, self.limit))
+        return np.asarray(within * self.scale)
 
 
 @dataclass(frozen=True)

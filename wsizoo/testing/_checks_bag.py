@@ -202,9 +202,13 @@ def _told(value: Any) -> str:
 
 
 def check_scores_aligned(subject: Subject) -> None:
-    """Heatmaps draw scores[i] on patch i of the bag that was passed in."""
+    """Heatmaps draw scores[i] on patch i of the bag that was passed in; groups are its too."""
     for mode, output in both_modes(subject):
-        scores = output.scores
+        scores, groups = output.scores, getattr(output, "groups", None)
+        require(
+            groups is None or (groups.shape == (N_PATCHES,) and groups.dtype == torch.int64),
+            f"in {mode}, groups are {_told(groups)}, expected ({N_PATCHES},) int64, one a patch",
+        )
         if scores is None:
             continue
         require(

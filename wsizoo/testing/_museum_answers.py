@@ -35,6 +35,13 @@ class ColumnOfScores(Sound):
         return aggregated
 
 
+class GroupsOfKept(Sound):
+    def forward(self, bag: Bag) -> Any:
+        aggregated = super().forward(bag)
+        aggregated.groups = torch.arange(1 + len(bag) // 2)
+        return aggregated
+
+
 class SortedScores(Sound):
     def forward(self, bag: Bag) -> Any:
         aggregated = super().forward(bag)

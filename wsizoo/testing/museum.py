@@ -96,6 +96,7 @@ EXHIBITS = (
     _aggregator(ans.PeeksAtTarget, "eval_ignores_target"),
     _aggregator(ans.LossInEval, "losses"),
     _aggregator(ans.ColumnOfScores, "scores_aligned"),
+    _aggregator(ans.GroupsOfKept, "scores_aligned"),
     _aggregator(ans.SortedScores, "permutation_as_declared", "far_islands"),
     _aggregator(ans.LateScoresOfLastSlide, "scores_belong_to_their_call", "no_stray_tensors"),
     _aggregator(ans.WeighsByRow, "permutation_as_declared", "far_islands"),

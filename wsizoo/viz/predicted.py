@@ -40,6 +40,7 @@ class PatchAnswers:
     Args:
         scores: (N,) float64, larger mattered more. kept: (K,) patches that a selector kept.
         selector_scores: (N,) float64, how much the selector wanted each.
+        groups: (N,) int64, which patches the model fused: those of one number became one.
         probabilities: (N, C) float64. called: (N,) which class each is. classes: C names.
         segments: the model answers per patch only, so its classes are the answer.
     """
@@ -48,6 +49,7 @@ class PatchAnswers:
     scores: Floats | None = None
     kept: Index | None = None
     selector_scores: Floats | None = None
+    groups: Index | None = None
     probabilities: Floats | None = None
     called: Index | None = None
     classes: Sequence[str] = ()
@@ -61,6 +63,7 @@ class PatchAnswers:
             scores=_array(output.scores),
             kept=None if output.kept is None else output.kept.cpu().numpy(),
             selector_scores=_array(output.selector_scores),
+            groups=None if output.groups is None else output.groups.cpu().numpy(),
             probabilities=None if found is None else _array(found.probabilities),
             called=None if found is None else found.called.cpu().numpy(),
             classes=() if found is None else found.names,
@@ -68,7 +71,7 @@ class PatchAnswers:
         )
 
     def __bool__(self) -> bool:
-        said = (self.scores, self.kept, self.selector_scores, self.probabilities)
+        said = (self.scores, self.kept, self.selector_scores, self.groups, self.probabilities)
         return any(value is not None for value in said)
 
     @cached_property
@@ -135,8 +138,8 @@ class Drawing:
 def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
     """One row a patch: x, y (the bag's; empty without coords), and what there is of
 
-    score, kept (1 or 0), selector_score, prob_<class>, predicted. Empty where a selector dropped
-    the patch. Of a forced prediction, every row says why in `forced`.
+    score, kept (1 or 0), selector_score, group, prob_<class>, predicted. Empty where a selector
+    dropped the patch. Of a forced prediction, every row says why in `forced`.
     """
     xy = bag.coords.tolist() if bag.coords is not None else [["", ""]] * len(bag)
     rows: list[dict[str, Any]] = [{"x": x, "y": y} for x, y in xy]
@@ -155,6 +158,8 @@ def write_scores(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
         add("kept", np.isin(every, answers.kept).astype(int).tolist(), every)
     if answers.selector_scores is not None:
         add("selector_score", answers.selector_scores.tolist(), every)
+    if answers.groups is not None:
+        add("group", answers.groups.tolist(), read)
     if answers.probabilities is not None:
         for name, column in zip(answers.classes, answers.probabilities.T.tolist(), strict=True):
             add(f"prob_{name}", column, read)
@@ -216,7 +221,11 @@ def write_heatmap(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path | N
 
 
 def _write_geojson(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
-    wanted = answers.selector_scores
+    further: dict[str, NDArray[Any]] = {}
+    if answers.selector_scores is not None:
+        further["selector score"] = answers.selector_scores
+    if answers.groups is not None:
+        further["group"] = np.where(np.isin(np.arange(answers.n), answers.read), answers.groups, -1)
     collection = patches_geojson(
         *_squares(bag),
         answers.scores,
@@ -224,7 +233,7 @@ def _write_geojson(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path:
         probabilities=answers.probabilities,
         called=answers.called,
         classes=None if answers.probabilities is None else answers.classes,
-        measurements=None if wanted is None else {"selector score": wanted},
+        measurements=further,
         by_class=answers.segments,
     )
     return _write_collection(drawing, "geojson", collection)

@@ -1,15 +1,20 @@
 """From a slide to an answer, without a patch encoder; and slides that give none."""
 
 import csv
+import json
 import logging
+import re
 
 import numpy as np
 import pytest
+import tifffile
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import wsizoo
 from wsizoo import Bag
+from wsizoo.cli import cli
 from wsizoo.errors import BagError, FingerprintError, SlideError
 from wsizoo.slides.extract import Request
 
@@ -77,6 +82,18 @@ def test_regions_that_were_fused_have_one_score_what_the_slide_loses_without_the
     assert torch.equal(again, region_of[order])
 
 
+def test_users_see_which_regions_were_fused(model, tmp_path):
+    result = predict(slide(tmp_path), model, tmp_path)
+    region_of = model.aggregator.look(wsizoo.read_bag(result.files["features"])).region_of[0]
+    with open(result.files["scores"], newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["group"]) for row in rows] == region_of.tolist()
+    assert len({row["group"] for row in rows}) < len(rows)
+    tiles = json.loads(result.files["geojson"].read_text())["features"]
+    told = [tile["properties"]["measurements"]["group"] for tile in tiles]
+    assert told == region_of.tolist()
+
+
 def test_the_logits_of_the_final_regions_average_to_those_of_the_slide(model, tmp_path):
     predict(slide(tmp_path), model, tmp_path)
     bag = wsizoo.read_bag(tmp_path / "out/features/s.h5")
@@ -122,10 +139,24 @@ def test_one_region_and_an_odd_number_of_regions_are_slides_too(model, tmp_path,
     assert len(wsizoo.read_bag(result.files["features"])) == n
 
 
+def test_regions_beyond_the_edge_are_taken_on_request(model, tmp_path):
+    path = slide(tmp_path, 29, 15, tissue=(0, 0, 29, 15))
+    result = predict(path, model, tmp_path, min_tissue=0.0, pad=True)
+    bag = wsizoo.read_bag(result.files["features"])
+    assert bag.grid().tolist() == [[x, y] for y in (0, 1) for x in range(4)]
+    last = bag.features[-1]
+    assert (last[:, :7, :5] < 250).all()  # the slide's
+    assert (last[:, 7:] == 255).all() and (last[:, :, 5:] == 255).all()
+    assert result.files["heatmap"].is_file() and result.files["geojson"].is_file()
+    tiny = slide(tmp_path, 5, 7, tissue=(0, 0, 5, 7), name="tiny.png")
+    small = predict(tiny, model, tmp_path, min_tissue=0.0, pad=True)
+    assert len(wsizoo.read_bag(small.files["features"])) == 1
+
+
 @pytest.mark.parametrize(
     ("given", "mpp", "message"),
     [
-        ({"width": 7}, 4.0, "28 x 192 um, smaller than one patch of 32 um"),
+        ({"width": 7}, 4.0, r"28 x 192 um, smaller than one patch of 32 um. .*: --pad"),
         ({"tissue": (0, 0, 0, 0)}, 4.0, "no patch holds .* tissue"),
         ({"mode": "L"}, 4.0, "none was found at all .a grey image: tissue is found by colour"),
         ({}, 9.0, "scanned at 9 um/px, too coarse for patches at 4 um/px"),
@@ -136,6 +167,46 @@ def test_a_slide_that_holds_no_regions_is_refused(model, tmp_path, given, mpp, m
     assert not result.row
     with pytest.raises(SlideError, match=message):
         raise SlideError(result.reason)
+
+
+def tiff(folder, name, pixels, photometric="rgb", mpp=4.0):
+    """A tiled TIFF that states its um/px."""
+    per_cm = (1e4 / mpp, 1e4 / mpp)
+    how = {"photometric": photometric, "resolution": per_cm, "resolutionunit": "CENTIMETER"}
+    tifffile.imwrite(folder / f"{name}.tif", pixels, tile=(64, 64), **how)
+
+
+def test_the_command_says_of_each_bad_slide_what_is_wrong_and_goes_on(model, tmp_path):
+    wsizoo.save(model, tmp_path / "model")
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    good = np.asarray(Image.open(slide(tmp_path)))
+    blank = np.full_like(good, WHITE)
+    missing = np.where(np.arange(good.shape[1])[:, None] == 9, np.nan, good / 255)
+    expected = {
+        "good": ((good,), "predicted"),
+        "odd": ((good[8:32, 8:32],), "predicted"),
+        "rgba": ((np.dstack([good, blank[..., :1]]),), "predicted"),
+        "small": ((good[:5],), "256 x 20 um, smaller than one patch of 32 um. .*: --pad"),
+        "blank": ((blank,), "no patch holds 10 % tissue"),
+        "dark": ((blank * 0,), "is dark, so no brightfield slide"),
+        "coarse": ((good, "rgb", 16.0), "scanned at 16 um/px, too coarse for patches at 4 um/px"),
+        "grey": ((good[..., 0], "minisblack"), "a grey image: tissue is found by colour"),
+        "deep": ((good.astype(np.uint16) * 257,), "3 x 16-bit integer RGB, expected 8-bit RGB"),
+        "nan": ((missing.astype(np.float32),), "3 x 32-bit float RGB, expected 8-bit RGB"),
+        "inks": ((np.dstack([good, blank[..., :1]]), "separated"), "SEPARATED, expected 8-bit"),
+    }
+    for name, (given, _) in expected.items():
+        tiff(slides, name, *given)
+    Image.fromarray(good).save(slides / "unscaled.png")
+    expected["unscaled"] = ((), "states no microns per pixel. .* --mpp")
+    files = [str(file) for file in slides.iterdir()]
+    asked = ["-m", str(tmp_path / "model"), "-o", str(tmp_path / "out"), "--no-pictures"]
+    told = CliRunner().invoke(cli, ["predict", *files, *asked])
+    assert told.exit_code == 1 and "3 of 12 slides done" in told.output, told.output
+    for name, (_, message) in expected.items():
+        state = "done" if message == "predicted" else "FAILED"
+        assert re.search(rf"^{state} +{name}\b.*{message}", told.output, re.M), name
 
 
 def test_a_grey_slide_is_read_as_rgb(model, tmp_path):

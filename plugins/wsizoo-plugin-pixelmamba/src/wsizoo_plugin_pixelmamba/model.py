@@ -41,6 +41,7 @@ class PixelMamba(Aggregator):
     `scores` (N,): by how much the slide vector would move without the final region that the region
     is part of, relative to its length: |f - slide| / ((m - 1) |slide|), f the vector of the final
     region, m how many there are; 1 if there is one. Regions that were fused have one score.
+    `groups` (N,): which final region each is part of.
 
     Cost: see `counting.multiply_adds`; memory: `memory.peak_bytes`. No backward of a backward.
     Source: "From Pixels to Gigapixels: Bridging Local Inductive Bias and Long-Range Dependencies
@@ -69,7 +70,8 @@ class PixelMamba(Aggregator):
     def forward(self, bag: Bag) -> Aggregated:
         found = self.look(bag)
         slide = found.slide[0]
-        return Aggregated(slide, functools.partial(_scores, slide, found))
+        scores = functools.partial(_scores, slide, found)
+        return Aggregated(slide, scores, groups=found.region_of[0])
 
     def look(self, bag: Bag) -> Found:
         """All that the network finds in one slide, `region_of` in the order of the bag.
