@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
-from wsizoo_plugin_mil.clam import ClamSB
+from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
@@ -162,6 +162,15 @@ def test_a_slide_without_a_label_teaches_clam_s_patches_nothing():
     taught = module(Bag(x, target={"label": 2}))
     assert (set(taught.losses), taught.task_weight) == ({"instances"}, 0.7)
     assert label_of(Bag(x, target={"label": torch.tensor(2)}), 3) == 2
+
+
+@pytest.mark.parametrize("kind", [ClamSB, ClamMB])
+def test_one_logit_of_clam_is_of_two_classes_of_patches(kind):
+    module = kind(6, 1, 8, 4).train()
+    for label in (0, 1):
+        output = module(Bag(torch.randn(9, 6), target={"label": label}))
+        assert output.logits.shape == (1,)
+        assert set(output.losses) == {"instances"}
 
 
 def test_transmil_decays_no_biases_and_no_norms():

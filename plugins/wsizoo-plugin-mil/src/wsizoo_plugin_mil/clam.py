@@ -89,9 +89,9 @@ class ClamSB(Packed):
         embedded = 0.0 if variant == "mil-lab" else dropout
         self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
         self.attention = AttentionScores(dim, attention, rows, gated, score_dropout)
-        self.classes = n_outputs or 0
+        self.classes = 2 if n_outputs == 1 else n_outputs or 0  # one logit is of two classes
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
-        self.judge = nn.Linear(dim, 2 * n_outputs) if n_outputs else None  # (class, in or out)
+        self.judge = nn.Linear(dim, 2 * self.classes) if n_outputs else None  # (class, in or out)
         begin(self, "he" if variant == "mil-lab" else "torch")
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
@@ -153,7 +153,7 @@ class ClamSB(Packed):
         """For each class that is taught: which patches, and which of them are in it (1) or not."""
         found = {}
         for i in range(self.classes):
-            row = scores[0 if self.one_row else i]
+            row = scores[i if len(scores) > 1 else 0]
             best = highest(row, self.k)
             out = torch.zeros_like(best)
             if i == label:
