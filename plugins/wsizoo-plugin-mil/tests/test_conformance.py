@@ -5,6 +5,7 @@ from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
 
 from wsizoo.testing.conformance_suite import bound_checks
@@ -26,6 +27,8 @@ METHODS = [
     (TransMIL, {"dim": 16}),
     (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
     (AttMIL, {"dim": 16, "attention": 8}),
+    (Transformer, {"dim": 16, "mlp": 32}),
+    (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

@@ -37,6 +37,8 @@ FORMATS = [
     ("mil-lab", "clam-sb-uni", [*CLAM, LAB]),
     ("mil-lab", "dsmil-uni", [*NARROW, LAB]),
     ("mil-lab", "transmil-uni", [*NARROW, LAB]),
+    ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=20"]),
+    ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=0", "aggregator.layers=1"]),
 ]
 
 

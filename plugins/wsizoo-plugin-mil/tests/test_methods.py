@@ -25,6 +25,7 @@ SMALL = {  # model of the zoo -> overrides that make it small; golden files are 
     "dsmil-uni": ["aggregator.query=6"],
     "transmil-uni": ["aggregator.dim=16"],
     "attmil-retccl": ["aggregator.dim=8", "aggregator.attention=6"],
+    "transformer-uni": ["aggregator.dim=16", "aggregator.mlp=24"],
 }
 FURTHER = {  # variants, without golden files: the parity cases hold them
     "clam-mb-uni": ["aggregator.subtyping=true"],

@@ -17,6 +17,7 @@ METHODS = (  # name, module:class, summary, source
     ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+    ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -43,7 +44,7 @@ FORMATS = (  # name, components, module:class, summary, source
     ),
     (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "transformer"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

@@ -67,7 +67,29 @@ def transmil(model: SlideModel) -> dict[str, str]:
     }
 
 
-TABLES: dict[str, Names] = {"abmil": abmil, "clam-sb": clam, "dsmil": dsmil, "transmil": transmil}
+def transformer(model: SlideModel) -> dict[str, str]:
+    names = {**embedding(model), "aggregator.token": "cls_token", "aggregator.norm": "norm", **HEAD}
+    for i in range(len(getattr(model.aggregator, "blocks", ()))):
+        ours, theirs = f"aggregator.blocks.{i}", f"blocks.{i}"
+        names |= {f"{ours}.{n}": f"{theirs}.{n}" for n in ("norm", "norm2", "mlp.0", "mlp.3")}
+        names |= {f"{ours}.attention.out": f"{theirs}.attention.out_proj"}
+        names |= packed_projection(f"{ours}.attention", f"{theirs}.attention")
+    return names
+
+
+def packed_projection(ours: str, theirs: str) -> dict[str, str]:
+    """Queries, keys and values as torch's attention names them."""
+    return {f"{ours}.qkv.{n}": f"{theirs}.in_proj_{n}" for n in ("weight", "bias")}
+
+
+TABLES: dict[str, Names] = {
+    "abmil": abmil,
+    "clam-sb": clam,
+    "dsmil": dsmil,
+    "transmil": transmil,
+    "transformer": transformer,
+}
+ONLY_MIL_LAB_S = ("abmil", "transformer")  # no variant of another code
 STACKS: dict[str, dict[str, int]] = {"clam-sb": {"aggregator.judge": 2}}
 
 
@@ -120,7 +142,7 @@ def _checked(model: SlideModel) -> str:
     """The aggregator's name. Raises SpecError for one that computes something else than MIL-Lab."""
     part = dict(model.spec.aggregator or {})
     name = str(part.get("name"))
-    if name != "abmil" and part.get("variant") != "mil-lab":
+    if name not in ONLY_MIL_LAB_S and part.get("variant") != "mil-lab":
         raise SpecError(
             f"'{model.name}' differs from MIL-Lab's {name}, so with the same weights it gives "
             "other numbers. Add aggregator.variant=mil-lab"
