@@ -5,6 +5,7 @@ from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
 
@@ -27,6 +28,13 @@ METHODS = [
     (TransMIL, {"dim": 16}),
     (TransMIL, {"dim": 16, "variant": "mil-lab", "layers": 3}),
     (AttMIL, {"dim": 16, "attention": 8}),
+    (RRT, {"dim": 16, "regions": 2}),
+    (RRT, {"dim": 16, "layers": 3, "regions": 2, "ffn": True, "shortcut": True, "epeg": 0}),
+    (
+        RRT,
+        {"dim": 16, "regions": 1, "slot_mlp": True, "gated": True, "bias": True, "cross_heads": 1},
+    ),
+    (RRT, {"dim": 16, "variant": "mil-lab", "layers": 3, "embed_activation": "gelu"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]

@@ -37,6 +37,10 @@ FORMATS = [
     ("mil-lab", "clam-sb-uni", [*CLAM, LAB]),
     ("mil-lab", "dsmil-uni", [*NARROW, LAB]),
     ("mil-lab", "transmil-uni", [*NARROW, LAB]),
+    ("mil-lab", "rrt-uni", [*NARROW, LAB, "aggregator.layers=3"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.layers=3", "aggregator.ffn=true"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.slot_mlp=true", "aggregator.gated=true"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.epeg=0", "aggregator.bias=true"]),
     ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=20"]),
     ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=0", "aggregator.layers=1"]),
 ]

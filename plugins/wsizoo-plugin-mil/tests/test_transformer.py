@@ -10,9 +10,7 @@ from wsizoo import Bag
 from wsizoo.errors import SpecError
 
 
-@pytest.mark.parametrize(
-    "options", [{"heads": 3}, {"layers": 0}, {"compat": "published"}], ids=lambda given: str(given)
-)
+@pytest.mark.parametrize("options", [{"heads": 3}, {"layers": 0}, {"compat": "published"}], ids=str)
 def test_what_it_cannot_be_is_refused(options):
     with pytest.raises(SpecError, match="expected a multiple of heads, a layer or more, and null"):
         Transformer(20, dim=16, **options)

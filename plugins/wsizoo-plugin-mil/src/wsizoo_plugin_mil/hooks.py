@@ -17,6 +17,7 @@ METHODS = (  # name, module:class, summary, source
     ("dsmil", "dsmil:DSMIL", "attention by likeness to the critical patch of each class", DSMIL),
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
+    ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
@@ -43,8 +44,15 @@ FORMATS = (  # name, components, module:class, summary, source
         MARUGOTO,
     ),
     (
+        "rrt-official",
+        ("rrt",),
+        "rrt_format:RRTOfficial",
+        "what RRT-MIL saves",
+        RRT,
+    ),
+    (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil", "transformer"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "transformer", "rrt"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

@@ -15,6 +15,7 @@ from wsizoo import SlideModel
 from wsizoo.errors import SpecError
 from wsizoo_plugin_mil.clam_format import scores
 from wsizoo_plugin_mil.renaming import Renaming, told, width
+from wsizoo_plugin_mil.rrt_format import pooling
 from wsizoo_plugin_mil.transmil_format import block, ppeg
 
 PREFIX = "model."
@@ -82,7 +83,17 @@ def packed_projection(ours: str, theirs: str) -> dict[str, str]:
     return {f"{ours}.qkv.{n}": f"{theirs}.in_proj_{n}" for n in ("weight", "bias")}
 
 
+def rrt(model: SlideModel) -> dict[str, str]:
+    count = len(getattr(model.aggregator, "layers", ()))
+    places = ["layer1", *(f"layers.{i}" for i in range(count - 1))]
+    found = {**embedding(model), "aggregator.norm": "encoder.norm", **HEAD}
+    for i, place in enumerate(places):
+        found |= block(f"aggregator.layers.{i}", f"encoder.{place}", "attn")
+    return {**found, **pooling(model, "encoder.pool_fn.attention")}
+
+
 TABLES: dict[str, Names] = {
+    "rrt": rrt,
     "abmil": abmil,
     "clam-sb": clam,
     "dsmil": dsmil,
@@ -95,6 +106,14 @@ STACKS: dict[str, dict[str, int]] = {"clam-sb": {"aggregator.judge": 2}}
 
 def never_read(name: str, model: SlideModel) -> dict[str, Tensor]:
     """What MIL-Lab's models hold beside what they use, by their names without the prefix."""
+    if name == "rrt":
+        e, prefix = (
+            model.inference_state()["aggregator.norm.weight"].shape[0],
+            "encoder.pos_embedding",
+        )
+        sizes = {"proj": 7, "proj1": 5, "proj2": 3}
+        found = {f"{prefix}.{n}.weight": torch.zeros(e, 1, k, k) for n, k in sizes.items()}
+        return {**found, **{f"{prefix}.{n}.bias": torch.zeros(e) for n in sizes}}
     if name != "dsmil":
         return {}
     e = model.inference_state()["aggregator.instance.weight"].shape[1]
