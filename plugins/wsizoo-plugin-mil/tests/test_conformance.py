@@ -4,6 +4,7 @@ import pytest
 from wsizoo_plugin_mil.attmil import AttMIL
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
+from wsizoo_plugin_mil.ilra import ILRA
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
 from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
@@ -35,6 +36,9 @@ METHODS = [
         {"dim": 16, "regions": 1, "slot_mlp": True, "gated": True, "bias": True, "cross_heads": 1},
     ),
     (RRT, {"dim": 16, "variant": "mil-lab", "layers": 3, "embed_activation": "gelu"}),
+    (ILRA, {"dim": 16}),
+    (ILRA, {"dim": 16, "rank": 3, "norm": False, "layers": 1}),
+    (ILRA, {"dim": 16, "variant": "mil-lab"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]

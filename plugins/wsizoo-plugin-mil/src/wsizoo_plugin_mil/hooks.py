@@ -5,6 +5,7 @@ wsizoo_api = 1
 RRT = "https://github.com/DearCaat/RRT-MIL"
 CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
+ILRA = "https://github.com/jinxixiang/low_rank_wsi"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -18,6 +19,7 @@ METHODS = (  # name, module:class, summary, source
     ("transmil", "transmil:TransMIL", "Nystrom attention, positions by convolutions", TRANSMIL),
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
     ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
+    ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
@@ -50,9 +52,10 @@ FORMATS = (  # name, components, module:class, summary, source
         "what RRT-MIL saves",
         RRT,
     ),
+    ("ilra-official", ("ilra",), "ilra_format:ILRAOfficial", "what ILRA saves", ILRA),
     (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil", "transformer", "rrt"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "transformer", "rrt", "ilra"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

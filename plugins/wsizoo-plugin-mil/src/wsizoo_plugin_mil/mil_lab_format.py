@@ -14,7 +14,8 @@ from torch import Tensor
 from wsizoo import SlideModel
 from wsizoo.errors import SpecError
 from wsizoo_plugin_mil.clam_format import scores
-from wsizoo_plugin_mil.renaming import Renaming, told, width
+from wsizoo_plugin_mil.ilra_format import layers
+from wsizoo_plugin_mil.renaming import Renaming, packed_projection, told, width
 from wsizoo_plugin_mil.rrt_format import pooling
 from wsizoo_plugin_mil.transmil_format import block, ppeg
 
@@ -78,11 +79,6 @@ def transformer(model: SlideModel) -> dict[str, str]:
     return names
 
 
-def packed_projection(ours: str, theirs: str) -> dict[str, str]:
-    """Queries, keys and values as torch's attention names them."""
-    return {f"{ours}.qkv.{n}": f"{theirs}.in_proj_{n}" for n in ("weight", "bias")}
-
-
 def rrt(model: SlideModel) -> dict[str, str]:
     count = len(getattr(model.aggregator, "layers", ()))
     places = ["layer1", *(f"layers.{i}" for i in range(count - 1))]
@@ -92,7 +88,12 @@ def rrt(model: SlideModel) -> dict[str, str]:
     return {**found, **pooling(model, "encoder.pool_fn.attention")}
 
 
+def ilra(model: SlideModel) -> dict[str, str]:
+    return {**layers(model, "multihead_attention"), **HEAD}
+
+
 TABLES: dict[str, Names] = {
+    "ilra": ilra,
     "rrt": rrt,
     "abmil": abmil,
     "clam-sb": clam,

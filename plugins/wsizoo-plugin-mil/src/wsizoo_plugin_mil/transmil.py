@@ -18,7 +18,7 @@ HEADS = {"transmil": 8, "mil-lab": 4}  # by variant
 
 
 class Block(nn.Module):
-    """h + Nystrom(LN h). Heads are dim / heads wide, and landmarks dim / 2, unless they are said."""
+    """h + Nystrom(LN h). Heads are dim / heads wide, landmarks dim / 2, unless they are said."""
 
     def __init__(
         self,
