@@ -9,6 +9,7 @@ from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
 from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
+from wsizoo_plugin_mil.wikg import WiKG
 
 from wsizoo.testing.conformance_suite import bound_checks
 
@@ -39,6 +40,9 @@ METHODS = [
     (ILRA, {"dim": 16}),
     (ILRA, {"dim": 16, "rank": 3, "norm": False, "layers": 1}),
     (ILRA, {"dim": 16, "variant": "mil-lab"}),
+    (WiKG, {"dim": 16}),
+    (WiKG, {"dim": 16, "mix": "sage", "pool": "max", "k": 2}),
+    (WiKG, {"dim": 16, "variant": "mil-lab", "mix": "gcn"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]

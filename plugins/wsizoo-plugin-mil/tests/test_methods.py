@@ -28,6 +28,7 @@ SMALL = {  # model of the zoo -> overrides that make it small; golden files are 
     "transformer-uni": ["aggregator.dim=16", "aggregator.mlp=24"],
     "rrt-uni": ["aggregator.dim=16", "aggregator.regions=3"],
     "ilra-uni": ["aggregator.dim=8"],
+    "wikg-uni": ["aggregator.dim=8"],
 }
 FURTHER = {  # variants, without golden files: the parity cases hold them
     "clam-mb-uni": ["aggregator.subtyping=true"],
@@ -35,6 +36,7 @@ FURTHER = {  # variants, without golden files: the parity cases hold them
     "transmil-uni": ["aggregator.variant=mil-lab"],
     "rrt-uni": ["aggregator.variant=mil-lab"],
     "ilra-uni": ["aggregator.variant=mil-lab"],
+    "wikg-uni": ["aggregator.variant=mil-lab"],
 }
 WITH_VARIANTS = [*SMALL.items(), *((name, SMALL[name] + more) for name, more in FURTHER.items())]
 HEADS = {

@@ -6,6 +6,7 @@ RRT = "https://github.com/DearCaat/RRT-MIL"
 CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
 ILRA = "https://github.com/jinxixiang/low_rank_wsi"
+WIKG = "https://github.com/WonderLandxD/WiKG"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -20,6 +21,7 @@ METHODS = (  # name, module:class, summary, source
     ("attmil", "attmil:AttMIL", "plain attention pooling, batch norm", MARUGOTO),
     ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
     ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
+    ("wikg", "wikg:WiKG", "a graph of most similar patches", WIKG),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
@@ -52,10 +54,11 @@ FORMATS = (  # name, components, module:class, summary, source
         "what RRT-MIL saves",
         RRT,
     ),
+    ("wikg-official", ("wikg",), "wikg_format:WiKGOfficial", "what WiKG saves", WIKG),
     ("ilra-official", ("ilra",), "ilra_format:ILRAOfficial", "what ILRA saves", ILRA),
     (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil", "transformer", "rrt", "ilra"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "transformer", "rrt", "ilra", "wikg"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from wsizoo import SlideModel
 from wsizoo.errors import SpecError
+from wsizoo_plugin_mil import ilra_format, wikg_format
 from wsizoo_plugin_mil.clam_format import scores
-from wsizoo_plugin_mil.ilra_format import layers
 from wsizoo_plugin_mil.renaming import Renaming, packed_projection, told, width
 from wsizoo_plugin_mil.rrt_format import pooling
 from wsizoo_plugin_mil.transmil_format import block, ppeg
@@ -89,10 +89,15 @@ def rrt(model: SlideModel) -> dict[str, str]:
 
 
 def ilra(model: SlideModel) -> dict[str, str]:
-    return {**layers(model, "multihead_attention"), **HEAD}
+    return {**ilra_format.layers(model, "multihead_attention"), **HEAD}
+
+
+def wikg(model: SlideModel) -> dict[str, str]:
+    return {**embedding(model), **wikg_format.layers(model), **HEAD}
 
 
 TABLES: dict[str, Names] = {
+    "wikg": wikg,
     "ilra": ilra,
     "rrt": rrt,
     "abmil": abmil,
@@ -107,6 +112,8 @@ STACKS: dict[str, dict[str, int]] = {"clam-sb": {"aggregator.judge": 2}}
 
 def never_read(name: str, model: SlideModel) -> dict[str, Tensor]:
     """What MIL-Lab's models hold beside what they use, by their names without the prefix."""
+    if name == "wikg":
+        return wikg_format.gates(model)
     if name == "rrt":
         e, prefix = (
             model.inference_state()["aggregator.norm.weight"].shape[0],
