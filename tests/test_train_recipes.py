@@ -89,7 +89,10 @@ def test_spans_recipes_have_the_published_numbers() -> None:
 def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> None:
     found = {
         name: load_config({"recipe": f"{name}-classification", "data": {"table": "t.csv"}})
-        for name in ("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd")
+        for name in (
+            *("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd"),
+            *("transformer", "rrt", "ilra", "wikg"),
+        )
     }
     told = {
         name: (one.optimiser.name, one.optimiser.lr, one.optimiser.weight_decay, one.train.epochs)
@@ -102,8 +105,15 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "attmil": ("adam", 1e-4, 0.01, 32),
         "acmil": ("adamw", 1e-4, 1e-5, 100),
         "dtfd": ("adam", 1e-4, 1e-4, 200),
+        "transformer": ("adamw", 1e-4, 1e-5, 20),
+        "rrt": ("adam", 2e-4, 1e-5, 200),
+        "ilra": ("adam", 1e-4, 0.0, 100),
+        "wikg": ("adam", 1e-4, 1e-5, 100),
     }
-    assert [one.train.patience for one in found.values()] == [20, 10, 10, None, None, None]
+    assert [one.train.patience for one in found.values()] == [
+        *(20, 10, 10, None, None, None),
+        *(10, 30, None, None),
+    ]
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])

@@ -8,8 +8,12 @@ from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.dtfd import DTFD
 from wsizoo_plugin_mil.gat import GAT
 from wsizoo_plugin_mil.gcn import GCN
+from wsizoo_plugin_mil.ilra import ILRA
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.rrt import RRT
+from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
+from wsizoo_plugin_mil.wikg import WiKG
 
 from wsizoo.testing.conformance_suite import bound_checks
 
@@ -40,6 +44,21 @@ METHODS = [
     (GCN, {"dim": 16}),
     (GAT, {"dim": 16}),
     (GAT, {"dim": 15, "heads": 3, "layers": 1}),
+    (RRT, {"dim": 16, "regions": 2}),
+    (RRT, {"dim": 16, "layers": 3, "regions": 2, "ffn": True, "shortcut": True, "epeg": 0}),
+    (
+        RRT,
+        {"dim": 16, "regions": 1, "slot_mlp": True, "gated": True, "bias": True, "cross_heads": 1},
+    ),
+    (RRT, {"dim": 16, "variant": "mil-lab", "layers": 3, "embed_activation": "gelu"}),
+    (ILRA, {"dim": 16}),
+    (ILRA, {"dim": 16, "rank": 3, "norm": False, "layers": 1}),
+    (ILRA, {"dim": 16, "variant": "mil-lab"}),
+    (WiKG, {"dim": 16}),
+    (WiKG, {"dim": 16, "mix": "sage", "pool": "max", "k": 2}),
+    (WiKG, {"dim": 16, "variant": "mil-lab", "mix": "gcn"}),
+    (Transformer, {"dim": 16, "mlp": 32}),
+    (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

@@ -44,6 +44,18 @@ FORMATS = [
     ("dtfd-official", "dtfd-uni", NARROW),
     ("dtfd-official", "dtfd-uni", [*NARROW, "aggregator.residuals=2"]),
     ("mil-lab", "dtfd-uni", [*NARROW, LAB]),
+    ("mil-lab", "rrt-uni", [*NARROW, LAB, "aggregator.layers=3"]),
+    ("mil-lab", "ilra-uni", [*NARROW, LAB]),
+    ("mil-lab", "wikg-uni", [*NARROW, LAB]),
+    ("wikg-official", "wikg-uni", [*NARROW, "aggregator.pool=attention"]),
+    ("wikg-official", "wikg-uni", [*NARROW, "aggregator.mix=sage"]),
+    ("ilra-official", "ilra-uni", [*NARROW, "aggregator.layers=3"]),
+    ("ilra-official", "ilra-uni", [*NARROW, "aggregator.norm=false", "aggregator.rank=4"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.layers=3", "aggregator.ffn=true"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.slot_mlp=true", "aggregator.gated=true"]),
+    ("rrt-official", "rrt-uni", [*NARROW, "aggregator.epeg=0", "aggregator.bias=true"]),
+    ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=20"]),
+    ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=0", "aggregator.layers=1"]),
 ]
 
 

@@ -30,12 +30,19 @@ SMALL = {  # model of the zoo -> overrides that make it small; golden files are 
     "dtfd-uni": ["aggregator.dim=8", "aggregator.attention=6"],
     "gcn-uni": ["aggregator.dim=8", "head=classification"],
     "gat-uni": ["aggregator.dim=8", "head=classification"],
+    "transformer-uni": ["aggregator.dim=16", "aggregator.mlp=24"],
+    "rrt-uni": ["aggregator.dim=16", "aggregator.regions=3"],
+    "ilra-uni": ["aggregator.dim=8"],
+    "wikg-uni": ["aggregator.dim=8"],
 }
 FURTHER = {  # variants, without golden files: the parity cases hold them
     "clam-mb-uni": ["aggregator.subtyping=true"],
     "dsmil-uni": ["aggregator.variant=mil-lab", "aggregator.dim=8"],
     "transmil-uni": ["aggregator.variant=mil-lab"],
     "dtfd-uni": ["aggregator.variant=mil-lab", "aggregator.distill=maxmins"],
+    "rrt-uni": ["aggregator.variant=mil-lab"],
+    "ilra-uni": ["aggregator.variant=mil-lab"],
+    "wikg-uni": ["aggregator.variant=mil-lab"],
 }
 WITH_VARIANTS = [*SMALL.items(), *((name, SMALL[name] + more) for name, more in FURTHER.items())]
 HEADS = {

@@ -7,6 +7,8 @@ CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
 ACMIL = "https://github.com/dazhangyu123/ACMIL"
 DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
+ILRA = "https://github.com/jinxixiang/low_rank_wsi"
+WIKG = "https://github.com/WonderLandxD/WiKG"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -26,6 +28,10 @@ METHODS = (  # name, module:class, summary, source
     ("dtfd", "dtfd:DTFD", "attention over pseudo-bags, and over what they hand on", DTFD),
     ("gcn", "gcn:GCN", "our GCN: graph convolutions over neighbouring patches", KIPF),
     ("gat", "gat:GAT", "our GAT: graph attention over neighbouring patches", VELICKOVIC),
+    ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
+    ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
+    ("wikg", "wikg:WiKG", "a graph of most similar patches", WIKG),
+    ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -58,9 +64,17 @@ FORMATS = (  # name, components, module:class, summary, source
         ACMIL,
     ),
     ("dtfd-official", ("dtfd",), "dtfd_format:DTFDOfficial", "what DTFD-MIL saves", DTFD),
+        "rrt-official",
+        ("rrt",),
+        "rrt_format:RRTOfficial",
+        "what RRT-MIL saves",
+        RRT,
+    ),
+    ("wikg-official", ("wikg",), "wikg_format:WiKGOfficial", "what WiKG saves", WIKG),
+    ("ilra-official", ("ilra",), "ilra_format:ILRAOfficial", "what ILRA saves", ILRA),
     (
         "mil-lab",
-        ("abmil", "clam-sb", "dsmil", "transmil", "dtfd"),
+        ("abmil", "clam-sb", "dsmil", "transmil", "dtfd", "transformer", "rrt", "ilra", "wikg"),
         "mil_lab_format:MILLab",
         "what MIL-Lab saves, FEATHER too",
         MIL_LAB,

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from wsizoo import SlideModel
 from wsizoo.errors import SpecError
+from wsizoo_plugin_mil import ilra_format, wikg_format
 from wsizoo_plugin_mil.clam_format import scores
 from wsizoo_plugin_mil.dtfd_format import residuals
-from wsizoo_plugin_mil.renaming import Renaming, told, width
+from wsizoo_plugin_mil.renaming import Renaming, packed_projection, told, width
+from wsizoo_plugin_mil.rrt_format import pooling
 from wsizoo_plugin_mil.transmil_format import block, ppeg
 
 PREFIX = "model."
@@ -79,18 +81,60 @@ def dtfd(model: SlideModel) -> dict[str, str]:
     }
 
 
+def transformer(model: SlideModel) -> dict[str, str]:
+    names = {**embedding(model), "aggregator.token": "cls_token", "aggregator.norm": "norm", **HEAD}
+    for i in range(len(getattr(model.aggregator, "blocks", ()))):
+        ours, theirs = f"aggregator.blocks.{i}", f"blocks.{i}"
+        names |= {f"{ours}.{n}": f"{theirs}.{n}" for n in ("norm", "norm2", "mlp.0", "mlp.3")}
+        names |= {f"{ours}.attention.out": f"{theirs}.attention.out_proj"}
+        names |= packed_projection(f"{ours}.attention", f"{theirs}.attention")
+    return names
+
+
+def rrt(model: SlideModel) -> dict[str, str]:
+    count = len(getattr(model.aggregator, "layers", ()))
+    places = ["layer1", *(f"layers.{i}" for i in range(count - 1))]
+    found = {**embedding(model), "aggregator.norm": "encoder.norm", **HEAD}
+    for i, place in enumerate(places):
+        found |= block(f"aggregator.layers.{i}", f"encoder.{place}", "attn")
+    return {**found, **pooling(model, "encoder.pool_fn.attention")}
+
+
+def ilra(model: SlideModel) -> dict[str, str]:
+    return {**ilra_format.layers(model, "multihead_attention"), **HEAD}
+
+
+def wikg(model: SlideModel) -> dict[str, str]:
+    return {**embedding(model), **wikg_format.layers(model), **HEAD}
+
+
 TABLES: dict[str, Names] = {
+    "wikg": wikg,
+    "ilra": ilra,
+    "rrt": rrt,
     "abmil": abmil,
     "clam-sb": clam,
     "dsmil": dsmil,
     "transmil": transmil,
     "dtfd": dtfd,
+    "transformer": transformer,
 }
+ONLY_MIL_LAB_S = ("abmil", "transformer")  # no variant of another code
 STACKS: dict[str, dict[str, int]] = {"clam-sb": {"aggregator.judge": 2}}
 
 
 def never_read(name: str, model: SlideModel) -> dict[str, Tensor]:
     """What MIL-Lab's models hold beside what they use, by their names without the prefix."""
+    if name == "wikg":
+        return wikg_format.gates(model)
+    if name == "rrt":
+        e, prefix = (
+            model.inference_state()["aggregator.norm.weight"].shape[0],
+            "encoder.pos_embedding",
+        )
+        sizes = {"proj": 7, "proj1": 5, "proj2": 3}
+        found = {f"{prefix}.{n}.weight": torch.zeros(e, 1, k, k) for n, k in sizes.items()}
+        return {**found, **{f"{prefix}.{n}.bias": torch.zeros(e) for n in sizes}}
     if name != "dsmil":
         return {}
     e = model.inference_state()["aggregator.instance.weight"].shape[1]
@@ -138,7 +182,7 @@ def _checked(model: SlideModel) -> str:
     """The aggregator's name. Raises SpecError for one that computes something else than MIL-Lab."""
     part = dict(model.spec.aggregator or {})
     name = str(part.get("name"))
-    if name != "abmil" and part.get("variant") != "mil-lab":
+    if name not in ONLY_MIL_LAB_S and part.get("variant") != "mil-lab":
         raise SpecError(
             f"'{model.name}' differs from MIL-Lab's {name}, so with the same weights it gives "
             "other numbers. Add aggregator.variant=mil-lab"

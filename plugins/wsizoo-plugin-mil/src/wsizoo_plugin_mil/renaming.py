@@ -86,3 +86,8 @@ def told(**values: object) -> list[str]:
         for key, value in values.items()
         if value is not None
     ]
+
+
+def packed_projection(ours: str, theirs: str) -> dict[str, str]:
+    """Queries, keys and values as torch's attention names them."""
+    return {f"{ours}.qkv.{n}": f"{theirs}.in_proj_{n}" for n in ("weight", "bias")}

@@ -19,13 +19,20 @@ HEADS = {"transmil": 8, "mil-lab": 4}  # by variant
 
 
 class Block(nn.Module):
-    """h + Nystrom(LN h)."""
+    """h + Nystrom(LN h). Heads are dim / heads wide, landmarks dim / 2, unless they are said."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        dropout: float,
+        dim_head: int | None = None,
+        landmarks: int | None = None,
+    ) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim)
         self.attention = NystromAttention(
-            dim, heads, dim // heads, landmarks=dim // 2, dropout=dropout
+            dim, heads, dim_head or dim // heads, landmarks or dim // 2, dropout=dropout
         )
 
     def forward(self, h: Tensor) -> tuple[Tensor, Factors]:
