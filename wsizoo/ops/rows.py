@@ -1,4 +1,4 @@
-"""Linear maps of many rows on a CPU, by the faster of torch's libraries, into memory used before."""
+"""Linear maps of many rows on a CPU, by the faster of torch's libraries, in memory used before."""
 
 from __future__ import annotations
 

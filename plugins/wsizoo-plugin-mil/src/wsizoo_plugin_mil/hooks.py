@@ -64,6 +64,7 @@ FORMATS = (  # name, components, module:class, summary, source
         ACMIL,
     ),
     ("dtfd-official", ("dtfd",), "dtfd_format:DTFDOfficial", "what DTFD-MIL saves", DTFD),
+    (
         "rrt-official",
         ("rrt",),
         "rrt_format:RRTOfficial",
