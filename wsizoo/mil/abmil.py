@@ -11,7 +11,7 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
 from wsizoo.mil.standardise import Standardise
-from wsizoo.ops import segment_softmax, segment_sum
+from wsizoo.ops import RowLinear, segment_softmax, segment_sum
 
 
 class ABMIL(Aggregator):
@@ -56,8 +56,8 @@ class ABMIL(Aggregator):
         super().__init__(in_dim, dim)
         self.standard = Standardise(in_dim) if standardise else None
         self.embed = nn.Sequential(*layers([in_dim, *hidden, dim], dropout, last_dropout))
-        self.value = nn.Linear(dim, attention)
-        self.gate = nn.Linear(dim, attention) if gated else None
+        self.value = RowLinear(dim, attention)
+        self.gate = RowLinear(dim, attention) if gated else None
         self.drop = nn.Dropout(score_dropout)
         self.score = nn.Linear(attention, 1)
 

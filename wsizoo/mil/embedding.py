@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from wsizoo.ops import RowLinear
+
 
 def layers(widths: Sequence[int], dropout: float, last: float | None = None) -> list[nn.Module]:
     """Linear, ReLU and dropout for each two widths.
@@ -18,5 +20,5 @@ def layers(widths: Sequence[int], dropout: float, last: float | None = None) -> 
     return [
         part
         for (a, b), share in zip(itertools.pairwise(widths), shares, strict=True)
-        for part in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(share))
+        for part in (RowLinear(a, b), nn.ReLU(inplace=True), nn.Dropout(share))
     ]

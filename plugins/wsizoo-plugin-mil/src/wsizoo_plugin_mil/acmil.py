@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -79,7 +80,7 @@ class AcmilGA(Packed):
         dim = self.out_dim
         self.branches, self.masked, self.mask_drop = branches, masked, mask_drop
         self.outputs = n_outputs or 0
-        self.embed = nn.Sequential(nn.Linear(self.in_dim, dim, bias=False), nn.ReLU())
+        self.embed = nn.Sequential(RowLinear(self.in_dim, dim, bias=False), nn.ReLU())
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
         self.branch = None
         if n_outputs and branches > 1:
@@ -200,7 +201,7 @@ class Asking(nn.Module):
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.heads, self.query, self.key = heads, nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.heads, self.query, self.key = heads, RowLinear(dim, dim), RowLinear(dim, dim)
 
     def forward(self, token: Tensor) -> tuple[Tensor, Tensor]:
         query = self.query(token).view(self.heads, 1, -1)  # (H, 1, d)
@@ -215,7 +216,7 @@ class Telling(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads, self.value, self.out = heads, nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.heads, self.value, self.out = heads, RowLinear(dim, dim), RowLinear(dim, dim)
         self.drop, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim, eps=1e-6)
 
     def forward(self, parts: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -45,8 +46,8 @@ class AttentionScores(nn.Module):
             raise SpecError(
                 f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
             )
-        self.value = nn.Linear(dim, hidden, bias)
-        self.gate = nn.Linear(dim, hidden, bias) if gated else None
+        self.value = RowLinear(dim, hidden, bias)
+        self.gate = RowLinear(dim, hidden, bias) if gated else None
         self.drop = nn.Dropout(dropout)
         self.score = nn.Linear(hidden, rows, bias)
         self.activation = activation

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, label_of, split
@@ -87,7 +88,7 @@ class ClamSB(Packed):
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
         self.criterion = LOSSES[instance_loss]
         embedded = 0.0 if variant == "mil-lab" else dropout
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
+        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
         self.attention = AttentionScores(dim, attention, rows, gated, score_dropout)
         self.classes = 2 if n_outputs == 1 else n_outputs or 0  # one logit is of two classes
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None

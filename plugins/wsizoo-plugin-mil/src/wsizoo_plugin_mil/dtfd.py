@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -88,7 +89,7 @@ class DTFD(Packed):
         super().__init__(in_dim, dim)
         self.groups, self.per_group, self.distill = groups, total // groups, distill
         self.shuffles, self.bag_weight, self.mixed = shuffles, bag_weight, variant == "mil-lab"
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim, bias=self.mixed), nn.ReLU())
+        self.embed = nn.Sequential(RowLinear(in_dim, dim, bias=self.mixed), nn.ReLU())
         self.blocks = nn.Sequential(*(Residual(dim) for _ in range(set_to["residuals"])))
         self.attention = AttentionScores(dim, attention, dropout=set_to["dropout"])
         self.drop = nn.Dropout(set_to["dropout"])
@@ -188,8 +189,8 @@ class Residual(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.first = nn.Linear(dim, dim, bias=False)
-        self.second = nn.Linear(dim, dim, bias=False)
+        self.first = RowLinear(dim, dim, bias=False)
+        self.second = RowLinear(dim, dim, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
         return h + torch.relu(self.second(torch.relu(self.first(h))))

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.errors import SpecError
-from wsizoo.ops import segment_softmax
+from wsizoo.ops import RowLinear, segment_softmax
 from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph, check_layers
 
 SLOPE = 0.2  # of LeakyReLU
@@ -25,7 +25,7 @@ class GraphAttention(nn.Module):
     def __init__(self, dim: int, heads: int, width: int, average: bool) -> None:
         super().__init__()
         self.heads, self.average = heads, average
-        self.linear = nn.Linear(dim, heads * width, bias=False)
+        self.linear = RowLinear(dim, heads * width, bias=False)
         self.gives, self.takes = (
             nn.Parameter(nn.init.xavier_normal_(self.linear.weight.new_empty(heads, width)))
             for _ in range(2)

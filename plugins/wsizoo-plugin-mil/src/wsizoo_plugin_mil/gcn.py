@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph, check_layers
 
 
@@ -12,7 +13,7 @@ class GraphConvolution(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim)
+        self.linear = RowLinear(dim, dim)
 
     def forward(self, h: Tensor, graph: PatchGraph) -> Tensor:
         root = graph.degrees.to(h.dtype).rsqrt()  # (N,)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, attend, weights
 from wsizoo_plugin_mil.packed import Packed
@@ -31,13 +32,13 @@ class Attention(nn.Module):
         self, asking: int, asked: int, dim: int, heads: int, norm: bool, gated: bool
     ) -> None:
         super().__init__()
-        self.query = nn.Linear(asking, dim)
-        self.key, self.value = nn.Linear(asked, dim), nn.Linear(asked, dim)
+        self.query = RowLinear(asking, dim)
+        self.key, self.value = RowLinear(asked, dim), RowLinear(asked, dim)
         self.attention = Multihead(dim, heads)
         self.norm0 = nn.LayerNorm(dim) if norm else nn.Identity()
-        self.over = nn.Linear(dim, dim)
+        self.over = RowLinear(dim, dim)
         self.norm1 = nn.LayerNorm(dim) if norm else nn.Identity()
-        self.gate = nn.Linear(asking, dim) if gated else None
+        self.gate = RowLinear(asking, dim) if gated else None
 
     def forward(
         self, asking: Tensor, asked: Tensor, lengths: Sequence[int], of: Sequence[int]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
-from wsizoo.ops import segment_max, segment_mean
+from wsizoo.ops import RowLinear, segment_max, segment_mean
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
 
@@ -54,7 +54,7 @@ class MeanInstance(Packed):
             )
         super().__init__(in_dim, dim)
         self.embed = nn.Sequential(
-            nn.Linear(in_dim, dim), ACTIVATIONS[activation](), nn.Dropout(dropout)
+            RowLinear(in_dim, dim), ACTIVATIONS[activation](), nn.Dropout(dropout)
         )
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
         begin(self, "xavier")

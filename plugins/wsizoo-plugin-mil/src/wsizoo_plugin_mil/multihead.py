@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from wsizoo.ops import RowLinear
+
 AT_ONCE = 2**23  # weights of attention that are held at once where a kernel does not do it
 
 
@@ -26,9 +28,9 @@ class Multihead(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = RowLinear(dim, 3 * dim)
         self.drop = nn.Dropout(dropout)
-        self.out = nn.Linear(dim, dim)
+        self.out = RowLinear(dim, dim)
 
     def forward(self, rows: Tensor, lengths: Sequence[int]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Also (n, 3 E) of each slide, its queries, keys and values, for who asks about weights."""

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wsizoo.ops import RowLinear
+from wsizoo_plugin_mil.nystrom import along
 from wsizoo_plugin_mil.windows import from_windows, to_windows
 
 CROSS_REGIONS = 8  # a side; the published code hands no other number on
@@ -30,8 +32,8 @@ class GroupAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float, epeg: int = 0) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
+        self.qkv = RowLinear(dim, 3 * dim)
+        self.out = RowLinear(dim, dim)
         self.drop = nn.Dropout(dropout)
         self.epeg = (
             nn.Conv2d(heads, heads, (epeg, 1), padding=(epeg // 2, 0), groups=heads, bias=False)
@@ -43,7 +45,7 @@ class GroupAttention(nn.Module):
         parts = self.qkv(groups).unflatten(2, (3, self.heads, -1))  # (G, L, 3, H, E/H)
         q, k, v = parts.permute(2, 0, 3, 1, 4)
         if self.epeg is not None:
-            q = q + self.epeg(q)
+            q = q + along(q, self.epeg.weight.flatten(1))
         mixed = F.scaled_dot_product_attention(q, k, v)  # (G, H, L, E/H)
         return cast(Tensor, self.drop(self.out(mixed.transpose(1, 2).flatten(2))))
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -28,9 +29,9 @@ class Layer(nn.Module):
         super().__init__()
         self.norm, self.attention = nn.LayerNorm(dim), attention
         self.norm2 = nn.LayerNorm(dim) if ffn else None
-        layers = nn.Linear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout)
+        layers = RowLinear(dim, 4 * dim), nn.GELU(), nn.Dropout(dropout)
         self.mlp = nn.Sequential(
-            *(*layers, nn.Linear(4 * dim, dim), nn.Dropout(dropout)) if ffn else ()
+            *(*layers, RowLinear(4 * dim, dim), nn.Dropout(dropout)) if ffn else ()
         )
 
     def forward(self, h: Tensor) -> Tensor:
@@ -106,7 +107,7 @@ class RRT(Packed):
         self.lab = lab = variant == "mil-lab"
         self.shortcut = shortcut and not lab
         act = ACTIVATIONS[embed_activation]()
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), act, nn.Dropout(dropout))
+        self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
         if lab:
             made: list[nn.Module] = [
                 NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.embedding import layers as embedding
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, weights
 from wsizoo_plugin_mil.packed import Packed
@@ -27,7 +28,7 @@ class Block(nn.Module):
         self.attention = Multihead(dim, heads, dropout)
         self.norm2 = nn.LayerNorm(dim) if mlp else None
         self.mlp = nn.Sequential(
-            *(nn.Linear(dim, mlp), nn.ReLU(), nn.Dropout(dropout), nn.Linear(mlp, dim), nn.ReLU())
+            *(RowLinear(dim, mlp), nn.ReLU(), nn.Dropout(dropout), RowLinear(mlp, dim), nn.ReLU())
             if mlp
             else ()
         )

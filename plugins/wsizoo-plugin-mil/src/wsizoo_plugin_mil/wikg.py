@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.neighbours import most_similar
 from wsizoo_plugin_mil.packed import Packed, split
@@ -77,10 +78,10 @@ class WiKG(Packed):
         self.k, self.mix, self.pool = told["k"], mix, told["pool"]
         self.lab = variant == "mil-lab"
         act: nn.Module = nn.ReLU() if self.lab else nn.LeakyReLU()
-        self.embed = nn.Sequential(nn.Linear(in_dim, dim), act)
-        self.head, self.tail = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.embed = nn.Sequential(RowLinear(in_dim, dim), act)
+        self.head, self.tail = RowLinear(dim, dim), RowLinear(dim, dim)
         wide = 2 * dim if mix == "sage" else dim
-        self.mixes = nn.ModuleList(nn.Linear(wide, dim) for _ in range(MIXES[mix]))
+        self.mixes = nn.ModuleList(RowLinear(wide, dim) for _ in range(MIXES[mix]))
         self.drop = nn.Dropout(told["dropout"])
         narrow = nn.Linear(dim, dim // 2), nn.LeakyReLU(), nn.Linear(dim // 2, 1)
         self.attention = nn.Sequential(*narrow) if self.pool == "attention" else None
