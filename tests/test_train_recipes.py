@@ -89,7 +89,7 @@ def test_spans_recipes_have_the_published_numbers() -> None:
 def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> None:
     found = {
         name: load_config({"recipe": f"{name}-classification", "data": {"table": "t.csv"}})
-        for name in ("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd")
+        for name in ("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd", "mhim", "mhim-v1")
     }
     told = {
         name: (one.optimiser.name, one.optimiser.lr, one.optimiser.weight_decay, one.train.epochs)
@@ -102,12 +102,16 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "attmil": ("adam", 1e-4, 0.01, 32),
         "acmil": ("adamw", 1e-4, 1e-5, 100),
         "dtfd": ("adam", 1e-4, 1e-4, 200),
+        "mhim": ("adam", 2e-4, 1e-5, 200),
+        "mhim-v1": ("adam", 2e-4, 1e-5, 200),
     }
-    assert [one.train.patience for one in found.values()] == [20, 10, 10, None, None, None]
+    assert [one.train.patience for one in found.values()] == [20, 10, 10, None, None, None, 20, 30]
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])
     assert found["transmil"].optimiser.lookahead == 6
+    assert found["mhim"].schedule.end_factor * found["mhim"].optimiser.lr == pytest.approx(1e-7)
+    assert found["mhim"].seeds == found["mhim-v1"].seeds == [2021]
     assert (found["dtfd"].train.clip, found["dtfd"].seeds) == (5, [32])
     assert (found["attmil"].train.batch_size, found["attmil"].train.max_patches) == (64, 512)
 

@@ -7,6 +7,7 @@ from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.dtfd import DTFD
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.mhim import MhimABMIL, MhimDSMIL, MhimTransMIL
 from wsizoo_plugin_mil.transmil import TransMIL
 
 from wsizoo.testing.conformance_suite import bound_checks
@@ -35,6 +36,13 @@ METHODS = [
     (DTFD, {"dim": 16, "attention": 8}),
     (DTFD, {"dim": 16, "attention": 8, "residuals": 1, "distill": "maxs", "shuffles": 3}),
     (DTFD, {"dim": 16, "attention": 8, "variant": "mil-lab", "distill": "maxmins", "total": 8}),
+    (MhimABMIL, {"dim": 16}),
+    (MhimABMIL, {"dim": 16, "version": "v1", "rising": True, "pooling": "tanh"}),
+    (MhimABMIL, {"dim": 16, "merge_test": True, "high": 0.4, "high_among": 0.5}),
+    (MhimDSMIL, {"dim": 16}),
+    (MhimDSMIL, {"dim": 16, "version": "v1"}),
+    (MhimTransMIL, {"dim": 16}),
+    (MhimTransMIL, {"dim": 16, "version": "v1", "low": 0.5}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

@@ -44,6 +44,10 @@ FORMATS = [
     ("dtfd-official", "dtfd-uni", NARROW),
     ("dtfd-official", "dtfd-uni", [*NARROW, "aggregator.residuals=2"]),
     ("mil-lab", "dtfd-uni", [*NARROW, LAB]),
+    ("mhim-official", "mhim-abmil-uni", NARROW),
+    ("mhim-official", "mhim-abmil-uni", [*NARROW, "aggregator.version=v1"]),
+    ("mhim-official", "mhim-dsmil-uni", NARROW),
+    ("mhim-official", "mhim-transmil-uni", NARROW),
 ]
 
 

@@ -7,6 +7,7 @@ CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
 ACMIL = "https://github.com/dazhangyu123/ACMIL"
 DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
+MHIM = "https://github.com/DearCaat/MHIM-MIL"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -22,6 +23,9 @@ METHODS = (  # name, module:class, summary, source
     ("acmil-ga", "acmil:AcmilGA", "several attentions kept apart, best patches hidden", ACMIL),
     ("acmil-mha", "acmil:AcmilMHA", "tokens with attentions kept apart", ACMIL),
     ("dtfd", "dtfd:DTFD", "attention over pseudo-bags, and over what they hand on", DTFD),
+    ("mhim-abmil", "mhim:MhimABMIL", "attention pooling without what a teacher finds easy", MHIM),
+    ("mhim-dsmil", "mhim:MhimDSMIL", "DSMIL without what a teacher finds easy", MHIM),
+    ("mhim-transmil", "mhim:MhimTransMIL", "TransMIL without what a teacher finds easy", MHIM),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -54,6 +58,13 @@ FORMATS = (  # name, components, module:class, summary, source
         ACMIL,
     ),
     ("dtfd-official", ("dtfd",), "dtfd_format:DTFDOfficial", "what DTFD-MIL saves", DTFD),
+    (
+        "mhim-official",
+        ("mhim-abmil", "mhim-dsmil", "mhim-transmil"),
+        "mhim_format:MHIMOfficial",
+        "what MHIM-MIL saves, v1 and v2",
+        MHIM,
+    ),
     (
         "mil-lab",
         ("abmil", "clam-sb", "dsmil", "transmil", "dtfd"),
