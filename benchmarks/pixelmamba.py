@@ -1,7 +1,7 @@
 """Pixel-Mamba: a 3000 x 3000 px tissue, time and memory; what Region Fusion saves; the plan.
 
-Each run is a process of its own, whose memory is looked at from outside. Memory is what it has
-more than before the slide came, by the system (VmHWM) and as planned (what tensors take).
+Each run is a process of its own. Memory is the most that it holds beyond what it held when the
+network was built, by the system (VmHWM), against the planner's estimate of the same.
 """
 
 import json
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from wsizoo_plugin_pixelmamba.counting import multiply_adds, parameters, tokens_of
-from wsizoo_plugin_pixelmamba.memory import peak_bytes
+from wsizoo_plugin_pixelmamba.memory import BYTES, peak_bytes, process_bytes
 from wsizoo_plugin_pixelmamba.network import Network
 from wsizoo_plugin_pixelmamba.settings import Settings
 
@@ -48,11 +48,14 @@ def run() -> None:
 def whole_slide(regions: int, training: bool, goal: float) -> None:
     """Time and memory of one slide."""
     seconds, _, held = _fresh(regions, training, 0.8)
-    planned = peak_bytes(Settings(), regions, (EDGE, EDGE), training)
+    slide = Settings(), regions, (EDGE, EDGE), training
+    tensors, planned = peak_bytes(*slide), process_bytes(*slide)
+    planned -= 2 * BYTES * parameters(Settings()) if training else 0  # AdamW's, which is not here
     what = "forward + backward" if training else "forward"
     print(
         f"  6m, {regions} regions, {what}: {seconds / 60:.1f} min, {held / 1e9:.2f} GB held (goal "
-        f"{goal:g}), {planned / 1e9:.2f} GB planned for tensors"
+        f"{goal:g}), {planned / 1e9:.2f} GB planned ({held / planned - 1:+.0%}), of which "
+        f"{tensors / 1e9:.2f} GB for tensors"
     )
 
 
@@ -82,10 +85,10 @@ def _one(regions: int, edge: int, training: bool, alpha: float) -> None:
     """Run one slide and print what it took."""
     torch.manual_seed(0)
     network = Network(Settings(alpha=alpha))
+    before = _resident("VmRSS")
     network(torch.randn(1, 1, 3, 32, 32)).slide.sum().backward()  # compiles, and makes gradients
     pixels = torch.randint(0, 256, (1, regions, 3, edge, edge), dtype=torch.uint8)
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
-    before, start, marks = _resident("VmRSS"), time.perf_counter(), []
+    start, marks = time.perf_counter(), []
     for layer in network.layers:
         layer.mix = _timed(layer.mix, marks)
     with torch.set_grad_enabled(training):

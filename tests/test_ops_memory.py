@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsizoo.doctor import system_bytes
 from wsizoo.ops import memory, scratch
 from wsizoo.ops.memory import ALIGNED, Arena
 
@@ -53,6 +54,26 @@ def test_pieces_in_use_never_overlap_and_all_come_back(steps: list[tuple[int, in
     gc.collect()
     last = arena.take(1 << 24)  # the whole range in one piece
     assert len(last) == 1 << 24
+
+
+def test_what_lies_free_below_a_block_in_use_goes_back_to_the_system() -> None:
+    if memory._trim() is None:
+        pytest.skip("the C library is not glibc")
+    small = [torch.ones(25_000) for _ in range(2_000)]  # 200 MB, none large enough for pages alone
+    last = small.pop()
+    small.clear()
+    before = system_bytes("self/status", "VmRSS") or 0
+    memory.give_back()
+    assert before - (system_bytes("self/status", "VmRSS") or 0) > 1.5e8
+    assert last.sum() == 25_000
+
+
+def test_without_glibc_nothing_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory._trim.cache_clear()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert memory._trim() is None
+    memory.give_back()
+    memory._trim.cache_clear()
 
 
 @needs_arena

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 ASSUMED = """\
 On a CPU, one slide at a time, float32, with the libraries and the weights; backward with gradients
-and AdamW. The C library may keep up to as much again of what was freed:
-MALLOC_MMAP_THRESHOLD_=1048576 in the environment stops that, and takes more time."""
+and AdamW."""
 
 
 @click.command("doctor")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import secrets
 import time
@@ -15,6 +13,7 @@ from wsizoo.encoders.batches import BatchEncoder, Precision
 from wsizoo.encoders.loading import load_encoder
 from wsizoo.errors import reason_of
 from wsizoo.interfaces import Encoder
+from wsizoo.ops.memory import give_back
 from wsizoo.slides.extract import Progress, Request, SlideEncoder
 from wsizoo.slides.manifest import SlideEntry
 
@@ -124,14 +123,5 @@ class Station:
             )
         except Exception as error:
             result = dataclasses.replace(result, reason=reason_of(error))
-        _give_memory_back()
+        give_back()  # else a process keeps, of each thread, the most that any slide has needed
         return dataclasses.replace(result, seconds=round(time.monotonic() - start, 2))
-
-
-def _give_memory_back() -> None:
-    """What a slide leaves in the C library's pools goes back to the system, where that can be told.
-
-    Without it a process keeps, of each of its threads, the most that any slide has needed.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # no glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)

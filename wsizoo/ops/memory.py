@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import bisect
 import contextlib
+import ctypes
+import functools
 import math
 import mmap
 import os
@@ -18,6 +20,7 @@ import sys
 import threading
 import weakref
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -40,6 +43,29 @@ def scratch(*shape: int, like: Tensor) -> Tensor:
         return like.new_empty(shape)
     piece = arena.take(size)
     return like.new_empty(shape) if piece is None else piece.view(like.dtype).view(shape)
+
+
+def give_back() -> None:
+    """Free memory that the C library holds goes back to the system: glibc's; elsewhere nothing.
+
+    glibc keeps what is freed below blocks that are in use, and finds aligned blocks, which torch
+    asks for, in few of its holes; so a process that works in pieces would hold up to twice what it
+    uses. Nothing else in the process changes, but each page that is used again costs a fresh one:
+    for once a layer of a large slide, not for once an op.
+    """
+    trim = _trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _trim() -> Callable[[int], int] | None:
+    """glibc's `malloc_trim`, None where the C library has none."""
+    try:
+        found: Callable[[int], int] = ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):  # TypeError: Windows, which has no such handle
+        return None
+    return found
 
 
 class Arena:

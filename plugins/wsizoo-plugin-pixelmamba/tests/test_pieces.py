@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from wsizoo_plugin_pixelmamba.pieces import scan_from, swept
+from wsizoo_plugin_pixelmamba.pieces import in_groups, scan_from, swept
 
 from wsizoo.mamba import VimBlock
 from wsizoo.ops import selective_scan
@@ -90,3 +90,17 @@ def test_a_scan_goes_on_from_a_state():
     second, state = scan_from(state, u[7:], delta[7:], a, b[7:], c[7:], d)
     torch.testing.assert_close(torch.cat([first, second]), y, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(state, last[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 5, 9])
+def test_a_linear_function_in_groups_of_regions_is_that_of_all(together):
+    x = torch.randn(2, 5, 4, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(2, 5, 2, 6, dtype=torch.float64)
+
+    def pairs(part):
+        return part.unflatten(2, (2, 2)).flatten(-2) * 3
+
+    whole, parts = pairs(x), in_groups(pairs, x, together)
+    assert parts.equal(whole)
+    wanted, got = (torch.autograd.grad((y * weights).sum(), x)[0] for y in (whole, parts))
+    assert got.equal(wanted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from wsizoo_plugin_pixelmamba.serialise import grid_order, with_cls, without_cls
+from wsizoo_plugin_pixelmamba.serialise import grid_order, step_of_cell, with_cls, without_cls
 
 
 def grid_after(grid: tuple[int, int], kind: str) -> tuple[int, int]:
@@ -45,8 +45,8 @@ def expand(
     """
     (h, w), direction = grid, kind[0]
     cells, cls = without_cls(tokens)
-    order = grid_order(h, w, inner).to(tokens.device)
-    placed = cells[..., torch.argsort(order), :].unflatten(-2, (h, w))  # (..., h, w, C)
+    step = step_of_cell(h, w, inner).to(tokens.device)  # kept for the way back: one for all regions
+    placed = cells[..., step, :].unflatten(-2, (h, w))  # (..., h, w, C)
     dim = -3 if direction == "v" else -2
     merged = _shift_merged(placed, dim, shift_padding)
     pairs = merged.unflatten(dim, (-1, 2))

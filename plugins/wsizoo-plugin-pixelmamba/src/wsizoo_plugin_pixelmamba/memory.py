@@ -8,6 +8,7 @@ from wsizoo_plugin_pixelmamba.settings import Settings
 BYTES = 4  # of a float32
 MB = 1_000_000
 COPIES = 3  # of a layer's tokens at once where they are fused and expanded
+ON_GPU = 8  # times `working_mb`: pieces that keep a cache warm are too small for a GPU
 LIBRARIES = 220 * MB  # what torch and numba load, and buffers of theirs, when a network first runs
 
 
@@ -27,10 +28,11 @@ def working_floats(
     return (each + 2 * half) * inner + (of_both + half) * of_scan
 
 
-def piece_of(settings: Settings, width: int) -> int:
-    """Tokens on which a layer of this width may work at once."""
+def piece_of(settings: Settings, width: int, device: str = "cpu") -> int:
+    """Tokens on which a layer of this width may work at once, on such a device."""
     each = BYTES * working_floats(settings, width)
-    return max(settings.working_mb * MB // each, 64)
+    room = settings.working_mb * MB * (1 if device == "cpu" else ON_GPU)
+    return max(room // each, 64)
 
 
 def peak_bytes(
@@ -72,9 +74,17 @@ def process_bytes(
 ) -> int:
     """What a process holds at most beyond what it held when the network was built, on a CPU.
 
-    `peak_bytes`, the libraries, and in training the gradients and AdamW's two values a parameter.
-    It holds up to twice the tensors' part where glibc keeps freed blocks of less than 32 MB: with
-    MALLOC_MMAP_THRESHOLD_=1048576 in the environment it does not, but takes more time.
+    `peak_bytes`, the normalised pixels, the libraries, and in training the gradients, AdamW's two
+    values a parameter, and as much again as a layer works with: within a piece glibc finds room in
+    few of its holes. What it holds between layers they give back: `wsizoo.ops.memory.give_back`.
     """
-    beside = 3 * BYTES * parameters(settings) if training else 0
-    return LIBRARIES + beside + peak_bytes(settings, regions, region, training, half)
+    pixels = BYTES * 3 * regions * region[0] * region[1]
+    told = LIBRARIES + pixels + peak_bytes(settings, regions, region, training, half)
+    if not training:
+        return told
+    pairs = zip(tokens_of(settings, regions, region), settings.widths, strict=True)
+    holes = max(
+        min(tokens, piece_of(settings, width)) * working_floats(settings, width, half=half)
+        for tokens, width in pairs
+    )
+    return told + BYTES * (holes + 3 * parameters(settings))

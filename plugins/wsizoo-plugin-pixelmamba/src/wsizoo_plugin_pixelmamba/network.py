@@ -18,7 +18,7 @@ from wsizoo.mamba import VimBlock
 from wsizoo_plugin_pixelmamba.expansion import expand
 from wsizoo_plugin_pixelmamba.fusion import Fused, fuse, merges
 from wsizoo_plugin_pixelmamba.memory import piece_of
-from wsizoo_plugin_pixelmamba.pieces import swept
+from wsizoo_plugin_pixelmamba.pieces import in_groups, swept
 from wsizoo_plugin_pixelmamba.serialise import cls_of, region_tokens
 from wsizoo_plugin_pixelmamba.settings import Settings
 
@@ -53,7 +53,8 @@ class Layer(nn.Module):
     def mix(self, tokens: Tensor) -> Tensor:
         """The block and its residual, (B, n, T, C): B sequences of n regions."""
         sequences = tokens.flatten(1, 2)  # (B, n T, C)
-        together = piece_of(self.settings, self.width) // sequences.shape[1]
+        piece = piece_of(self.settings, self.width, tokens.device.type)
+        together = piece // sequences.shape[1]
         training = torch.is_grad_enabled()
         if not self.settings.recompute and training:
             mixed = self._at_once(sequences)
@@ -61,7 +62,6 @@ class Layer(nn.Module):
             groups = sequences.split(together)
             mixed = torch.cat([checkpoint(self._at_once, g, use_reentrant=False) for g in groups])
         else:
-            piece = piece_of(self.settings, self.width)
             mixed = torch.stack([swept(x, self.norm, self.mixer, piece) for x in sequences])
         return mixed.view_as(tokens)
 
@@ -89,9 +89,10 @@ class Layer(nn.Module):
         if not self.kind:
             return tokens
         how = (grid, self.kind, of.shift_padding, of.cls_mode, self.cls_weight, of.inner)
-        together = max(1, piece_of(of, self.width) // tokens.shape[2])
-        parts = [expand(part, *how) for part in tokens.split(together, 1)]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        together = max(1, piece_of(of, self.width, tokens.device.type) // tokens.shape[2])
+        if together >= tokens.shape[1] or self.cls_weight is not None:
+            return expand(tokens, *how)
+        return in_groups(lambda part: expand(part, *how), tokens, together)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ and the states at the borders of pieces are kept; the way back computes a piece 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from wsizoo.mamba import VimBlock
 from wsizoo.ops import causal_conv1d, selective_scan
+from wsizoo.ops.memory import give_back
 
 TINY = 2.0**-40  # a time step in which a state neither decays nor, but for what it is given, grows
 
@@ -32,6 +34,48 @@ def swept(x: Tensor, norm: nn.Module, block: VimBlock, piece: int) -> Tensor:
     parameters = [p for part in (norm, block) for p in part.parameters() if p.requires_grad]
     found: Tensor = _Swept.apply(x, _Sweep(norm, block, piece), *parameters)
     return found
+
+
+def in_groups(function: Callable[[Tensor], Tensor], x: Tensor, together: int) -> Tensor:
+    """A linear function of each region alone on (B, n, T, C), `together` regions at a time.
+
+    As `torch.cat` of its parts, but that both ways write into memory that is made once: parts that
+    wait for the others lie between what is freed, so that the C library cannot use it again.
+    """
+    found: Tensor = _InGroups.apply(x, function, together)
+    return found
+
+
+class _InGroups(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], together: int) -> Tensor:
+        ctx.shape, ctx.function, ctx.together = x.shape, function, together
+        return _filled(function, x.split(together, 1), x.shape[1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        def transposed(part: Tensor) -> Tensor:
+            regions = part.shape[1]
+            at = part.new_zeros(ctx.shape[0], regions, *ctx.shape[2:], requires_grad=True)
+            with torch.enable_grad():
+                y = ctx.function(at)
+            return torch.autograd.grad(y, at, part)[0]
+
+        return _filled(transposed, grad.split(ctx.together, 1), ctx.shape[1]), None, None
+
+
+def _filled(function: Callable[[Tensor], Tensor], parts: Sequence[Tensor], n: int) -> Tensor:
+    """What the function gives for all parts (B, some, ...), in one tensor (B, n, ...)."""
+    out: Tensor | None = None
+    at = 0
+    for part in parts:
+        found = function(part)
+        out = found.new_empty(len(found), n, *found.shape[2:]) if out is None else out
+        out[:, at : at + part.shape[1]] = found
+        at += part.shape[1]
+    assert out is not None
+    return out
 
 
 class _Sweep:
@@ -112,6 +156,7 @@ class _Swept(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sweep: _Sweep, *parameters: Tensor) -> Tensor:
+        give_back()
         out, states, state = x.clone(), [], sweep.initial()
         for reverse, start, end, halo in sweep.pieces(len(x)):
             states.append(state if start else sweep.initial())
@@ -125,6 +170,7 @@ class _Swept(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        give_back()
         x, *states = ctx.saved_tensors
         grad_x, grads = grad.clone(), [torch.zeros_like(p) for p in ctx.parameters]
         pieces = ctx.sweep.pieces(len(x))

@@ -33,6 +33,13 @@ def grid_order(height: int, width: int, kind: str) -> Tensor:
         return order.flatten()
 
 
+@functools.lru_cache(maxsize=64)
+def step_of_cell(height: int, width: int, kind: str) -> Tensor:
+    """The inverse of `grid_order`: at which step each cell is visited; read only."""
+    with torch.inference_mode(False):
+        return torch.argsort(grid_order(height, width, kind))
+
+
 def cls_place(height: int, width: int) -> int:
     """Where the CLS token stands in the sequence of a region: half of the cells precede it (C3)."""
     return height * width // 2

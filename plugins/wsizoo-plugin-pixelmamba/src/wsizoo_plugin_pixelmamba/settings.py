@@ -58,8 +58,9 @@ class Settings:
         d_state, d_conv, expand: N, W and E / C of the blocks. (C12)
         vim_init: the backward direction starts with Vim's larger time steps.
         recompute: training keeps the inputs of layers only, and computes the rest again.
-        working_mb: memory within which one layer works, in MB: longer sequences are run in pieces
-            (where `recompute` is off, in evaluation only). Results do not depend on it.
+        working_mb: memory within which one layer works, in MB, on a GPU eight times as much: longer
+            sequences are run in pieces (where `recompute` is off, in evaluation only). Results do
+            not depend on it.
 
     C3, C9, C10 and C14 have no option; C4 is `serialise(pad_value)`, C15 the survival head's.
     """
@@ -84,7 +85,7 @@ class Settings:
     expand: int = 2
     vim_init: bool = False
     recompute: bool = True
-    working_mb: int = 512
+    working_mb: int = 64
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Self:
