@@ -235,14 +235,12 @@ def test_teachers_get_no_gradient_and_are_moved():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (
-            {"version": "v3"},
-            "MHIM's version is 'v3', its student 'embedding', its acti",
-        ),
-        ({"student": "half"}, "its student 'half', .* of all, embedding, none; of relu, gelu"),
-        ({"activation": "elu"}, "its activation 'elu'; expected one of v1, v2"),
+        ({"version": "v3"}, "MHIM's version is 'v3', expected one of v1, v2"),
+        ({"hihg": 0.1}, "MHIM has no option 'hihg'. It takes: dim, dropout, activation, pooling"),
+        ({"student": "half"}, "MHIM's student is 'half' and its activation 'gelu'; expected one"),
+        ({"activation": "elu"}, "its activation 'elu'; expected one of .* and one of relu, gelu"),
         ({"pooling": "elu"}, "activation is 'elu', expected one of"),
-        ({"high": 1.0, "low": -0.1}, r"MHIM has low=-0.1, high=1.0; a share of the patches is in"),
+        ({"high": 1.0, "low": -0.1}, r"MHIM has high=1.0, low=-0.1; a share of the patches is in"),
         ({"keep": 1.0}, r"MHIM has keep=1.0; a share of the patches is in \[0, 1\)"),
         ({"high_among": 0.0}, "MHIM's high_among is 0.0 and its queries 5; expected more than 0"),
         ({"queries": -1}, "high_among is 1.0 and its queries -1; expected more .* and 0 or more"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -22,9 +22,9 @@ from wsizoo_plugin_mil.mhim_encoders import (
     TransMILEncoder,
     with_buffers,
 )
-from wsizoo_plugin_mil.mhim_masking import AT_RANDOM, Share, cosine, kept_patches
+from wsizoo_plugin_mil.mhim_masking import Share, cosine, kept_patches
 from wsizoo_plugin_mil.mhim_merging import Merging
-from wsizoo_plugin_mil.mhim_options import settled
+from wsizoo_plugin_mil.mhim_options import Options
 from wsizoo_plugin_mil.packed import Packed, split
 
 
@@ -41,25 +41,8 @@ class MhimABMIL(Packed):
 
     Args:
         in_dim: width of the features. n_outputs: C, of the head; None: no classifier.
-        version: "v1" of 2023 or "v2" of 2025, which merges tokens. Of it are those of the next ones
-            that are None.
-        by_class: patches are ranked by the probability of the likeliest class of what they bring
-            into the slide ("v2"), not by attention ("v1", and where there is one output).
-        activation: of the embedding, "relu" or "gelu". alpha: weight of the consistency.
-        high: share of the patches that are masked, of those the teacher ranks highest.
-        high_among: they are drawn at random from high / high_among of all; 1: none is drawn.
-        at_random: share that is masked at random. low: of those that are ranked lowest.
-        fading: `high` falls to 0 along a cosine in training.
-        momentum: of the teacher. rising: it rises to 1 along a cosine in training.
-        queries: tokens into which `Merging` makes those that are not kept; 0: no merging.
-        keep, merge_momentum, merge_test: share of tokens that is not merged; of the queries; in
-            evaluation all tokens are merged too, beside themselves.
-        dim, dropout: width E of the embedding; after it, the teacher's too, training only.
-        pooling: activation of the attention network, "relu", "gelu" or "tanh".
-        temperature: of the teacher's vectors, whose softmax the student's is to be like.
-        teacher: a trained model of this kind, by its name or folder, as which the teacher begins; a
-            baseline is one with high=0 at_random=0 queries=0 alpha=0. None: it begins as the
-            student. student: what the student takes of it then, "none", "embedding" or "all".
+        version: "v2" of 2025; or "v1" of 2023, which ranks patches by attention, masks many at
+            random and merges none. options: those of `Options` that are not to be the version's.
 
     Several slides are embedded in one pass; masks and merging are slide by slide.
 
@@ -84,57 +67,17 @@ class MhimABMIL(Packed):
     steps: Tensor
 
     def __init__(
-        self,
-        in_dim: int,
-        n_outputs: int | None,
-        version: str = "v2",
-        dim: int = 512,
-        activation: str | None = None,
-        pooling: str = "relu",
-        dropout: float = 0.25,
-        by_class: bool | None = None,
-        high: float | None = None,
-        high_among: float | None = None,
-        at_random: float | None = None,
-        low: float = 0.0,
-        fading: bool | None = None,
-        queries: int | None = None,
-        keep: float = 0.8,
-        merge_momentum: float = 0.9999,
-        merge_test: bool = False,
-        alpha: float | None = None,
-        temperature: float = 0.1,
-        momentum: float | None = None,
-        rising: bool = False,
-        teacher: str | None = None,
-        student: str = "embedding",
+        self, in_dim: int, n_outputs: int | None, version: str = "v2", **options: Any
     ) -> None:
-        set_to = settled(
-            *(version, student, low, keep),
-            activation=activation,
-            by_class=by_class,
-            high=high,
-            high_among=high_among,
-            at_random=at_random,
-            fading=fading,
-            queries=queries,
-            alpha=alpha,
-            momentum=momentum,
-        )
-        super().__init__(in_dim, self.vectors(n_outputs) * dim)
-        self.version, self.by_class = version, set_to["by_class"] and (n_outputs or 0) > 1
-        self.high, self.fading = Share(set_to["high"], True, set_to["high_among"]), set_to["fading"]
-        self.others = [Share(set_to["at_random"], False, AT_RANDOM), Share(low, False)]
-        self.keep, self.merge_test = keep, merge_test
-        self.alpha, self.temperature = set_to["alpha"], temperature
-        self.momentum, self.rising = set_to["momentum"], rising
-        self.teacher_name, self.takes = teacher, student
-        encoder = self.encoder(dim, n_outputs, pooling)
-        self.student = Network(in_dim, dim, set_to["activation"], dropout, encoder)
+        o = Options.of(version, options)
+        super().__init__(in_dim, self.vectors(n_outputs) * o.dim)
+        self.version, self.options = version, o
+        self.by_class = o.by_class and (n_outputs or 0) > 1
+        encoder = self.encoder(o.dim, n_outputs, o.pooling)
+        self.student = Network(in_dim, o.dim, o.activation, o.dropout, encoder)
         self.teacher = with_buffers(self.student)
-        self.merging = None
-        if set_to["queries"]:
-            self.merging = Merging(dim, set_to["queries"], merge_momentum)
+        self.merging = Merging(o.dim, o.queries, o.merge_momentum) if o.queries else None
+        if self.merging is not None:
             begin(self.merging, "xavier")
         self.register_buffer("steps", torch.zeros(2, dtype=torch.int64))  # done, of how many
 
@@ -145,9 +88,9 @@ class MhimABMIL(Packed):
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.steps.copy_(torch.tensor([0, total_steps]))
-        found = self.student if self.teacher_name is None else self.loaded(self.teacher_name)
+        found = self.student if self.options.teacher is None else self.loaded(self.options.teacher)
         own = dict(self.student.named_parameters())
-        wanted = {"all": "", "embedding": "embed."}.get(self.takes)
+        wanted = {"all": "", "embedding": "embed."}.get(self.options.student)
         with torch.no_grad():
             for name, theirs in self.teacher.named_buffers():
                 theirs.copy_(found.get_parameter(name))
@@ -173,7 +116,11 @@ class MhimABMIL(Packed):
 
     def after_step(self, step: int, total_steps: int) -> None:
         done = (step - 1) / total_steps
-        momentum = cosine(self.momentum, 1.0, done) if self.rising else self.momentum
+        momentum = (
+            cosine(self.options.momentum, 1.0, done)
+            if self.options.rising
+            else self.options.momentum
+        )
         with torch.no_grad():
             for theirs, ours in zip(self.teacher.buffers(), self.student.parameters(), strict=True):
                 theirs.lerp_(ours, 1 - momentum)
@@ -187,7 +134,7 @@ class MhimABMIL(Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         taught: list[Encoded] = []
         plans: list[Plan | None] = [None] * len(bags)
-        if self.training and (self.alpha or self.shares() or self.merging is not None):
+        if self.training and (self.options.alpha or self.shares() or self.merging is not None):
             taught = self.taught(features, bags)
             plans = [self.plan(each.hardness(self.by_class)) for each in taught]
         parts = self.embedded(features, bags, plans)
@@ -231,16 +178,16 @@ class MhimABMIL(Packed):
             return Plan(kept, kept[:0])
         noise = torch.rand(len(kept), device=kept.device) if noise is None else noise
         kept = kept[noise.argsort()]
-        first = int(len(kept) * self.keep)
+        first = int(len(kept) * self.options.keep)
         return Plan(kept[:first], kept[first:])
 
     def shares(self) -> list[Share]:
         """What is masked at the present step."""
-        high = self.high
-        if self.fading:
+        high = self.options.high
+        if self.options.fading:
             done, of = self.steps.tolist()
-            high = replace(high, ratio=cosine(high.ratio, 0.0, done / max(1, of)))
-        return [share for share in (*self.others, high) if share.ratio > 0]
+            high = cosine(high, 0.0, done / max(1, of))
+        return self.options.shares(high)
 
     def embedded(
         self, features: Tensor, bags: Sequence[Bag], plans: Sequence[Plan | None]
@@ -255,7 +202,7 @@ class MhimABMIL(Packed):
 
     def tokens(self, part: Tensor, plan: Plan | None) -> Tensor:
         """(n, E) embedded patches of a plan -> the tokens that the student encodes."""
-        if self.merging is None or (plan is None and not self.merge_test):
+        if self.merging is None or (plan is None and not self.options.merge_test):
             return part
         first = 0 if plan is None else len(plan.kept)
         return torch.cat([part if plan is None else part[:first], self.merging(part[first:])])
@@ -271,12 +218,12 @@ class MhimABMIL(Packed):
                 for i, each in enumerate(found)
                 if each.streams is not None
             }
-        if taught and self.alpha:
+        if taught and self.options.alpha:
             terms = [
-                consistency(ours.rows, theirs.rows / self.temperature)
+                consistency(ours.rows, theirs.rows / self.options.temperature)
                 for ours, theirs in zip(found, taught, strict=True)
             ]
-            output.losses = {"consistency": self.alpha * torch.stack(terms).mean()}
+            output.losses = {"consistency": self.options.alpha * torch.stack(terms).mean()}
 
 
 class MhimTransMIL(MhimABMIL):
