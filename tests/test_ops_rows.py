@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from wsizoo.ops import RowLinear, products, row_linear, rows, use_backend
+from wsizoo.ops import RowLinear, memory, products, row_linear, rows, use_backend
 
 
 @pytest.fixture(params=["onednn", "mkl"], autouse=True)
@@ -34,7 +34,11 @@ def test_it_is_the_linear_map_with_its_gradients(n: int, k: int, m: int, biased:
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_layer_has_the_parameters_of_nn_linear_and_changes_in_place() -> None:
+@pytest.mark.parametrize("smallest", [0, 1 << 18])  # bytes; from there memory is used again
+def test_a_layer_has_the_parameters_of_nn_linear_and_changes_in_place(
+    smallest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SMALLEST", smallest)
     own, plain = RowLinear(6, 5), nn.Linear(6, 5)
     own.load_state_dict(plain.state_dict())
     x = torch.randn(9, 6, requires_grad=True)

@@ -40,7 +40,7 @@ def test_every_recipe_of_this_repository_is_found() -> None:
     names = [file.stem for file in ON_DISK]
     assert sorted(names) == recipe_names() == sorted(SHIPPED)
     assert {"baseline-classification", "span-classification", "span-v1"} <= set(names)
-    plugins = ("span", "longmil", "pixelmamba", "mil")
+    plugins = ("span", "longmil", "pixelmamba", "sparselearn", "mil")
     owners = {"wsizoo", *(f"wsizoo-plugin-{name}" for name in plugins)}
     assert {SHIPPED[n].owner for n in names} == owners
 
@@ -92,6 +92,7 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         for name in (
             *("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd"),
             *("transformer", "rrt", "ilra", "wikg"),
+            *("mhim", "mhim-v1"),
         )
     }
     told = {
@@ -109,15 +110,20 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "rrt": ("adam", 2e-4, 1e-5, 200),
         "ilra": ("adam", 1e-4, 0.0, 100),
         "wikg": ("adam", 1e-4, 1e-5, 100),
+        "mhim": ("adam", 2e-4, 1e-5, 200),
+        "mhim-v1": ("adam", 2e-4, 1e-5, 200),
     }
     assert [one.train.patience for one in found.values()] == [
         *(20, 10, 10, None, None, None),
         *(10, 30, None, None),
+        *(20, 30),
     ]
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])
     assert found["transmil"].optimiser.lookahead == 6
+    assert found["mhim"].schedule.end_factor * found["mhim"].optimiser.lr == pytest.approx(1e-7)
+    assert found["mhim"].seeds == found["mhim-v1"].seeds == [2021]
     assert (found["dtfd"].train.clip, found["dtfd"].seeds) == (5, [32])
     assert (found["attmil"].train.batch_size, found["attmil"].train.max_patches) == (64, 512)
 

@@ -63,7 +63,7 @@ class _MapRows(torch.autograd.Function):
         for _, some in chunks(0, len(rows)):
             product(rows[some].to(weight.dtype), weight.t(), bias, out=out[some])
         ctx.save_for_backward(rows, weight)
-        return out
+        return out.data  # no view of the bytes that it was made of, so that it may change in place
 
     @staticmethod
     @once_differentiable

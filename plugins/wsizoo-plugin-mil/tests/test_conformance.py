@@ -10,6 +10,7 @@ from wsizoo_plugin_mil.gat import GAT
 from wsizoo_plugin_mil.gcn import GCN
 from wsizoo_plugin_mil.ilra import ILRA
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.mhim import MhimABMIL, MhimDSMIL, MhimTransMIL
 from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
@@ -59,6 +60,13 @@ METHODS = [
     (WiKG, {"dim": 16, "variant": "mil-lab", "mix": "gcn"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
+    (MhimABMIL, {"dim": 16}),
+    (MhimABMIL, {"dim": 16, "version": "v1", "rising": True, "pooling": "tanh"}),
+    (MhimABMIL, {"dim": 16, "merge_test": True, "high": 0.4, "high_among": 0.5}),
+    (MhimDSMIL, {"dim": 16}),
+    (MhimDSMIL, {"dim": 16, "version": "v1"}),
+    (MhimTransMIL, {"dim": 16}),
+    (MhimTransMIL, {"dim": 16, "version": "v1", "low": 0.5}),
 ]
 CHECKS = [
     pytest.param(check, id=f"{kind.__name__}-{i}-{check.check.name}")

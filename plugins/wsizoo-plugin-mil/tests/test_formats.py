@@ -56,6 +56,10 @@ FORMATS = [
     ("rrt-official", "rrt-uni", [*NARROW, "aggregator.epeg=0", "aggregator.bias=true"]),
     ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=20"]),
     ("mil-lab", "transformer-uni", [*NARROW, "aggregator.mlp=0", "aggregator.layers=1"]),
+    ("mhim-official", "mhim-abmil-uni", NARROW),
+    ("mhim-official", "mhim-abmil-uni", [*NARROW, "aggregator.version=v1"]),
+    ("mhim-official", "mhim-dsmil-uni", NARROW),
+    ("mhim-official", "mhim-transmil-uni", NARROW),
 ]
 
 

@@ -125,7 +125,7 @@ def test_nystrom_attention_makes_no_map_of_all_by_all():
 
     layer = NystromAttention(16, 2, 8, landmarks=8)
     x = torch.randn(1, 4096, 16, requires_grad=True)
-    with use_backend("reference"), Watch():  # others work in one piece of reserved memory
+    with use_backend("reference"), Watch():  # others ask for bytes
         layer(x).sum().backward()
     assert largest <= 4096 * 16 * 3  # q, k and v
 

@@ -9,6 +9,7 @@ ACMIL = "https://github.com/dazhangyu123/ACMIL"
 DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
 ILRA = "https://github.com/jinxixiang/low_rank_wsi"
 WIKG = "https://github.com/WonderLandxD/WiKG"
+MHIM = "https://github.com/DearCaat/MHIM-MIL"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -32,6 +33,9 @@ METHODS = (  # name, module:class, summary, source
     ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
     ("wikg", "wikg:WiKG", "a graph of most similar patches", WIKG),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
+    ("mhim-abmil", "mhim:MhimABMIL", "attention pooling without what a teacher finds easy", MHIM),
+    ("mhim-dsmil", "mhim:MhimDSMIL", "DSMIL without what a teacher finds easy", MHIM),
+    ("mhim-transmil", "mhim:MhimTransMIL", "TransMIL without what a teacher finds easy", MHIM),
 )
 FORMATS = (  # name, components, module:class, summary, source
     (
@@ -73,6 +77,13 @@ FORMATS = (  # name, components, module:class, summary, source
     ),
     ("wikg-official", ("wikg",), "wikg_format:WiKGOfficial", "what WiKG saves", WIKG),
     ("ilra-official", ("ilra",), "ilra_format:ILRAOfficial", "what ILRA saves", ILRA),
+    (
+        "mhim-official",
+        ("mhim-abmil", "mhim-dsmil", "mhim-transmil"),
+        "mhim_format:MHIMOfficial",
+        "what MHIM-MIL saves, v1 and v2",
+        MHIM,
+    ),
     (
         "mil-lab",
         ("abmil", "clam-sb", "dsmil", "transmil", "dtfd", "transformer", "rrt", "ilra", "wikg"),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from wsizoo.ops import RowLinear
-
-AT_ONCE = 2**23  # weights of attention that are held at once where a kernel does not do it
+from wsizoo.ops import Everywhere, RowLinear, grid_attention
 
 
 class Multihead(nn.Module):
@@ -43,25 +39,18 @@ class Multihead(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
     """(n, E), (m, E), (m, E) -> (n, E): heads one after the other in the columns.
 
-    Torch's kernel for CPUs has no dropout and would hold all weights: there, a few rows at a time
-    are computed, and computed again for their gradient.
+    Torch's kernel for CPUs has no dropout and would hold all weights: there, rows that attend to
+    themselves (n = m) go another way.
     """
-    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (q, k, v))
-    if not dropout or q.is_cuda:
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    else:
-        few = max(1, AT_ONCE // (heads * k.shape[2]))
-        blocks = [
-            cast(Tensor, checkpoint(_dropped, some, k, v, dropout, use_reentrant=False))
-            for some in q.split(few, 2)
-        ]
-        mixed = torch.cat(blocks, 2)  # (1, H, n, E/H)
-    return mixed[0].transpose(0, 1).flatten(1)
-
-
-def _dropped(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    weights = torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1)
-    return F.dropout(weights, dropout) @ v
+    q, k, v = (x.unflatten(1, (heads, -1)) for x in (q, k, v))  # (n, H, E/H)
+    if not dropout or q.is_cuda or len(q) != len(k):
+        rows = (x.transpose(0, 1)[None] for x in (q, k, v))
+        mixed = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
+        return mixed[0].transpose(0, 1).flatten(1)
+    anywhere = torch.zeros(len(q), 2, dtype=torch.int64)
+    near = Everywhere(anywhere, torch.tensor([0, len(q)]))
+    found: Tensor = grid_attention(q, k, v, near, None, dropout)
+    return found.flatten(1)
 
 
 def weights(q: Tensor, k: Tensor, heads: int) -> Tensor:
