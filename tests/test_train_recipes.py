@@ -89,7 +89,17 @@ def test_spans_recipes_have_the_published_numbers() -> None:
 def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> None:
     found = {
         name: load_config({"recipe": f"{name}-classification", "data": {"table": "t.csv"}})
-        for name in ("clam", "dsmil", "transmil", "attmil", "transformer", "rrt", "ilra", "wikg")
+        for name in (
+            "clam",
+            "dsmil",
+            "transmil",
+            "attmil",
+            "transformer",
+            "rrt",
+            "ilra",
+            "wikg",
+            "knn",
+        )
     }
     told = {
         name: (one.optimiser.name, one.optimiser.lr, one.optimiser.weight_decay, one.train.epochs)
@@ -104,8 +114,19 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "rrt": ("adam", 2e-4, 1e-5, 200),
         "ilra": ("adam", 1e-4, 0.0, 100),
         "wikg": ("adam", 1e-4, 1e-5, 100),
+        "knn": ("adam", 0.05, 0.0, 5),
     }
-    assert [one.train.patience for one in found.values()] == [20, 10, 10, None, 10, 30, None, None]
+    assert [one.train.patience for one in found.values()] == [
+        20,
+        10,
+        10,
+        None,
+        10,
+        30,
+        None,
+        None,
+        None,
+    ]
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])

@@ -6,6 +6,7 @@ from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.ilra import ILRA
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.knn import KNN
 from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
 from wsizoo_plugin_mil.transmil import TransMIL
@@ -43,6 +44,9 @@ METHODS = [
     (WiKG, {"dim": 16}),
     (WiKG, {"dim": 16, "mix": "sage", "pool": "max", "k": 2}),
     (WiKG, {"dim": 16, "variant": "mil-lab", "mix": "gcn"}),
+    (KNN, {"capacity": 8}),
+    (KNN, {"capacity": 8, "target": "time", "k": 1}),
+    (KNN, {"capacity": 8, "target": "value"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
 ]

@@ -7,6 +7,7 @@ CLAM = "https://github.com/mahmoodlab/CLAM"
 DSMIL = "https://github.com/binli123/dsmil-wsi"
 ILRA = "https://github.com/jinxixiang/low_rank_wsi"
 WIKG = "https://github.com/WonderLandxD/WiKG"
+KNN = "https://arxiv.org/abs/2304.07193"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -22,6 +23,7 @@ METHODS = (  # name, module:class, summary, source
     ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
     ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
     ("wikg", "wikg:WiKG", "a graph of most similar patches", WIKG),
+    ("knn", "knn:KNN", "votes of the training slides with the most similar mean", KNN),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
 )
 FORMATS = (  # name, components, module:class, summary, source
