@@ -49,7 +49,8 @@ def test_every_recipe_of_this_repository_is_found() -> None:
 def test_a_recipe_is_a_whole_run_but_for_its_data(name: str) -> None:
     config = load_config({"recipe": name, "data": {"table": "t.csv"}})
     classes = [] if "surv" in name or "regr" in name else ["head.classes=[no,yes]"]
-    narrow = [] if "pixel-mamba" in name else ["aggregator.dim=64"]
+    whole = name.startswith(("pixel-mamba", "knn"))
+    narrow = [] if whole else ["aggregator.dim=64"]
     model = wsizoo.build(config.model, *config.overrides, *narrow, *classes)
     named = (task for task in TASKS if name.endswith(task))
     assert model.head is not None
