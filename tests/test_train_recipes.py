@@ -49,7 +49,8 @@ def test_every_recipe_of_this_repository_is_found() -> None:
 def test_a_recipe_is_a_whole_run_but_for_its_data(name: str) -> None:
     config = load_config({"recipe": name, "data": {"table": "t.csv"}})
     classes = [] if "surv" in name or "regr" in name else ["head.classes=[no,yes]"]
-    narrow = [] if "pixel-mamba" in name else ["aggregator.dim=64"]
+    whole = name.startswith(("pixel-mamba", "knn"))
+    narrow = [] if whole else ["aggregator.dim=64"]
     model = wsizoo.build(config.model, *config.overrides, *narrow, *classes)
     named = (task for task in TASKS if name.endswith(task))
     assert model.head is not None
@@ -92,7 +93,7 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         for name in (
             *("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd"),
             *("transformer", "rrt", "ilra", "wikg"),
-            *("mhim", "mhim-v1"),
+            *("mhim", "mhim-v1", "knn"),
         )
     }
     told = {
@@ -112,11 +113,12 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "wikg": ("adam", 1e-4, 1e-5, 100),
         "mhim": ("adam", 2e-4, 1e-5, 200),
         "mhim-v1": ("adam", 2e-4, 1e-5, 200),
+        "knn": ("adam", 0.05, 0.0, 5),
     }
     assert [one.train.patience for one in found.values()] == [
         *(20, 10, 10, None, None, None),
         *(10, 30, None, None),
-        *(20, 30),
+        *(20, 30, None),
     ]
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)

@@ -10,6 +10,7 @@ from wsizoo_plugin_mil.gat import GAT
 from wsizoo_plugin_mil.gcn import GCN
 from wsizoo_plugin_mil.ilra import ILRA
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
+from wsizoo_plugin_mil.knn import KNN
 from wsizoo_plugin_mil.mhim import MhimABMIL, MhimDSMIL, MhimTransMIL
 from wsizoo_plugin_mil.rrt import RRT
 from wsizoo_plugin_mil.transformer import Transformer
@@ -58,6 +59,9 @@ METHODS = [
     (WiKG, {"dim": 16}),
     (WiKG, {"dim": 16, "mix": "sage", "pool": "max", "k": 2}),
     (WiKG, {"dim": 16, "variant": "mil-lab", "mix": "gcn"}),
+    (KNN, {"capacity": 8}),
+    (KNN, {"capacity": 8, "target": "time", "k": 1}),
+    (KNN, {"capacity": 8, "target": "value"}),
     (Transformer, {"dim": 16, "mlp": 32}),
     (Transformer, {"dim": 16, "mlp": 0, "hidden": [24], "compat": "attention-requested"}),
     (MhimABMIL, {"dim": 16}),

@@ -37,6 +37,7 @@ SMALL = {  # model of the zoo -> overrides that make it small; golden files are 
     "mhim-abmil-uni": ["aggregator.dim=8"],
     "mhim-dsmil-uni": ["aggregator.dim=8"],
     "mhim-transmil-uni": ["aggregator.dim=16"],
+    "knn-uni": ["aggregator.capacity=3", "aggregator.k=2"],
 }
 FURTHER = {  # variants, without golden files: the parity cases hold them
     "clam-mb-uni": ["aggregator.subtyping=true"],
@@ -56,6 +57,7 @@ HEADS = {
     "cox": ["head=cox"],
     "regression": ["head=regression"],
 }
+READS = {"survival": "time", "cox": "time", "regression": "value"}  # kNN must be told
 TARGET = {"label": 1, "time": 1, "event": 1, "value": 0.5}
 
 
@@ -100,8 +102,12 @@ def test_a_method_is_still_the_one_that_was_recorded(name):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("name", "overrides"), WITH_VARIANTS, ids=str)
 def test_every_head_fits_every_method_and_is_trained(name, overrides, head):
-    model = made(name, *overrides, *HEADS[head]).train()
-    batch = BagBatch.pack([bag_of(12, seed, **{**TARGET, "time": seed}) for seed in range(3)])
+    told = [f"aggregator.target={READS[head]}"] if name.startswith("knn") else []
+    model = made(name, *overrides, *HEADS[head], *told).train()
+    batch = BagBatch.pack(
+        [bag_of(12, seed, **{**TARGET, "time": seed, "value": seed}) for seed in range(3)]
+    )
+    model.start_training(1, batch)
     total = sum(model.losses(model.forward_packed(batch), batch).values())
     total.backward()
     assert torch.isfinite(total)
@@ -115,6 +121,8 @@ def test_several_slides_at_once_train_as_one_after_the_other(name, overrides):
     one, many = (without_dropout(made(name, *overrides, CLASSES)) for _ in range(2))
     slides = [bag_of(n, n, label=i) for i, n in enumerate((3, 12, 9))]
     torch.manual_seed(0)  # a method draws slide by slide, so in both ways the same
+    one.start_training(1, slides)
+    many.start_training(1, slides)
     for slide in slides:
         (sum(one.losses(one(slide), slide).values()) / len(slides)).backward()
     batch = BagBatch.pack(slides)
@@ -135,6 +143,7 @@ def test_scores_are_made_when_somebody_asks(name):
 
 def record(name):
     model, bag = made(name, CLASSES, seed=5), bag_of(23, 7)
+    model.start_training(1, [bag_of(5, i, label=i) for i in range(3)])
     found = {**model.state_dict(), "in.features": bag.features, **outputs(model, bag)}
     GOLDEN.mkdir(exist_ok=True)
     save_file({k: v.contiguous().clone() for k, v in found.items()}, GOLDEN / f"{name}.safetensors")

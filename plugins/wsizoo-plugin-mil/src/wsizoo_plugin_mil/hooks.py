@@ -10,6 +10,7 @@ DTFD = "https://github.com/hrzhang1123/DTFD-MIL"
 ILRA = "https://github.com/jinxixiang/low_rank_wsi"
 WIKG = "https://github.com/WonderLandxD/WiKG"
 MHIM = "https://github.com/DearCaat/MHIM-MIL"
+KNN = "https://arxiv.org/abs/2304.07193"
 TRANSMIL = "https://github.com/szc19990412/TransMIL"
 MARUGOTO = "https://github.com/KatherLab/marugoto"
 MIL_LAB = "https://github.com/mahmoodlab/MIL-Lab"
@@ -32,6 +33,7 @@ METHODS = (  # name, module:class, summary, source
     ("rrt", "rrt:RRT", "attention within and across regions, then pooling", RRT),
     ("ilra", "ilra:ILRA", "low-rank attention through latent vectors", ILRA),
     ("wikg", "wikg:WiKG", "a graph of most similar patches", WIKG),
+    ("knn", "knn:KNN", "votes of the training slides with the most similar mean", KNN),
     ("transformer", "transformer:Transformer", "class token under full attention", MIL_LAB),
     ("mhim-abmil", "mhim:MhimABMIL", "attention pooling without what a teacher finds easy", MHIM),
     ("mhim-dsmil", "mhim:MhimDSMIL", "DSMIL without what a teacher finds easy", MHIM),

@@ -46,6 +46,15 @@ class NystromLayer(Block):
         return super().forward(h[None])[0][0]
 
 
+def regional(
+    layers: int,
+    within: tuple[int, int, float, int, int],
+    across: tuple[int, int, float, int, bool],
+) -> list[nn.Module]:
+    """The attention of each layer: within regions, and at last across them."""
+    return [*(WithinRegions(*within) for _ in range(layers - 1)), AcrossRegions(*across)]
+
+
 class RRT(Packed):
     """Attention within regions, attention across them, and attention pooling of what they give.
 
@@ -108,24 +117,16 @@ class RRT(Packed):
         self.shortcut = shortcut and not lab
         act = ACTIVATIONS[embed_activation]()
         self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
-        if lab:
-            made: list[nn.Module] = [
-                NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)
-            ]
-        else:
-            attentions = [
-                *(
-                    WithinRegions(dim, heads, layer_dropout, epeg, regions)
-                    for _ in range(layers - 1)
-                ),
-                AcrossRegions(dim, cross_heads, layer_dropout, slots, slot_mlp),
-            ]
-            made = [Layer(each, dim, ffn, layer_dropout) for each in attentions]
-        self.layers = nn.ModuleList(made)
-        self.norm = nn.LayerNorm(dim)
-        self.attention = AttentionScores(
-            dim, 128, gated=gated, bias=bias, activation="relu" if lab else activation
+        within = dim, heads, layer_dropout, epeg, regions
+        across = dim, cross_heads, layer_dropout, slots, slot_mlp
+        made = (
+            [NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)]
+            if lab
+            else [Layer(each, dim, ffn, layer_dropout) for each in regional(layers, within, across)]
         )
+        self.layers, self.norm = nn.ModuleList(made), nn.LayerNorm(dim)
+        activation = "relu" if lab else activation
+        self.attention = AttentionScores(dim, 128, 1, gated, 0.0, bias, activation)
         begin(self, "he" if lab else "xavier")
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
