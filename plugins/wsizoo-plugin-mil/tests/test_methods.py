@@ -130,7 +130,7 @@ def test_several_slides_at_once_train_as_one_after_the_other(name, overrides):
     sum(many.losses(many.forward_packed(batch), batch).values()).backward()
     theirs = dict(many.named_parameters())
     for key, parameter in one.named_parameters():
-        torch.testing.assert_close(theirs[key].grad, parameter.grad, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(theirs[key].grad, parameter.grad, rtol=1e-3, atol=5e-5)
 
 
 @pytest.mark.parametrize("name", SMALL)
