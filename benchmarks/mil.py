@@ -1,16 +1,19 @@
 """The classic MIL methods: a step at N = 10,000, its multiply-adds and memory; beside torchmil.
 
-A step is forward, loss and backward of a slide of 10,000 patches, 1,024 wide, with 2 threads. Each
+A step is forward, loss and backward of a slide of 10,000 patches, 1,024 wide, by 2 threads. Each
 method has a process of its own; its step and a plain product take turns. Rates are of float32
 products of this width by torch.matmul, and by the faster of torch's two libraries on this processor
 (see wsizoo/ops/products.py). Extra memory is the most that the first step adds, gradients included.
+On a machine that others use too, BUSY=1 in the environment measures processor time of one thread.
 """
 
 import json
 import math
+import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,11 +39,18 @@ MEMORY_GOAL = 0.5  # of torchmil's
 SLIDE = ("head={name: classification, classes: [normal, tumour]}",)
 PATCH = ("head.classes=[normal,tumour]",)
 WARM = 600  # patches of the slide that loads libraries
+BUSY = bool(os.environ.get("BUSY"))
+THREADS = 1 if BUSY else 2
+TIMED: dict[str, Any] = {
+    "rounds": ROUNDS,
+    "clock": time.process_time if BUSY else time.perf_counter,
+}
 
 
 def run() -> None:
-    torch.set_num_threads(2)
-    print(f"  {load_now()}; {torch.get_num_threads()} threads, N = {N:,}, {DIM} wide")
+    torch.set_num_threads(THREADS)
+    clock = "processor time" if BUSY else "time by the clock"
+    print(f"  {load_now()}; {clock}, {THREADS} threads, N = {N:,}, {DIM} wide")
     for name in methods():
         print(f"  {told(name, _fresh('step', name))}", flush=True)
     abmil.run()
@@ -121,10 +131,12 @@ def measured(name: str, n: int) -> dict[str, Any]:
     step = step_of(model, bag)
     extra = gain(step)
     peak = _resident("VmHWM")
-    seconds, plain, fast = interleaved(step, *products(n), rounds=ROUNDS)
+    seconds, plain, fast = interleaved(step, *products(n), **TIMED)
     rates = [n * DIM * WIDTH / statistics.median(times) for times in (plain, fast)]
     rates[1] = max(rates)
-    for part in model.modules():  # attention with dropout is an op that torch's counter does not see
+    for (
+        part
+    ) in model.modules():  # attention with dropout is an op that torch's counter does not see
         if isinstance(part, nn.Dropout):
             part.p = 0.0
     return {
@@ -201,7 +213,7 @@ def packed(name: str) -> None:
         for step in one:
             step()
 
-    mine, theirs = interleaved(step_of(model, BagBatch.pack(slides)), each, rounds=ROUNDS)
+    mine, theirs = interleaved(step_of(model, BagBatch.pack(slides)), each, **TIMED)
     what = f"{name}, {BAGS} bags of {PATCHES} in one pass"
     report_speed(what, mine, theirs, "one by one", PACKED_GOAL)
 
@@ -242,7 +254,7 @@ def side_by_side(name: str) -> None:
     if find_spec("torchmil") is None or find_spec("tensordict") is None:
         print(f"  {name} beside torchmil: left out: pip install torchmil")
         return
-    mine, theirs = interleaved(step_of(*begun(name, N)), their_step(name, N), rounds=ROUNDS)
+    mine, theirs = interleaved(step_of(*begun(name, N)), their_step(name, N), **TIMED)
     report_speed(f"{name}, forward + backward", mine, theirs, "torchmil", 1.0)
     own, other = _fresh("memory", name)["extra"], _fresh("their-memory", name)["extra"]
     print(
@@ -282,6 +294,6 @@ def _one(what: str, name: str, n: int) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     _one(sys.argv[1], sys.argv[2], int(sys.argv[3]))

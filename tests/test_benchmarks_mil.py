@@ -22,7 +22,7 @@ def as_many_threads_afterwards():
 def test_every_method_is_measured_and_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"N": 60, "ROUNDS": 1, "BAGS": 2, "PATCHES": 20, "WARM": 20, "DIM": 64}
+    small = {"N": 60, "TIMED": {"rounds": 1}, "BAGS": 2, "PATCHES": 20, "WARM": 20, "DIM": 64}
     for name, value in small.items():
         monkeypatch.setattr(mil, name, value)
     monkeypatch.setattr(mil, "_fresh", lambda what, name: mil.measured(name, mil.N))
@@ -89,7 +89,7 @@ def test_torchmil_is_compared_where_it_is(
     package.ABMIL = package.TransMIL = Theirs  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchmil.models", package)
     monkeypatch.setattr(mil, "find_spec", lambda name: SimpleNamespace())
-    for name, value in {"N": 60, "ROUNDS": 1, "WARM": 20}.items():
+    for name, value in {"N": 60, "TIMED": {"rounds": 1}, "WARM": 20}.items():
         monkeypatch.setattr(mil, name, value)
     called = {"memory": False, "their-memory": True}
     monkeypatch.setattr(

@@ -132,7 +132,7 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
 
 def test_patches_are_labelled_by_every_method_of_spans_table_with_its_numbers() -> None:
     given = {"recipe": "patch-segmentation", "data": {"table": "t.csv"}}
-    for name in ("gcn-uni", "gat-uni", "abmil-seg-uni", "transmil-seg-uni"):
+    for name in ("gcn-uni", "gat-uni", "abmil-seg-uni", "transmil-seg-uni", "rrt-seg-uni"):
         config = load_config(given, [f"model={name}"])
         head = wsizoo.build(config.model, "head.classes=[a,b]", "aggregator.dim=16").head
         assert (head.task, head.threshold, head.dice_weight) == ("segmentation", 0.2, 0.75)

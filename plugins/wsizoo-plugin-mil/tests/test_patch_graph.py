@@ -20,6 +20,7 @@ SEGMENTS = {  # models whose head reads patches -> overrides that make them smal
     "gat-uni": ["aggregator.dim=8"],
     "abmil-seg-uni": ["aggregator.dim=8", "aggregator.attention=6"],
     "transmil-seg-uni": ["aggregator.dim=16"],
+    "rrt-seg-uni": ["aggregator.dim=16", "aggregator.regions=2"],
 }
 occupied = st.lists(
     st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=20, unique=True
