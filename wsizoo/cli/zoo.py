@@ -56,10 +56,8 @@ def list_command(
     registry = default()
     if aggregator == "":
         parts, aggregator = parts or "aggregator", None
-    if parts == WEIGHTS:
-        rows = _format_rows(registry)
-    elif parts:
-        rows = _part_rows(registry, parts)
+    if parts:
+        rows = _format_rows(registry) if parts == WEIGHTS else _part_rows(registry, parts)
     elif encoders:
         rows = _encoder_rows(registry, pattern)
     else:
