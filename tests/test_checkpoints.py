@@ -55,6 +55,15 @@ def test_tensors_inside_a_training_checkpoint_are_found(tmp_path: Path) -> None:
     assert read_content(path, ["teacher"]).keys() == TENSORS.keys()
 
 
+def test_state_dicts_of_several_parts_are_joined_by_a_dot(tmp_path: Path) -> None:
+    path = tmp_path / "x.pth"
+    torch.save({"one": TENSORS, "two": {"w": torch.ones(2)}}, path)
+    found = tensors_of(path, read_content(path))
+    assert set(found) == {*(f"one.{name}" for name in TENSORS), "two.w"}
+    with pytest.raises(WeightsError, match=r"holds 'two\.lr' where tensors are expected"):
+        tensors_of(path, {"one": TENSORS, "two": {"lr": 0.1}})
+
+
 @pytest.mark.parametrize("where", ["beside", "instead", "inside"])
 def test_a_pickle_that_would_run_code_is_refused_and_does_not(where: str, tmp_path: Path) -> None:
     canary, path = tmp_path / "canary", tmp_path / "pytorch_model.bin"

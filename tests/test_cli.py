@@ -252,7 +252,8 @@ def test_list_names_the_pip_command_of_plugins_that_are_not_here(
 
 def test_list_filters_and_says_when_nothing_matches() -> None:
     rows = json.loads(invoke("list", "abmil*", "--weights", "--json").output)
-    assert [row["model"] for row in rows] == ["abmil-demo"]
+    feather = [f"abmil-feather-{encoder}" for encoder in ("conch15", "uni", "uni2")]
+    assert [row["model"] for row in rows] == ["abmil-demo", *feather]
     assert rows[0]["weights"] is True
     assert "Nothing matches. Everything: wsizoo list" in invoke("list", "zzz*").output
     assert invoke("list", "zzz*").exit_code == 0
@@ -262,6 +263,10 @@ def test_list_filters_and_says_when_nothing_matches() -> None:
     assert rows["uni"]["gated"] and rows["uni"]["licence"] == "CC-BY-NC-ND-4.0"
     assert not rows["conch"]["runs here"]
     assert "abmil" in invoke("list", "--parts", "aggregator").output
+    # without a name --aggregator lists the aggregators themselves, with one its models
+    assert invoke("list", "--aggregator").output == invoke("list", "--parts", "aggregator").output
+    rows = json.loads(invoke("list", "--aggregator", "max", "--json").output)
+    assert {row["aggregator"] for row in rows} == {"max"}
 
 
 def test_show_and_plugins_tell_what_is_known() -> None:

@@ -55,6 +55,7 @@ FACTS: dict[str, tuple[Any, ...]] = {
         (256, 256, "bilinear", INC),
     ),
     "ctranspath": (768, None, None, False, "GPL-3.0", "fp32", REFUSED),
+    "retccl": (2048, None, None, False, "GPL-3.0", "fp32", REFUSED),
     "chief-ctranspath": (768, 256, 1.0, False, "GPL-3.0", "fp32", REFUSED),
     "plip": (512, 224, 0.5, False, "Non-commercial", "fp32", (224, 224, "bicubic", CLIP)),
     "kaiko-vits16": (384, 256, 0.5, False, KAIKO, "fp32", (224, 224, "bilinear", INC)),

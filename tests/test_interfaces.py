@@ -97,6 +97,7 @@ class TestLazyScores:
     def test_unused_fields_are_none(self) -> None:
         for output in (Aggregated(), SlideOutput()):
             fields = {f.name: getattr(output, f.name) for f in dataclasses.fields(output)}
+            assert fields.pop("task_weight") == 1
             assert {k: v for k, v in fields.items() if v not in (None, {})} == {}
 
     def test_two_outputs_do_not_share_their_dictionaries(self) -> None:

@@ -190,9 +190,32 @@ def test_two_classes_may_share_one_logit() -> None:
     assert (head.n_outputs, head.classes, head.threshold) == (1, ("normal", "tumour"), 0.5)
 
 
+def test_classes_may_be_asked_about_one_by_one() -> None:
+    head = ClassificationHead(None, ("a", "b", "c"), one_vs_rest=True)
+    raw, label = torch.randn(3, 3), torch.tensor([2, -1, 0])
+    target = torch.nn.functional.one_hot(label[[0, 2]], 3).float()
+    of = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(head.loss(raw, {"label": label}), of(raw[[0, 2]], target))
+    assert float(head.loss(raw, {"label": torch.full((3,), -1)})) == 0
+
+
+def test_two_classes_of_slides_may_share_one_logit() -> None:
+    head = ClassificationHead(None, ("normal", "tumour"), one_logit=True, threshold=0.2)
+    raw, label = torch.tensor([[0.3], [-2.0]]), torch.tensor([1, 0])
+    of = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(head.loss(raw, {"label": label}), of(raw[:, 0], label.float()))
+    assert (head.n_outputs, head.threshold) == (1, 0.2)
+    with pytest.raises(SpecError, match=r"head\.threshold needs head\.one_logit=true"):
+        ClassificationHead(None, ("normal", "tumour"), threshold=0.2)
+    with pytest.raises(SpecError, match=r"tells two classes apart, head\.classes names 3"):
+        ClassificationHead(None, ("a", "b", "c"), one_logit=True)
+
+
 @pytest.mark.parametrize(
     ("head", "options"),
     [
+        (ClassificationHead, {"classes": ("a", "b"), "one_logit": True, "threshold": 0.2}),
+        (ClassificationHead, {"one_vs_rest": True}),
         (SegmentationHead, {"classes": ("a", "b"), "one_logit": True, "threshold": 0.2}),
         (SurvivalHead, {"alpha": 0.3, "floor": 1e-7}),
     ],

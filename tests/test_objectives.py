@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from wsizoo.bag import Bag
+from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError, PluginError
 from wsizoo.interfaces import Prediction, SlideOutput
 from wsizoo.losses import discrete_time_nll
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
 from wsizoo.objectives import collate, merged, training_losses
+from wsizoo.outputs import stacked
 
 
 def slide(target: dict[str, Any] | None, n: int = 3) -> Bag:
@@ -53,6 +54,17 @@ def test_further_predictions_get_the_task_s_own_loss() -> None:
     assert float(found["pseudo"]) == pytest.approx(float(0.5 * of(two, torch.tensor([1] * 4))))
     expected = 2 * of(two[[0, 1, 3]], chosen[[0, 1, 3]])
     assert float(found["chosen"]) == pytest.approx(float(expected))
+
+
+def test_a_method_may_weigh_the_task_s_loss_against_its_own_terms() -> None:
+    head, logits = ClassificationHead(None, CLASSES), torch.randn(3)
+    plain = terms(head, SlideOutput(logits=logits), label(1))["task"]
+    own = {"own": torch.tensor(2.0)}
+    weighed = terms(head, SlideOutput(logits=logits, losses=own, task_weight=0.25), label(1))
+    assert float(weighed["task"]) == pytest.approx(float(plain) / 4)
+    assert float(weighed["own"]) == 2.0
+    joined = stacked([SlideOutput(logits=logits, task_weight=0.25)], BagBatch.pack([label(1)]))
+    assert joined.task_weight == 0.25
 
 
 def test_further_predictions_of_a_batch_belong_to_their_slides() -> None:

@@ -1,5 +1,6 @@
 """Settings, and the optimisers and learning rates that they name."""
 
+import copy
 import dataclasses
 import itertools
 from typing import Any
@@ -16,6 +17,7 @@ from wsizoo.train.config import (
     TrainConfig,
     load_config,
 )
+from wsizoo.train.lookahead import with_lookahead
 from wsizoo.train.one_run import settings_of
 from wsizoo.train.randomness import For, generator_for, seed_for
 from wsizoo.train.schedules import lr_factor, make_optimiser, set_lr
@@ -58,7 +60,8 @@ def test_every_key_of_a_config_reaches_the_loop() -> None:
     asked = {
         "train": loop,
         "optimiser": {
-            "name": "sgd", "lr": 0.25, "weight_decay": 0.5, "betas": [0.5, 0.75], "momentum": 0.3
+            "name": "sgd", "lr": 0.25, "weight_decay": 0.5, "betas": [0.5, 0.75], "momentum": 0.3,
+            "lookahead": 5,
         },
         "schedule": {"name": "constant", "warmup_epochs": 1.5, "end_factor": 0.125},
         "selection": {"metric": "auc", "checkpoint": "last"},
@@ -123,6 +126,25 @@ def test_optimisers_by_name(name: str, kind: type) -> None:
     set_lr(made, 0.1)
     set_lr(made, 0.5)
     assert [group["lr"] for group in made.param_groups] == [0.25, 0.025, 0.25, 0.25]
+
+
+def test_lookahead_goes_half_of_the_way_and_its_state_is_the_optimiser_s() -> None:
+    one, two = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    first, again = (with_lookahead(torch.optim.SGD, 2)([p], lr=1.0) for p in (one, two))
+
+    def step(optimiser: Any, parameter: torch.Tensor) -> float:
+        parameter.grad = -torch.ones(3)
+        optimiser.step()
+        return float(parameter.detach()[0])
+
+    assert [step(first, one) for _ in range(5)] == [1, 2, 3, 3, 4]
+    two.data.copy_(one)
+    again.load_state_dict(copy.deepcopy(first.state_dict()))
+    assert step(again, two) == step(first, one) == 4  # of 3 and 5
+    made = make_optimiser(toy_model(), TrainSettings(optimiser="radam", lookahead=6))
+    assert isinstance(made, torch.optim.RAdam)
+    with pytest.raises(SpecError, match="lookahead is 0, expected 1 or more"):
+        TrainSettings(lookahead=0)
 
 
 def test_random_numbers_depend_on_the_place_alone() -> None:

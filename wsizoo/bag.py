@@ -112,8 +112,7 @@ class Bag:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Bag:
         """Move features and coords; `dtype` applies to float features only (pixels stay uint8)."""
-        features = self.features
-        features = features.to(device, dtype if features.is_floating_point() else None)
+        features = self.features.to(device, dtype if self.features.is_floating_point() else None)
         coords = None if self.coords is None else self.coords.to(device)
         if features is self.features and coords is self.coords:
             return self
@@ -252,8 +251,7 @@ class BagBatch:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> BagBatch:
         """Move tensors; `dtype` applies to float features only."""
-        features = self.features
-        features = features.to(device, dtype if features.is_floating_point() else None)
+        features = self.features.to(device, dtype if self.features.is_floating_point() else None)
         if features is self.features:
             return self
         return _packed(features, None if self.coords is None else self.coords.to(device), self.bags)

@@ -51,7 +51,14 @@ def read_content(path: Path, inside: Sequence[str] = ()) -> Mapping[str, Any]:
 
 
 def tensors_of(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The content, if it is tensors alone. Raises WeightsError, naming what else there is."""
+    """The content, if it is tensors alone; those of several parts, a mapping each, as `part.name`.
+
+    Raises:
+        WeightsError: there is something else, which it names.
+    """
+    for part in [name for name, value in content.items() if isinstance(value, Mapping)]:
+        own = {f"{part}.{name}": value for name, value in content[part].items()}
+        content = {**{name: v for name, v in content.items() if name != part}, **own}
     odd = sorted(name for name, value in content.items() if not isinstance(value, Tensor))
     if odd:
         raise WeightsError(

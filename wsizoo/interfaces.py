@@ -75,6 +75,7 @@ class Aggregated(Scored):
         groups: (N,) int64, of a method that fuses patches: those of one number became one.
         losses: the method's own auxiliary terms by name, not the task's loss (training only).
         predictions: further predictions by name; the trainer applies the task's loss to them.
+        task_weight: factor of the task's own loss beside them (training only).
     """
 
     slide: Tensor | None = None
@@ -85,6 +86,7 @@ class Aggregated(Scored):
     groups: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    task_weight: float = 1.0
 
 
 @dataclass
@@ -105,7 +107,7 @@ class SlideOutput(Scored):
         kept: (K,) int64, which patches a selector kept, ascending; None: all. The others have 0 in
             the aggregator's `scores`, in `groups` and in `instance_logits`: mask them.
         offsets: (B+1,) of per-instance fields, packed outputs only.
-        losses, predictions: see `Aggregated` (training only).
+        losses, predictions, task_weight: see `Aggregated` (training only).
     """
 
     logits: Tensor | None = None
@@ -121,6 +123,7 @@ class SlideOutput(Scored):
     offsets: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     predictions: Mapping[str, Prediction] = field(default_factory=dict)
+    task_weight: float = 1.0
 
 
 class Part(nn.Module):

@@ -49,6 +49,22 @@ def cross_entropy(
     return total / torch.where(size > 0, size, 1.0)
 
 
+def one_vs_rest(logits: Tensor, label: Tensor) -> Tensor:
+    """Sigmoid cross entropy of each class against the rest; mean () over labelled rows and classes.
+
+    Args:
+        logits: (n, C), or (n, 1) for two classes. label: (n,) int64, -1 rows are left out.
+
+    Source: DSMIL's bag loss, https://github.com/binli123/dsmil-wsi at 80465ed.
+    Differs: a mean over nothing is 0, not NaN.
+    """
+    known = label >= 0
+    ours = torch.arange(logits.shape[1], device=label.device) + (logits.shape[1] == 1)
+    target = (label[:, None] == ours).to(logits.dtype)  # (n, C)
+    each = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean(1)
+    return (each * known).sum() / known.sum().clamp(min=1)
+
+
 def inverse_frequencies(label: Tensor, n_classes: int) -> Tensor:
     """Class weights (C,) float32: 1 / count of each class, scaled to sum to the class count.
 

@@ -135,6 +135,7 @@ class SlideModel(nn.Module):
             kept=kept,
             losses=losses,
             predictions=aggregated.predictions,
+            task_weight=aggregated.task_weight,
             **fields,
         )
 

@@ -27,7 +27,8 @@ def training_losses(
 
     The task's loss is called once for the whole batch: with a row of raw outputs a slide, or a row
     a patch of all slides (a per-patch head's mean is over all labelled patches). Each further
-    prediction is one more call with its own rows, and counts 1/B.
+    prediction is one more call with its own rows, and counts 1/B. A method that weighs the task's
+    loss against its own terms says so by `task_weight`.
 
     Args:
         head: of the model; None: a whole model, of which `task_loss` reads `logits` (or, where
@@ -51,6 +52,8 @@ def training_losses(
     targets = {name: value.to(raw.device) for name, value in targets.items()}
     found = loss(raw, targets)
     terms = dict(found) if isinstance(found, Mapping) else {"task": found}
+    if output.task_weight != 1:
+        terms = {name: output.task_weight * value for name, value in terms.items()}
     for name, p in output.predictions.items():
         rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
         value = loss(rows, _targets_of(p, len(rows), targets, slides, output))

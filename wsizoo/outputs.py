@@ -69,7 +69,8 @@ def aligned(values: Tensor | None, kept: Tensor | None, n: int) -> Tensor | None
 def stacked(outputs: Sequence[Any], batch: BagBatch) -> Any:
     """One output of many: slide-level fields stacked, per-patch ones concatenated.
 
-    Losses are means over the slides; predictions are renamed `name/slide`.
+    Losses are means over the slides; predictions are renamed `name/slide`; `task_weight` is that of
+    the first.
     """
     losses: dict[str, Tensor] = {}
     predictions: dict[str, Any] = {}
@@ -86,6 +87,7 @@ def stacked(outputs: Sequence[Any], batch: BagBatch) -> Any:
         offsets=batch.offsets,
         losses=losses,
         predictions=predictions,
+        task_weight=outputs[0].task_weight,
     )
 
 

@@ -41,6 +41,7 @@ class WeightsSpec:
 
     Either `repo` (+ `revision`, 40 hex digits; `file`; `sha256`) on the Hub, or `package`
     (`"distribution_module:folder"`), a folder of `wsizoo.save` inside an installed package.
+    `format`: of a file in `repo` that other people's code wrote, e.g. `"mil-lab"`.
     """
 
     repo: str | None = None
@@ -48,6 +49,7 @@ class WeightsSpec:
     file: str = "model.safetensors"
     sha256: str | None = None
     package: str | None = None
+    format: str | None = None
 
 
 @dataclass

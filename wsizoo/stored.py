@@ -55,6 +55,7 @@ class StoredModel:
         training: what the publisher states about training and results.
         trained: False: saved with random weights. owner: who vouches for the record.
         unused: what the weights held besides when they were read from another format.
+        format: whose names the tensors have, where not ours, see `weight_formats.translated`.
     """
 
     name: str
@@ -66,6 +67,7 @@ class StoredModel:
     trained: bool = True
     owner: str = PUBLISHER
     unused: dict[str, Tensor] = field(default_factory=dict)
+    format: str | None = None
 
     @property
     def entry(self) -> Entry:
@@ -91,7 +93,9 @@ class StoredModel:
             ) from error
         stated = told.get("fingerprint", {}) if isinstance(told, dict) else told
         fingerprint = read_fingerprint(stated, f"'{entry.name}'")
-        return cls(entry.name, model_record(spec), tensors, fingerprint, owner=entry.owner)
+        written = spec.weights.format if spec.weights else None
+        record = model_record(spec)
+        return cls(entry.name, record, tensors, fingerprint, owner=entry.owner, format=written)
 
     @classmethod
     def from_config(

@@ -7,7 +7,8 @@ the publisher's own names, serves every format, and a file that passed can be wr
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -15,6 +16,8 @@ from wsizoo.errors import NotFoundError, PluginError, SpecError, StrictnessError
 from wsizoo.model import SlideModel
 from wsizoo.names import suggest
 from wsizoo.plugins import Plugins
+from wsizoo.registry import Registry
+from wsizoo.stored import StoredModel
 from wsizoo.targets import load_target
 from wsizoo.weights import load_strict, misfits, refuse_misfits
 
@@ -39,6 +42,13 @@ class WeightLayout:
             tensors: have the names and shapes of `write(model)`; that was checked.
         """
         raise NotImplementedError
+
+    def up_to_date(self, tensors: Mapping[str, Tensor], model: SlideModel) -> Mapping[str, Tensor]:
+        """A file of an older version of the published code, by the names of the present one.
+
+        Called before anything is checked; default: as it is. It is written again in today's names.
+        """
+        return tensors
 
     def unused(self, model: SlideModel) -> Collection[str]:
         """Names that `write` gives to tensors which the published code holds and never reads.
@@ -76,6 +86,25 @@ def find_layout(name: str, model: SlideModel, plugins: Plugins) -> WeightLayout:
     return layout
 
 
+def translated(
+    stored: StoredModel, registry: Registry, assemble: Callable[..., SlideModel]
+) -> StoredModel:
+    """Stored weights by our names, where the entry says that they are in another format.
+
+    Args:
+        assemble: `wsizoo.zoo.assemble`.
+
+    Raises: as `find_layout` and `fill`.
+    """
+    if stored.format is None:
+        return stored
+    model = assemble(stored.entry, stored.spec_with(), registry, 0, True)
+    layout = find_layout(stored.format, model, registry.plugins)
+    fill(model, stored.tensors, layout, f"'{stored.name}'")
+    ours = model.inference_state()
+    return replace(stored, tensors=ours, unused=model.unused, format=None)
+
+
 def fill(
     model: SlideModel, tensors: Mapping[str, Tensor], layout: WeightLayout, whose: str
 ) -> None:
@@ -94,7 +123,7 @@ def fill(
     """
     expected = layout.write(model)
     unused = set(expected).intersection(layout.unused(model))
-    found = _unwrapped(tensors, expected)
+    found = dict(layout.up_to_date(_unwrapped(tensors, expected), model))
     carried = {name: found[name] for name in unused & set(found)}
     found = {**{name: expected[name] for name in unused}, **found}
     hint = functools.partial(_hint, layout, expected, found, model)

@@ -20,6 +20,7 @@ from wsizoo.seeding import made_blank, seeded
 from wsizoo.spec import PARTS, EncoderUse, ModelSpec
 from wsizoo.stored import PUBLISHER, StoredModel, find_stored
 from wsizoo.targets import call
+from wsizoo.weight_formats import translated
 
 
 def build(
@@ -62,7 +63,7 @@ def load(
         SpecError: an override that changes a tensor's shape, or the head or its classes (`adapt`).
     """
     registry = registry or default()
-    stored = find_stored(name, registry)
+    stored = translated(find_stored(name, registry), registry, assemble)
     try:
         return load_stored(stored, registry, overrides).to(device)
     except WeightsError as error:
@@ -101,7 +102,7 @@ def adapt(
     Raises: as `load`.
     """
     registry = registry or default()
-    stored = find_stored(name, registry)
+    stored = translated(find_stored(name, registry), registry, assemble)
     spec = stored.spec_with(overrides)
     _check_meaning(stored, spec, "model")
     model = assemble(stored.entry, spec, registry, seed)
@@ -138,11 +139,8 @@ def assemble(
         entry: what was published or registered. spec: the same, checked, with overrides.
         overwritten: trained weights follow, so none need be drawn.
     """
-    makers: dict[str, _Maker] = {
-        part: _maker(part, entry, spec, registry)
-        for part in PARTS
-        if getattr(spec, part) is not None
-    }
+    stated = (part for part in PARTS if getattr(spec, part) is not None)
+    makers: dict[str, _Maker] = {part: _maker(part, entry, spec, registry) for part in stated}
     in_dim, requires = _input(entry.name, spec, registry)
 
     def make() -> SlideModel:
@@ -193,9 +191,7 @@ def _input(name: str, spec: ModelSpec, registry: Registry) -> tuple[int, Fingerp
     use = spec.encoder
     if use is None:
         raise SpecError(f"model '{name}' names no encoder. Give it one: encoder=NAME")
-    dim = use.dim
-    if dim is None:
-        dim = _encoder_facts(use, registry).dim
+    dim = _encoder_facts(use, registry).dim if use.dim is None else use.dim
     requires = Fingerprint(
         use.name, None, None, use.preprocessing, use.pooling, use.mpp, use.patch_size
     )

@@ -18,7 +18,12 @@ WEIGHTS: Final = "weight-format"  # what plugins offer beside parts of models
 
 @click.command("list")
 @click.argument("pattern", default="*")
-@click.option("--aggregator", help="Only models with this aggregator.")
+@click.option(
+    "--aggregator",
+    is_flag=False,
+    flag_value="",
+    help="Only models with this aggregator; without a name: the installed aggregators.",
+)
 @click.option("--encoder", help="Only models that read this encoder's features.")
 @click.option("--weights", is_flag=True, help="Only models with released weights.")
 @click.option(
@@ -46,12 +51,13 @@ def list_command(
       wsizoo list
       wsizoo list "abmil*" --weights
       wsizoo list --encoders
+      wsizoo list --aggregator
     """
     registry = default()
-    if parts == WEIGHTS:
-        rows = _format_rows(registry)
-    elif parts:
-        rows = _part_rows(registry, parts)
+    if aggregator == "":
+        parts, aggregator = parts or "aggregator", None
+    if parts:
+        rows = _format_rows(registry) if parts == WEIGHTS else _part_rows(registry, parts)
     elif encoders:
         rows = _encoder_rows(registry, pattern)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -10,8 +9,9 @@ from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.mil.embedding import layers
 from wsizoo.mil.standardise import Standardise
-from wsizoo.ops import segment_softmax, segment_sum
+from wsizoo.ops import RowLinear, segment_softmax, segment_sum
 
 
 class ABMIL(Aggregator):
@@ -25,6 +25,8 @@ class ABMIL(Aggregator):
         attention: width of the attention network.
         gated: with the sigmoid gate (Eq. 9) or without (Eq. 8).
         dropout: after each layer of the embedding, training only.
+        last_dropout: after the last of these layers, where it is another: MIL-Lab's is 0.
+        score_dropout: inside the attention network, training only: MIL-Lab's is 0.25.
         hidden: widths of further embedding layers before that of width `dim`, Linear + ReLU each.
         standardise: features by the training patches' mean and deviation, see `Standardise`.
 
@@ -48,19 +50,16 @@ class ABMIL(Aggregator):
         gated: bool = True,
         dropout: float = 0.25,
         hidden: Sequence[int] = (),
+        last_dropout: float | None = None,
+        score_dropout: float = 0.0,
         standardise: bool = False,
     ) -> None:
         super().__init__(in_dim, dim)
-        widths = [in_dim, *hidden, dim]
-        embedding = [
-            part
-            for a, b in itertools.pairwise(widths)
-            for part in (nn.Linear(a, b), nn.ReLU(inplace=True), nn.Dropout(dropout))
-        ]
         self.standard = Standardise(in_dim) if standardise else None
-        self.embed = nn.Sequential(*embedding)
-        self.value = nn.Linear(dim, attention)
-        self.gate = nn.Linear(dim, attention) if gated else None
+        self.embed = nn.Sequential(*layers([in_dim, *hidden, dim], dropout, last_dropout))
+        self.value = RowLinear(dim, attention)
+        self.gate = RowLinear(dim, attention) if gated else None
+        self.drop = nn.Dropout(score_dropout)
         self.score = nn.Linear(attention, 1)
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
@@ -87,7 +86,7 @@ class ABMIL(Aggregator):
         if self.standard is not None:
             features = self.standard(features)
         instances = self.embed(features)  # (N, E)
-        hidden = torch.tanh(self.value(instances))  # (N, A)
+        hidden = self.drop(torch.tanh(self.value(instances)))  # (N, A)
         if self.gate is not None:
-            hidden = hidden * torch.sigmoid(self.gate(instances))
+            hidden = hidden * self.drop(torch.sigmoid(self.gate(instances)))
         return instances, self.score(hidden)[:, 0]

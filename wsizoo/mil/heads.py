@@ -19,32 +19,49 @@ from wsizoo.losses import (
     cross_entropy,
     discrete_time_nll,
     mean_squared_error,
+    one_vs_rest,
     smooth_l1,
 )
 
 
 class ClassificationHead(Head):
-    """A linear map to one logit a class.
+    """A linear map to one logit a class, or to one logit for two.
 
     Args:
         in_dim: width E of the slide vector; None: the aggregator owns the classifier.
-        classes: names, in the order of the logits.
+        classes: names, in the order of the logits; of one logit: [negative, positive].
+        one_logit: its sigmoid is the probability of the second class.
+        threshold: of one logit: a slide is called positive from this probability on. Default 0.5.
+        one_vs_rest: the loss is binary cross entropy, one question a class (DSMIL); one logit's
+            always is.
 
-    Returns (forward): `logits` (C,).
+    Returns (forward): `logits` (C,), or (1,).
     """
 
     task = "classification"
 
-    def __init__(self, in_dim: int | None, classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        in_dim: int | None,
+        classes: Sequence[str],
+        one_logit: bool = False,
+        threshold: float | None = None,
+        one_vs_rest: bool = False,
+    ) -> None:
         check_classes(classes)
-        super().__init__(in_dim, len(classes))
+        check_share("threshold", 0.5 if threshold is None else threshold)
+        check_one_logit(one_logit, classes, {"threshold": threshold})
+        super().__init__(in_dim, 1 if one_logit else len(classes))
         self.classes = tuple(str(name) for name in classes)
+        self.threshold = (0.5 if threshold is None else threshold) if one_logit else None
+        self.one_vs_rest = one_vs_rest or one_logit
 
     def outputs(self, raw: Tensor) -> dict[str, Tensor]:
         return {"logits": raw}
 
     def loss(self, raw: Tensor, targets: Mapping[str, Tensor]) -> Tensor:
-        return cross_entropy(raw, indices(targets, "label", self, raw, -1, self.n_outputs))
+        label = indices(targets, "label", self, raw, -1, len(self.classes))
+        return one_vs_rest(raw, label) if self.one_vs_rest else cross_entropy(raw, label)
 
 
 class SurvivalHead(Head):
@@ -178,12 +195,8 @@ class SegmentationHead(Head):
         check_share("threshold", 0.5 if threshold is None else threshold)
         check_share("dice_weight", dice_weight)
         check_share("pos_weight", 1.0 if pos_weight is None else pos_weight, most=math.inf)
-        if one_logit and len(classes) != 2:
-            raise SpecError(
-                f"head.one_logit tells two classes apart, head.classes names {len(classes)}"
-            )
-        if not one_logit and (threshold, pos_weight) != (None, None):
-            raise SpecError("head.threshold and head.pos_weight need head.one_logit=true")
+        given = {"threshold": threshold, "pos_weight": pos_weight}
+        check_one_logit(one_logit, classes, given)
         super().__init__(in_dim, 1 if one_logit else len(classes))
         self.classes = tuple(str(name) for name in classes)
         self.threshold = (0.5 if threshold is None else threshold) if one_logit else None
@@ -237,6 +250,19 @@ def check_classes(classes: Sequence[str]) -> None:
         raise SpecError(
             f"head.classes is {classes!r}, expected two or more names: head.classes=[normal,tumour]"
         )
+
+
+def check_one_logit(
+    one_logit: bool, classes: Sequence[str], needing: Mapping[str, float | None]
+) -> None:
+    """Raise SpecError for one logit of other than two classes, or options that need one logit."""
+    if one_logit and len(classes) != 2:
+        raise SpecError(
+            f"head.one_logit tells two classes apart, head.classes names {len(classes)}"
+        )
+    if not one_logit and any(value is not None for value in needing.values()):
+        needy = " and ".join(f"head.{name}" for name in needing)
+        raise SpecError(f"{needy} need{'s' * (len(needing) == 1)} head.one_logit=true")
 
 
 def check_share(name: str, value: float, most: float = 1.0) -> None:

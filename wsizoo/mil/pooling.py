@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
+from wsizoo.mil.embedding import layers
 from wsizoo.ops import segment_max, segment_mean
 
 
@@ -18,18 +20,22 @@ class _Pooling(Aggregator):
     Args:
         in_dim: width D of the features.
         dim: width E of the embedding; None: no embedding, the features themselves (E = D).
-        dropout: on the embedded patches, training only.
+        dropout: after each layer of the embedding, training only.
+        hidden: widths of further embedding layers before that of width `dim`, Linear + ReLU each.
     """
 
     gives_instances = True
 
-    def __init__(self, in_dim: int, dim: int | None = 512, dropout: float = 0.0) -> None:
-        super().__init__(in_dim, dim or in_dim)
-        self.embed = (
-            nn.Identity()
-            if dim is None
-            else nn.Sequential(nn.Linear(in_dim, dim), nn.ReLU(), nn.Dropout(dropout))
-        )
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int | None = 512,
+        dropout: float = 0.0,
+        hidden: Sequence[int] = (),
+    ) -> None:
+        widths = [in_dim, *hidden, *([] if dim is None else [dim])]
+        super().__init__(in_dim, widths[-1])
+        self.embed = nn.Sequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()
 
     def pool(self, instances: Tensor) -> Tensor:
         """(N, E) of one slide -> (E,)."""

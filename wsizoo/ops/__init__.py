@@ -16,6 +16,7 @@ from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
 from wsizoo.ops.products import chunks, outer, product
+from wsizoo.ops.rows import RowLinear, map_rows, observed, row_linear
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
 from wsizoo.ops.selective_scan import selective_scan
@@ -36,6 +37,7 @@ __all__ = [
     "Neighbourhood",
     "OffsetBias",
     "Op",
+    "RowLinear",
     "Rulebook",
     "SoftTopk",
     "Turns",
@@ -48,6 +50,8 @@ __all__ = [
     "grid_attention",
     "hard_topk",
     "listening",
+    "map_rows",
+    "observed",
     "ops",
     "outer",
     "patch_merge",
@@ -56,6 +60,7 @@ __all__ = [
     "product",
     "rotary_turns",
     "rotate",
+    "row_linear",
     "rulebook",
     "scratch",
     "segment_max",

@@ -113,6 +113,7 @@ class OptimiserConfig:
     weight_decay: float = _number(1e-5, 0)
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     momentum: float = _number(0.9, 0, 1)
+    lookahead: int | None = _number(None, 1)
 
 
 @dataclass(frozen=True)

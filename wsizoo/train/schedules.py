@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch.optim import Optimizer
 
 from wsizoo.errors import DataError
 from wsizoo.model import SlideModel
+from wsizoo.train.lookahead import with_lookahead
 from wsizoo.train.settings import TrainSettings
 
 
@@ -23,7 +23,7 @@ def make_optimiser(model: SlideModel, settings: TrainSettings) -> Optimizer:
     groups = model.param_groups(settings.lr)
     if not groups:
         raise DataError(f"'{model.name}' has no parameters to train: all are frozen")
-    kinds: dict[str, Callable[..., Optimizer]] = {
+    kinds: dict[str, Any] = {
         "adamw": torch.optim.AdamW,
         "adam": torch.optim.Adam,
         "radam": torch.optim.RAdam,
@@ -34,7 +34,10 @@ def make_optimiser(model: SlideModel, settings: TrainSettings) -> Optimizer:
     name = "momentum" if settings.optimiser == "sgd" else "betas"
     if settings.optimiser != "radam" and model.device.type == "cpu":
         options["fused"] = True  # a fifth of the time; on GPUs it forbids clipping under 16-mixed
-    found = kinds[settings.optimiser](groups, **options, **{name: own[name]})
+    kind = kinds[settings.optimiser]
+    if settings.lookahead is not None:
+        kind = with_lookahead(kind, settings.lookahead)
+    found: Optimizer = kind(groups, **options, **{name: own[name]})
     for group in found.param_groups:
         group["initial_lr"] = group["lr"]
     return found

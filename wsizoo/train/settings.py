@@ -11,7 +11,15 @@ PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMISERS = ("adamw", "adam", "radam", "sgd")
 SCHEDULES = ("cosine", "constant")
 LOGGERS = ("tensorboard", "wandb")
-COUNTS = ("epochs", "batch_size", "accumulate", "max_patches", "patience", "checkpoint_steps")
+COUNTS = (
+    "epochs",
+    "batch_size",
+    "accumulate",
+    "max_patches",
+    "patience",
+    "checkpoint_steps",
+    "lookahead",
+)
 NOT_BELOW_0 = ("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "workers")
 CHANGE_NO_NUMBER = frozenset({"workers", "device", "loggers", "checkpoint_steps"})
 """What a training, a run and a cell of a benchmark may differ in and be the same."""
@@ -32,7 +40,8 @@ class TrainSettings:
         ema: decay of an exponential mean of the weights, which is then what is evaluated and kept;
             None: the weights themselves.
         optimiser: "adamw", "adam", "radam" or "sgd". lr: of groups that name none of their own.
-            betas: of the Adams. momentum: of sgd.
+            betas: of the Adams. momentum: of sgd. lookahead: steps after which the weights go back
+            to the middle of old and new ones; None: never.
         schedule: "cosine" falls towards `end_factor` x lr, "constant" stays; both rise linearly
             during the first `warmup_epochs` (may be a fraction).
         metric: which choice is made by: "loss" of validation, or a name that `measure` gives.
@@ -59,6 +68,7 @@ class TrainSettings:
     weight_decay: float = 1e-5
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9
+    lookahead: int | None = None
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     end_factor: float = 0.0

@@ -2,4 +2,6 @@
 
 import torch
 
+from wsizoo.testing.fixtures import hub  # noqa: F401
+
 torch.set_num_threads(1)

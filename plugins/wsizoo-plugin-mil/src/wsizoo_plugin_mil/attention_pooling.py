@@ -1,0 +1,79 @@
+"""Attention pooling: scores of patches by a small network, and weighted sums slide by slide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo.errors import SpecError
+from wsizoo.ops import RowLinear
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "gelu": nn.functional.gelu,
+}
+
+
+class AttentionScores(nn.Module):
+    """(N, E) -> (N, K) scores before their softmax: c(act(V h) * sigmoid(U h)), or c(act(V h)).
+
+    Args:
+        dim: width E of the patches. hidden: width of the network. rows: K scores a patch.
+        gated: with the sigmoid gate U.
+        dropout: after the activation and after the sigmoid, each on its own; training only.
+        bias: of all layers. activation: "tanh", "relu" or "gelu".
+
+    Cost: N ((1 + gated) E hidden + K hidden) multiply-adds.
+    Source: Ilse, Tomczak and Welling, ICML 2018, Eq. 8 and 9, https://arxiv.org/abs/1802.04712
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        rows: int = 1,
+        gated: bool = True,
+        dropout: float = 0.0,
+        bias: bool = True,
+        activation: str = "tanh",
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise SpecError(
+                f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+            )
+        self.value = RowLinear(dim, hidden, bias)
+        self.gate = RowLinear(dim, hidden, bias) if gated else None
+        self.drop = nn.Dropout(dropout)
+        self.score = nn.Linear(hidden, rows, bias)
+        self.activation = activation
+
+    def forward(self, instances: Tensor) -> Tensor:
+        hidden = self.drop(ACTIVATIONS[self.activation](self.value(instances)))  # (N, hidden)
+        if self.gate is not None:
+            hidden = hidden * self.drop(torch.sigmoid(self.gate(instances)))
+        return cast(Tensor, self.score(hidden))
+
+
+def pooled(
+    scores: Sequence[Tensor], instances: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Softmax over the patches of each slide, and the sums that it weighs.
+
+    Args:
+        scores: (n, K) of each slide. instances: (n, E) of each slide.
+
+    Returns:
+        weights (n, K) and sums (K, E) of each slide. Nothing of the size (N, K, E) is made.
+    """
+    weights = [torch.softmax(one, 0) for one in scores]
+    return weights, [w.t() @ h for w, h in zip(weights, instances, strict=True)]
+
+
+def highest(scores: Tensor, k: int) -> Tensor:
+    """(min(k, N),) int64: which scores (N,) are the largest, descending; ties: the first."""
+    return scores.detach().argsort(descending=True, stable=True)[:k]

@@ -1,0 +1,187 @@
+"""CLAM: attention pooling whose best and worst patches teach a classifier of patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from wsizoo import Aggregated, Bag
+from wsizoo.errors import SpecError
+from wsizoo.losses import cross_entropy
+from wsizoo.ops import RowLinear
+from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
+from wsizoo_plugin_mil.initialisation import begin
+from wsizoo_plugin_mil.packed import Packed, label_of, split
+from wsizoo_plugin_mil.smooth_svm import smooth_top1_svm
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "ce": cross_entropy,
+    "svm": smooth_top1_svm,
+}
+VARIANTS = ("clam", "mil-lab")
+
+
+class ClamSB(Packed):
+    """One attention for all classes, and instance clustering.
+
+    Args:
+        in_dim: width of the features. n_outputs: C, of the head; None: no classifier.
+        dim, attention: widths of the embedding and of the attention network; CLAM's "small" is
+            512 and 256, its "big" 512 and 384.
+        gated: attention with the sigmoid gate.
+        dropout: after the embedding; training only.
+        score_dropout: inside the attention network; CLAM's is 0.25 wherever it has any dropout.
+        k: patches of the highest, and of the lowest scores, that are taken; a slide of fewer
+            patches gives all.
+        subtyping: classes exclude one another, so the best patches of each wrong class are its
+            negatives.
+        instance_loss: "ce", or "svm" (smooth top-1, which CLAM's commands set).
+        bag_weight: share of the task's loss; the instance loss has the rest.
+        variant: "clam"; or "mil-lab": no dropout after the embedding, MIL-Lab's initialisation.
+
+    The instance loss needs the slide's label; slides whose target has none (survival, regression)
+    train by the task's loss alone, in full.
+
+    Returns (forward): `slide` (E,), `scores` (N,) the attention, which sums to 1, `instances`
+    (N, E), `logits` (C,).
+
+    Cost: N (D E + (1 + gated) E A + A + E) multiply-adds.
+    Source: Lu et al., Nature Biomedical Engineering 2021, https://arxiv.org/abs/2004.09666, and
+    https://github.com/mahmoodlab/CLAM at 53e2409; MIL-Lab at dfc3c17.
+    Differs: patches are chosen by scores before their softmax, which on large slides underflows.
+    """
+
+    owns_classifier = True
+    gives_instances = True
+    classifier_tensors: ClassVar[tuple[str, ...]] = (
+        *("classify.weight", "classify.bias"),
+        *("judge.weight", "judge.bias"),
+    )
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16, "attention": 8}
+    one_row: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        in_dim: int,
+        n_outputs: int | None,
+        dim: int = 512,
+        attention: int = 256,
+        gated: bool = True,
+        dropout: float = 0.25,
+        score_dropout: float = 0.25,
+        k: int = 8,
+        subtyping: bool = False,
+        instance_loss: str = "ce",
+        bag_weight: float = 0.7,
+        variant: str = "clam",
+    ) -> None:
+        if instance_loss not in LOSSES or variant not in VARIANTS:
+            raise SpecError(
+                f"CLAM's instance_loss is {instance_loss!r} and its variant {variant!r}, expected "
+                f"one of {', '.join(LOSSES)} and one of {', '.join(VARIANTS)}"
+            )
+        rows = 1 if self.one_row else n_outputs or 1
+        super().__init__(in_dim, rows * dim, dim)
+        self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
+        self.criterion = LOSSES[instance_loss]
+        embedded = 0.0 if variant == "mil-lab" else dropout
+        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
+        self.attention = AttentionScores(dim, attention, rows, gated, score_dropout)
+        self.classes = 2 if n_outputs == 1 else n_outputs or 0  # one logit is of two classes
+        self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
+        self.judge = nn.Linear(dim, 2 * self.classes) if n_outputs else None  # (class, in or out)
+        begin(self, "he" if variant == "mil-lab" else "torch")
+
+    def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
+        instances = self.embed(features)  # (N_total, E)
+        parts = split(instances, bags)
+        raw = split(self.attention(instances), bags)  # (n, rows) of each slide
+        weights, sums = pooled(raw, parts)
+        rows = torch.stack(sums)  # (B, rows, E)
+        logits = self.logits(rows)
+        found = Aggregated(
+            slide=rows.flatten(1),
+            scores=lambda: torch.cat(shown(weights, logits)),
+            instances=instances,
+            logits=logits,
+        )
+        if self.training and self.judge is not None:
+            self.teach(found, raw, parts, bags)
+        return found
+
+    def logits(self, rows: Tensor) -> Tensor | None:
+        """(B, rows, E) -> (B, C); of several rows, each class by its own."""
+        if self.classify is None:
+            return None
+        if self.one_row:
+            return self.classify(rows[:, 0])  # type: ignore[no-any-return]
+        return (rows * self.classify.weight).sum(2) + self.classify.bias
+
+    def teach(
+        self, found: Aggregated, raw: Sequence[Tensor], parts: Sequence[Tensor], bags: Sequence[Bag]
+    ) -> None:
+        """Add the instance loss, the mean over the slides that state a label."""
+        labels = [label_of(bag, self.classes) for bag in bags]
+        terms = [
+            self.instance_loss(scores.t(), patches, label)
+            for scores, patches, label in zip(raw, parts, labels, strict=True)
+            if label is not None
+        ]
+        if terms:
+            found.task_weight = self.bag_weight
+            found.losses = {
+                "instances": (1 - self.bag_weight) * torch.stack(terms).sum() / len(bags)
+            }
+
+    def instance_loss(self, scores: Tensor, patches: Tensor, label: int) -> Tensor:
+        """scores: (rows, n), before their softmax. patches: (n, E)."""
+        terms = [
+            self.criterion(self.judged(patches[index], i), target)
+            for i, (index, target) in self.chosen(scores, label).items()
+        ]
+        total = torch.stack(terms).sum()
+        return total / self.classes if self.subtyping else total
+
+    def judged(self, patches: Tensor, i: int) -> Tensor:
+        """(n, E) -> (n, 2): out of class i, and in it."""
+        assert self.judge is not None
+        return self.judge(patches).unflatten(1, (self.classes, 2))[:, i]  # type: ignore[no-any-return]
+
+    def chosen(self, scores: Tensor, label: int) -> dict[int, tuple[Tensor, Tensor]]:
+        """For each class that is taught: which patches, and which of them are in it (1) or not."""
+        found = {}
+        for i in range(self.classes):
+            row = scores[i if len(scores) > 1 else 0]
+            best = highest(row, self.k)
+            out = torch.zeros_like(best)
+            if i == label:
+                index = torch.cat([best, highest(-row, self.k)])
+                found[i] = index, torch.cat([torch.ones_like(best), out])
+            elif self.subtyping:
+                found[i] = best, out
+        return found
+
+
+class ClamMB(ClamSB):
+    """One attention a class, each with its own sum and its own line of the classifier.
+
+    As `ClamSB`, with `slide` (C E,), and `scores` the attention of the class with the largest
+    logit.
+    """
+
+    classifier_tensors: ClassVar[tuple[str, ...]] = (
+        *ClamSB.classifier_tensors,
+        "attention.score.weight",
+        "attention.score.bias",
+    )
+    one_row = False
+
+
+def shown(weights: Sequence[Tensor], logits: Tensor | None) -> list[Tensor]:
+    """Of each slide (n,): the attention of the class with the largest logit, or the only one."""
+    if logits is None or weights[0].shape[1] == 1:
+        return [each[:, 0] for each in weights]
+    return [each[:, i] for each, i in zip(weights, logits.argmax(1).tolist(), strict=True)]

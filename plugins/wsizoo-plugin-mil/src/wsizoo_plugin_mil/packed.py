@@ -1,0 +1,51 @@
+"""Aggregators of which several slides at once are one: the one definition, for one and for many."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+
+
+class Packed(Aggregator):
+    """`run` is the method; one slide is a batch of one.
+
+    What is done patch by patch is done for all slides in one product. What is done slide by slide
+    (softmax, sums, top patches) is small, and goes over `split`.
+    """
+
+    def forward(self, bag: Bag) -> Aggregated:
+        found = self.run(bag.features, [bag])
+        first = {
+            name: value[0]
+            for name in ("slide", "logits")
+            if (value := getattr(found, name)) is not None
+        }
+        return dataclasses.replace(found, scores=found.scores_given, **first)
+
+    def forward_packed(self, batch: BagBatch) -> Aggregated:
+        return self.run(batch.features, list(batch))
+
+    def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
+        """Several slides: `slide` (B, E), `logits` (B, C), per-patch fields end to end.
+
+        Args:
+            features: (N_total, D). bags: the slides. In training they have the targets for the
+                method's losses, which are means over the slides.
+        """
+        raise NotImplementedError
+
+
+def split(rows: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, ...]:
+    """(N_total, ...) -> the rows of each slide, as views."""
+    return torch.split(rows, [len(bag) for bag in bags])
+
+
+def label_of(bag: Bag, n: int) -> int | None:
+    """The slide's class, of n; None for a slide whose target states none, or -1 (unknown)."""
+    label = (bag.target or {}).get("label")
+    return None if label is None or not 0 <= int(label) < n else int(label)
