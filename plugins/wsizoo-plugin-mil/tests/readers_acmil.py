@@ -1,13 +1,15 @@
 """ACMIL with gated attention, and with multi-head attention of tokens."""
 
+import copy
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from wsizoo_plugin_mil.acmil import HIDDEN_SCORE
-from wsizoo_plugin_mil.acmil_format import ACMILOfficial
+from wsizoo_plugin_mil.acmil_format import TELLING, ACMILOfficial
 
 R = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("reading.py"))))
 
@@ -71,12 +73,18 @@ def watched(aggregator, noise, seen):
 
 
 def sub_logits(case, output, aggregator, seen, features):
-    """Of one attention, by the classifier that the file holds and never uses."""
+    """Of one attention, by what the file holds of its branch and never uses."""
     if output.predictions:
         return output.predictions["branches/0"].logits
-    w = case.weights()
-    assert "q" not in w
-    vectors, _ = aggregator.summed(seen["masked"].softmax(1), aggregator.embed(features))
+    w, paid = case.weights(), seen["masked"].softmax(1)
+    vectors = paid @ aggregator.embed(features)  # (H, E)
+    if "q" in w:
+        tell = copy.deepcopy(aggregator.telling[0])
+        for ours, theirs in TELLING.items():
+            own = getattr(tell, ours)
+            for name, _ in own.named_parameters():
+                setattr(own, name, nn.Parameter(w[f"sub_attention.0.{theirs}.{name}"]))
+        vectors = tell(vectors)[None]
     return F.linear(vectors, w["classifier.0.fc.weight"], w["classifier.0.fc.bias"])
 
 

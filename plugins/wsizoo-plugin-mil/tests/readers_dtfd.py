@@ -38,6 +38,7 @@ def read_authors(case):
         f"aggregator.groups={config['numGroup']}",
         f"aggregator.total={config['total_instance']}",
         f"aggregator.distill={config['distill_type'].lower()}",
+        "aggregator.compat=published",
         classes=config["num_cls"],
     )
     assert config["droprate"] == config["droprate_2"] == 0

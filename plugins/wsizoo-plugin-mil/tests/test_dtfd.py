@@ -16,7 +16,19 @@ def test_groups_are_cut_as_numpy_does(n):
     order = torch.randperm(n)
     expected = numpy.array_split(order.numpy(), 4)
     found = [group.nonzero()[:, 0].tolist() for group in members(order, 4).unbind(1)]
-    assert found == [sorted(each.tolist()) for each in expected if len(each)]
+    assert found == [sorted(each.tolist()) for each in expected]
+
+
+@pytest.mark.parametrize("compat", [None, "published"])
+def test_small_slides_have_empty_groups_only_as_published(compat):
+    module = DTFD(6, 2, dim=8, attention=4, compat=compat).train()
+    output = module(Bag(torch.randn(3, 6)))
+    judged = output.predictions["groups/0"].logits
+    assert len(judged) == (4 if compat else 3)
+    if compat:
+        torch.testing.assert_close(judged[3], module.judge.bias)
+    (output.logits.sum() + judged.sum()).backward()
+    assert bool(torch.isfinite(module.embed[0].weight.grad).all())
 
 
 def test_evaluation_draws_the_same_groups_each_time():

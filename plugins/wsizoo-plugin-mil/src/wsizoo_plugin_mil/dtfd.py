@@ -42,7 +42,8 @@ class DTFD(Packed):
         bag_weight: share of the slide's loss, of "mil-lab"; the groups' have the rest.
         shuffles: draws of groups whose probabilities are averaged in evaluation. It is for
             classification: the logits are then logarithms of probabilities.
-        compat: "published": total < groups is taken with "maxmins", and all patches are handed on.
+        compat: "published": total < groups is taken with "maxmins", and all patches are handed on;
+            a slide of fewer patches than G has empty groups, whose sums are 0.
 
     In training the groups' predictions are further ones, and what the groups hand on is detached
     ("dtfd"), so that each tier is trained by its own loss, as there by two optimisers.
@@ -54,7 +55,8 @@ class DTFD(Packed):
     Source: Zhang et al., CVPR 2022, https://arxiv.org/abs/2203.12081, and
     https://github.com/hrzhang1123/DTFD-MIL at 10964f4; MIL-Lab at dfc3c17.
     Differs: evaluation draws its groups from a fixed seed. A slide of fewer patches than G has as
-    many groups as patches. Of one output, patches are ranked by it, not by its softmax.
+    many groups as patches, see `compat`. Of one output, patches are ranked by it, not by its
+    softmax.
     """
 
     owns_classifier = True
@@ -88,6 +90,7 @@ class DTFD(Packed):
         set_to |= {name: value for name, value in asked.items() if value is not None}
         super().__init__(in_dim, dim)
         self.groups, self.per_group, self.distill = groups, total // groups, distill
+        self.published = compat == "published"
         self.shuffles, self.bag_weight, self.mixed = shuffles, bag_weight, variant == "mil-lab"
         self.embed = nn.Sequential(RowLinear(in_dim, dim, bias=self.mixed), nn.ReLU())
         self.blocks = nn.Sequential(*(Residual(dim) for _ in range(set_to["residuals"])))
@@ -137,8 +140,10 @@ class DTFD(Packed):
             (K, E); `raw` (K,) their scores; `slide` (E,), `logits` (C,).
         """
         order = torch.randperm(len(rows)) if order is None else order
-        member = members(order.to(rows.device), self.groups)  # (n, g)
-        paid = self.weighed(torch.where(member, scores[:, None], self.outside), 0)  # (n, g)
+        count = self.groups if self.published else min(self.groups, len(rows))
+        member = members(order.to(rows.device), count)  # (n, g)
+        outside = torch.where(member.any(0), self.outside, 0.0).to(scores)  # (g,)
+        paid = self.weighed(torch.where(member, scores[:, None], outside), 0) * member  # (n, g)
         sums = paid.t() @ rows  # (g, E)
         found = {"paid": paid}
         if self.judge is not None:
@@ -197,15 +202,14 @@ class Residual(nn.Module):
 
 
 def members(order: Tensor, groups: int) -> Tensor:
-    """(n, g) bool: which patch is in which group; g = min(groups, n).
+    """(n, g) bool: which patch is in which group.
 
     The shuffled patches are cut one group after the other; the first groups have one more where
     they cannot be of one size.
     """
     n = len(order)
-    g = min(groups, n)
-    number = torch.arange(g, device=order.device)
-    sizes = n // g + (number < n % g).long()
+    number = torch.arange(groups, device=order.device)
+    sizes = n // groups + (number < n % groups).long()
     group = torch.empty_like(order)
     group[order] = number.repeat_interleave(sizes)
     return group[:, None] == number
