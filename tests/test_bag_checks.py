@@ -48,5 +48,7 @@ def test_a_result_that_is_not_finite_names_the_features_or_the_weights() -> None
     with pytest.raises(BagError, match="mine's result is not finite although its features are"):
         check_finite(torch.tensor(torch.inf), [bag], "mine")
     bag.features[1, 2] = torch.nan
-    with pytest.raises(BagError, match=r"S1: 1 of 2 patches have NaN or infinite.*first patch 1"):
+    with pytest.raises(
+        BagError, match=r"slide 'S1': 1 of 2 patches have NaN or infinite.*first patch 1"
+    ):
         check_finite(torch.tensor(torch.nan), [bag], "mine")

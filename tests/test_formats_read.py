@@ -853,7 +853,7 @@ def test_features_are_read_only_when_they_are_wanted(
 
 
 def test_every_format_says_how_it_is_laid_out() -> None:
-    assert {*FILES, "wsizoo", "wsizoo-embedding", "pt", "npy"} == set(FORMATS)
+    assert {*FILES, "slidechat", "wsizoo", "wsizoo-embedding", "pt", "npy"} == set(FORMATS)
     assert all(each.layout for each in FORMATS.values())
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from huggingface_hub.file_download import are_symlinks_supported
 
 from wsizoo.errors import DigestError, GatedError, OfflineError, RepoNotFoundError, WeightsError
-from wsizoo.hub import hub_access, hub_file, hub_head, hub_upload
+from wsizoo.hub import hub_access, hub_cached, hub_file, hub_head, hub_upload
 from wsizoo.testing.hub import HubDouble
 
 REPO = "lab/model"
@@ -433,6 +433,17 @@ def test_the_token_is_in_no_message_log_or_cdn(
     assert "hf_guest" not in caplog.text + "".join(told)
     assert {r.token for r in hub.log if r.server == "hub"} == {"hf_guest"}
     assert {r.token for r in hub.log if r.server == "cdn"} == {None}
+
+
+def test_what_is_in_the_cache_is_found_without_asking(hub: HubDouble) -> None:
+    pin = hub.add_repo(REPO, {FILE: DATA})
+    assert hub_cached(REPO, pin, FILE) is None
+    assert not hub.log
+    path = hub_file(REPO, pin, FILE, DIGEST)
+    asked = len(hub.log)
+    assert hub_cached(REPO, pin, FILE) == path
+    assert hub_cached(REPO, pin, "other.json") is None
+    assert len(hub.log) == asked
 
 
 def test_importing_wsizoo_opens_no_socket(tmp_path: Path, hub: HubDouble) -> None:

@@ -87,6 +87,13 @@ class Brightest(Selector):
         return Selected(bag.replace(features=bag.features[index], coords=None), index, scores)
 
 
+class Everything(Selector):
+    """All patches, by name."""
+
+    def forward(self, bag: Bag) -> Selected:
+        return Selected(bag, torch.arange(len(bag)), bag.features[:, 0])
+
+
 class Silent(Aggregator):
     """One vector a patch and no scores."""
 
@@ -463,7 +470,31 @@ def test_what_a_selector_dropped_is_neither_ranked_nor_coloured(tmp_path: Path) 
     assert ["score" in measured for measured in told] == [True, False, False, True]
     colours = [tuple(tile["properties"]["color"]) for tile in tiles]
     assert len({colours[0], colours[3]}) == 2  # ranks 0 and 1 of the two that were kept
-    assert colours[1] == colours[2] == min(colours[0], colours[3], key=sum)
+    assert colours[1] == colours[2] == (160, 160, 160) not in (colours[0], colours[3])
+
+
+def test_kept_patches_are_outlined_and_the_legend_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels: list[str] = []
+
+    def legend(image: Any, low: Any, high: Any, label: str) -> Any:
+        labels.append(label)
+        return image
+
+    monkeypatch.setattr("wsizoo.viz.predicted.with_legend", legend)
+    model, file = toy_model(), four_patches(tmp_path)
+
+    def drawn() -> Any:
+        (result,) = predict(file, model, tmp_path / str(len(labels)))
+        return np.asarray(Image.open(result.files["heatmap"]).convert("RGB"))
+
+    model.selector = Brightest(3)
+    picture = drawn()
+    assert (picture[50, 0] < 60).all() and (picture[50, 100] == 255).all()
+    model.selector = Everything(3)
+    assert (drawn()[50, 0] > 60).any(), "no outline where nothing was dropped"
+    assert labels[0] == f"{labels[1]}; outlined: the 2 of 4 patches kept"
 
 
 def test_the_answer_of_a_segmentation_model_is_written_patch_by_patch(tmp_path: Path) -> None:

@@ -199,10 +199,10 @@ def test_an_op_looks_like_its_reference() -> None:
 
 def test_the_core_s_ops_are_listed() -> None:
     names = [
-        *("causal_conv1d", "grid_attention"),
+        *("causal_conv1d", "grid_attention", "hard_topk"),
         *("patch_merge", "pixel_shuffle", "pixel_shuffle_linear"),
         *("segment_max", "segment_mean", "segment_softmax", "segment_sum"),
-        *("selective_scan", "sparse_conv2d", "sparse_conv_transpose2d"),
+        *("selective_scan", "soft_topk", "sparse_conv2d", "sparse_conv_transpose2d"),
     ]
     assert sorted(ops()) == names
     assert wsizoo.use_backend is use_backend

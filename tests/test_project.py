@@ -28,10 +28,10 @@ LAYERS = """
 errors hookspecs files names tables targets yaml_data prediction_files
 fingerprint structured spec encoder_spec overrides plugins registry bag patient catalogue builtin
 outputs bag_checks interfaces losses objectives augment ops mamba hub weights checkpoints seeding
-pins stored mil model weight_formats encoders slides formats viz
+pins stored mil selection model weight_formats encoders slides formats viz
 zoo card publish conversion extraction segmentation sources inference doctor scaffold
-measures splits reports diagnosis
-train benchmark
+measures splits reports
+train benchmark diagnosis
 cli testing demo __main__
 """.strip().splitlines()
 LAYER_OF = {module: layer for layer, line in enumerate(LAYERS) for module in line.split()}

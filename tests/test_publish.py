@@ -21,6 +21,7 @@ from wsizoo.model import SlideModel
 from wsizoo.plugins import discover
 from wsizoo.publish import golden_bag
 from wsizoo.registry import Entry, Registry
+from wsizoo.spec import model_spec
 from wsizoo.testing.hub import HubDouble
 from wsizoo.weights import read_tensors, write_tensors
 
@@ -527,3 +528,27 @@ def test_what_the_publisher_stated_stays_with_the_model(tmp_path: Path) -> None:
     assert again.facts == model.facts
     silent = wsizoo.load(wsizoo.save(model, tmp_path / "silent", training={}))
     assert silent.facts == {}
+
+
+class Counted(wsizoo.WholeModel):
+    """It settles how many outputs it has while it is made."""
+
+    def __init__(self, in_dim: int, n: int | None = None) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(in_dim, 3 if n is None else n)
+
+    def forward(self, bag: Bag) -> wsizoo.SlideOutput:
+        return wsizoo.SlideOutput(embedding=self.linear(bag.features).mean(0))
+
+    def published_params(self) -> dict[str, Any]:
+        return {"n": self.linear.out_features}
+
+
+def test_what_a_whole_model_settled_is_saved(tmp_path: Path, registry: Registry) -> None:
+    spec = {**TOY, "aggregator": None, "head": None, "model": {"name": "counted"}}
+    model = SlideModel("toy", model_spec("toy", spec), 8, whole=Counted(8))
+    folder = wsizoo.save(model, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    assert config["spec"]["model"] == {"name": "counted", "n": 3}
+    told = json.loads(read_tensors(folder / "model.safetensors")[1]["wsizoo"])
+    assert told["spec"] == config["spec"]

@@ -107,6 +107,8 @@ def test_a_part_is_named_in_short_or_in_full(tmp_path: Path) -> None:
 def test_the_plugin_of_a_part_is_known_from_any_model_that_uses_it(core: Registry) -> None:
     assert core.plugin_of("aggregator", "span") == "wsizoo-plugin-span"
     assert core.plugin_of("aggregator", "abmil") is None
+    assert core.plugin_of("head", "classification") is None
+    assert core.plugin_of("selector", "sparselearn") == "wsizoo-plugin-sparselearn"
 
 
 def test_the_core_vouches_for_the_plugins_that_its_registry_lists(core: Registry) -> None:

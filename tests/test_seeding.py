@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from wsizoo.seeding import made_blank, seeded
+from wsizoo.seeding import READ, made_blank, refuse_blank, seeded
 
 
 class Net(nn.Module):
@@ -70,6 +70,19 @@ class Linear(nn.Linear):
         return self.state_dict()
 
 
+class Read(Linear):
+    """Beside a network that it read from a file."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 3)
+        self.read = nn.Linear(5, 5, device="meta").to_empty(device="cpu")
+        self.read.load_state_dict({"weight": torch.ones(5, 5), "bias": torch.ones(5)})
+        setattr(self.read, READ, True)
+
+    def inference_state(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
+
+
 def test_fills_are_left_out_where_everything_is_overwritten() -> None:
     filled: list[bool] = []
 
@@ -84,6 +97,32 @@ def test_fills_are_left_out_where_everything_is_overwritten() -> None:
 
     assert made_blank(make, 0) is not None
     assert filled == [False]
+
+
+def test_what_was_read_from_a_file_need_not_be_overwritten() -> None:
+    made = made_blank(Read, 0)
+    assert made is not None and bool((made.read.weight == 1).all())
+
+    class Filled(Read):
+        def __init__(self) -> None:
+            super().__init__()
+            nn.init.normal_(self.read.weight)
+
+    assert made_blank(Filled, 0) is None
+
+
+def test_a_part_that_must_be_filled_says_so_before_what_is_slow() -> None:
+    slow: list[int] = []
+
+    def make(part: type[Net | Linear]) -> Net | Linear:
+        made = part() if part is Teacher else part(3, 3)
+        refuse_blank(made)
+        slow.append(1)
+        return made
+
+    assert made_blank(lambda: make(Teacher), 0) is None and not slow
+    assert made_blank(lambda: make(Linear), 0) is not None and slow
+    make(Teacher)  # elsewhere it changes nothing
 
 
 def test_only_one_thread_goes_without_fills() -> None:

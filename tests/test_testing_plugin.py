@@ -93,6 +93,29 @@ def test_a_broken_rule_and_an_entry_that_does_not_build_are_reported(plugin: Mak
     assert "has no argument 'width'" in failed["entries_build"]
 
 
+@pytest.mark.parametrize("stands_in", [True, False])
+def test_what_an_entry_needs_of_elsewhere_is_stood_in_for(plugin: Maker, stands_in: bool) -> None:
+    registry = REGISTRY.replace("aggregator:", "model:")
+    registry = registry.replace("    head: {{name: classification}}", "")
+    model = """
+        from wsizoo import WholeModel
+
+        class Mine(WholeModel):
+            conformance_overrides = ("model.file=here",)
+
+            def __init__(self, in_dim, file="elsewhere"):
+                super().__init__()
+                if file != "here":
+                    raise ValueError("no such file")
+    """
+    if not stands_in:
+        model = model.replace("conformance_overrides", "others")
+    hooks = HOOKS.replace('"aggregator"', '"model"') + ENTRIES
+    failed = failures(check_plugin(plugin(hooks, dedent(model), registry), components=False))
+    assert ("no such file" in failed.get("entries_build", "")) is not stands_in
+    assert set(failed) <= {"entries_build"}
+
+
 def test_heavy_imports_and_connections_at_hook_import_are_caught(plugin: Maker) -> None:
     start = """
         import socket

@@ -40,7 +40,7 @@ def test_every_recipe_of_this_repository_is_found() -> None:
     names = [file.stem for file in ON_DISK]
     assert sorted(names) == recipe_names() == sorted(SHIPPED)
     assert {"baseline-classification", "span-classification", "span-v1"} <= set(names)
-    plugins = ("span", "longmil", "pixelmamba", "mil")
+    plugins = ("span", "longmil", "pixelmamba", "sparselearn", "mil")
     owners = {"wsizoo", *(f"wsizoo-plugin-{name}" for name in plugins)}
     assert {SHIPPED[n].owner for n in names} == owners
 

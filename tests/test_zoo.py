@@ -566,7 +566,6 @@ def test_adapt_takes_any_head(
     [
         ("aggregator.dim=5", "misshapen: aggregator"),
         ("aggregator=mean", "unexpected: aggregator"),
-        ("selector=best-half", "missing: selector"),
         ("encoder.name=other", "trained on features with encoder made-up"),
     ],
 )
@@ -584,6 +583,29 @@ def test_adapt_brings_selector_and_aggregator(registry: Registry, tmp_path: Path
     body = {k: t for k, t in state(source).items() if not k.startswith("head.")}
     assert {k.partition(".")[0] for k in body} == {"selector", "aggregator"}
     assert same({k: t for k, t in state(model).items() if not k.startswith("head.")}, body)
+
+
+def test_adapt_with_another_selector_keeps_the_rest_and_the_head(
+    registry: Registry, saved: Path
+) -> None:
+    source = state(wsizoo.load(saved, registry=registry))
+    model = state(wsizoo.adapt(saved, "selector=best-half", registry=registry))
+    kept = {key: tensor for key, tensor in model.items() if not key.startswith("selector.")}
+    assert len(kept) < len(model)
+    assert same(kept, source)
+    again = state(wsizoo.adapt(saved, "selector=best-half", seed=1, registry=registry))
+    assert not same(again, model)
+    other = wsizoo.adapt(saved, "selector=best-half", "head.classes=[a,b,c,d]", registry=registry)
+    assert outputs(other)["logits"].shape == (4,)
+    with pytest.raises(WeightsError, match=r"\(without its selector\) .*misshapen: aggregator"):
+        wsizoo.adapt(saved, "selector=best-half", "aggregator.dim=5", registry=registry)
+
+
+def test_adapt_may_leave_the_selector_out(registry: Registry, tmp_path: Path) -> None:
+    source = wsizoo.build("toy-selected", seed=5, registry=registry)
+    folder = wsizoo.save(source, tmp_path / "model")
+    model = state(wsizoo.adapt(folder, "selector=null", registry=registry))
+    assert same(model, {k: t for k, t in state(source).items() if not k.startswith("selector.")})
 
 
 def test_adapt_renews_the_classifier_that_an_aggregator_owns(

@@ -23,10 +23,12 @@ _PUBLIC = {
     "OpBackend": "wsizoo.hookspecs",
     "Part": "wsizoo.interfaces",
     "Prediction": "wsizoo.interfaces",
+    "ScoredSelector": "wsizoo.selection",
     "Selected": "wsizoo.interfaces",
     "Selector": "wsizoo.interfaces",
     "SlideModel": "wsizoo.model",
     "SlideOutput": "wsizoo.interfaces",
+    "SoftSelector": "wsizoo.selection",
     "WeightFormat": "wsizoo.hookspecs",
     "WeightLayout": "wsizoo.weight_formats",
     "WholeModel": "wsizoo.interfaces",
@@ -85,6 +87,8 @@ if TYPE_CHECKING:
     from wsizoo.publish import push as push
     from wsizoo.publish import save as save
     from wsizoo.publish import verify as verify
+    from wsizoo.selection import ScoredSelector as ScoredSelector
+    from wsizoo.selection import SoftSelector as SoftSelector
     from wsizoo.slides.reader import open_slide as open_slide
     from wsizoo.slides.store import write_bag as write_bag
     from wsizoo.weight_formats import WeightLayout as WeightLayout

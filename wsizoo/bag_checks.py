@@ -33,17 +33,28 @@ def check_width(bag: Bag, width: int, whose: str) -> None:
         )
 
 
+def check_features(bag: Bag) -> None:
+    """Raise BagError where a bag's features are not finite."""
+    features = bag.features
+    if features.is_floating_point() and not torch.isfinite(features.sum(dtype=torch.float32)):
+        _refuse_not_finite(bag)  # a sum is quick; it overflows, but seldom in float32
+
+
+def _refuse_not_finite(bag: Bag) -> None:
+    bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
+    if len(bad):
+        raise BagError(
+            f"slide '{bag.slide_id}': {len(bad)} of {len(bag)} patches have NaN or infinite "
+            f"features, first patch {int(bad[0])}. Extract it again"
+        )
+
+
 def check_finite(found: Tensor, bags: Sequence[Bag], whose: str) -> None:
     """Raise BagError where what a network gives for these bags is not finite: whose fault it is."""
     if bool(torch.isfinite(found.detach()).all()):
         return
     for bag in bags:
-        bad = (~torch.isfinite(bag.features).all(1)).nonzero()[:, 0]
-        if len(bad):
-            raise BagError(
-                f"{bag.slide_id}: {len(bad)} of {len(bag)} patches have NaN or infinite features, "
-                f"first patch {int(bad[0])}. Extract it again"
-            )
+        check_features(bag)
     largest = max(float(bag.features.detach().abs().max()) for bag in bags)
     raise BagError(
         f"{bags[0].slide_id}: {whose}'s result is not finite although its features are, up to "

@@ -64,6 +64,14 @@ def hub_files(repo: str, revision: str) -> list[str]:
         return list(_api().list_repo_files(repo, revision=revision))
 
 
+def hub_cached(repo: str, revision: str, file: str) -> Path | None:
+    """Path of one file of a repository at one commit if it is in the cache; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(repo, file, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
 def hub_access(repo: str) -> None:
     """Raise as `hub_file` unless this token may download the repository's files."""
     with _hub_errors(repo, "main"):

@@ -48,12 +48,17 @@ class Selected:
         index: (K,) int64, rows of the bag that was passed in; None: all of them.
         scores: (N,) how much each patch of the bag that was passed in is wanted, or None.
         losses: auxiliary terms by name (training only).
+        weights: (K,) how much each patch of `bag` counts (training only): an aggregator that
+            `takes_weights` gets them, of the others features are multiplied.
+        alone: in this training step only the selector learns; the other parts rest, in eval mode.
     """
 
     bag: Bag
     index: Tensor | None = None
     scores: Tensor | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
+    alone: bool = False
 
 
 @dataclass
@@ -141,6 +146,11 @@ class Part(nn.Module):
         """Tensors that are published; a method leaves its teacher out by overriding this."""
         return self.state_dict()
 
+    @property
+    def ready(self) -> bool:
+        """False: so early in training that no epoch is chosen as the best."""
+        return True
+
 
 class Encoder(Part):
     """Patches -> features.
@@ -200,6 +210,7 @@ class Aggregator(Part):
             `n_outputs` (None: the model is headless, it fills neither).
         gives_instances: fills `instances`, so that per-patch heads fit.
         gives_slide: fills `slide`, so that the other heads fit.
+        takes_weights: `forward(bag, weights=None)` multiplies its attention by `Selected.weights`.
         classifier_tensors: names of its own tensors that belong to the classifier it owns; `adapt`
             leaves them new.
     """
@@ -212,6 +223,7 @@ class Aggregator(Part):
     owns_classifier: ClassVar[bool] = False
     gives_instances: ClassVar[bool] = False
     gives_slide: ClassVar[bool] = True
+    takes_weights: ClassVar[bool] = False
     classifier_tensors: ClassVar[tuple[str, ...]] = ()
 
     forward_packed: Callable[[BagBatch], Aggregated] | None = None

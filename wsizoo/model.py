@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.bag import Bag, BagBatch
+from wsizoo.bag_checks import check_features
 from wsizoo.errors import BagError, DataError, PluginError
 from wsizoo.fingerprint import Fingerprint
 from wsizoo.interfaces import (
@@ -24,6 +25,7 @@ from wsizoo.interfaces import (
 )
 from wsizoo.objectives import TaskLoss, merged, training_losses
 from wsizoo.outputs import aligned, aligned_scores, stacked
+from wsizoo.selection import aggregate, check_selected, resting
 from wsizoo.spec import ModelSpec
 
 log = logging.getLogger(__name__)
@@ -94,13 +96,9 @@ class SlideModel(nn.Module):
         if self.selector is None:
             return self._headed(self.aggregator(bag), None, len(bag))
         selected = self.selector(bag)
-        named = len(bag if selected.index is None else selected.index)
-        if named != len(selected.bag):
-            raise PluginError(
-                f"the selector of '{self.name}' names {named} patches and hands on "
-                f"{len(selected.bag)}: index=None means all"
-            )
-        return self._headed(self.aggregator(selected.bag), selected, len(bag))
+        check_selected(selected, len(bag), self.name)
+        with resting((self.aggregator, self.head) if selected.alone else ()):
+            return self._headed(aggregate(selected, self.aggregator), selected, len(bag))
 
     def forward_packed(self, batch: BagBatch) -> SlideOutput:
         """Several slides; equals the one-by-one results, in one pass where the method offers it."""
@@ -109,10 +107,7 @@ class SlideModel(nn.Module):
             joined: SlideOutput = stacked([self(bag) for bag in batch], batch)
             return joined
         for bag in batch:
-            self._check_fits(bag)
-        if not _surely_finite(batch.features):
-            for bag in batch:
-                self._check_finite(bag)
+            self.check_bag(bag)
         batch = batch.to(self.device, self.dtype)
         found = packed(batch)
         output = found if self.whole is not None else self._headed(found, None, len(batch.features))
@@ -147,8 +142,7 @@ class SlideModel(nn.Module):
     def check_bag(self, bag: Bag) -> None:
         """Raise unless this bag may meet this model; see `forward`."""
         self._check_fits(bag)
-        if not _surely_finite(bag.features):
-            self._check_finite(bag)
+        check_features(bag)
 
     def _check_fits(self, bag: Bag) -> None:
         if not isinstance(bag, Bag):
@@ -182,14 +176,6 @@ class SlideModel(nn.Module):
             raise BagError(
                 f"'{self.name}' reads features{of} of width {self.in_dim}; those of slide "
                 f"'{bag.slide_id}' have width {bag.dim}"
-            )
-
-    def _check_finite(self, bag: Bag) -> None:
-        bad = torch.nonzero(~torch.isfinite(bag.features).all(1))[:, 0]
-        if len(bad):
-            raise BagError(
-                f"slide '{bag.slide_id}': {len(bad)} of {len(bag)} patches have NaN or infinite "
-                f"features, first patch {int(bad[0])}. Extract it again"
             )
 
     def _report_unverified(self, features: Fingerprint) -> None:
@@ -250,9 +236,3 @@ class SlideModel(nn.Module):
             if only is None or name in only
             for key, tensor in part.inference_state().items()
         }
-
-
-def _surely_finite(features: Tensor) -> bool:
-    """False: look closer. Sums are quick; they overflow, but seldom in float32."""
-    pixels = not features.is_floating_point()
-    return pixels or bool(torch.isfinite(features.sum(dtype=torch.float32)))

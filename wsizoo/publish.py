@@ -74,9 +74,7 @@ def save(
     check_free(folder, overwrite)
     facts = _as_json(model.facts if training is None else training)
     golden = golden if golden is not None else golden_bag(model)
-    record = model_record(model.spec)
-    record.pop("weights", None)
-    record.pop("aliases", None)
+    record = _record(model)
     fingerprint = model.requires.to_json()
     golden_tensors = _golden_tensors(model, golden)
     with replacing_folder(folder) as temporary:
@@ -255,6 +253,15 @@ def check_free(folder: Path, overwrite: bool) -> None:
             f"'{folder}' holds {', '.join(others)} beside a model, which would be lost; move them, "
             "or choose another folder"
         )
+
+
+def _record(model: SlideModel) -> dict[str, Any]:
+    """The entry as it is saved: what a whole model says its arguments came to be, laid over it."""
+    record = model_record(model.spec)
+    record.pop("weights", None)
+    record.pop("aliases", None)
+    settled = getattr(model.whole, "published_params", None)
+    return record if settled is None else {**record, "model": {**record["model"], **settled()}}
 
 
 def _as_json(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,9 +96,9 @@ class Registry:
         return name in self.encoders and name not in {*self.models, *self.aliases}
 
     def plugin_of(self, part: str, name: str) -> str | None:
-        """The distribution that is known to hold this component, from any model that uses it."""
-        users = (e.record.get("plugin") for e in self.models.values() if e.part(part) == name)
-        return next((str(plugin) for plugin in users if plugin), None)
+        """The distribution that holds this component, by the models that use it; None: the core."""
+        users = [e.record.get("plugin") for e in self.models.values() if e.part(part) == name]
+        return next((str(plugin) for plugin in users if all(users)), None)
 
     def vouches_for(self, plugin: str) -> bool:
         """The core's registry lists this distribution."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -17,11 +17,14 @@ class Published(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
     def buffers(self) -> Iterator[Tensor]: ...
+    def modules(self) -> Iterator[nn.Module]: ...
     def inference_state(self) -> dict[str, Tensor]: ...
 
 
 Model = TypeVar("Model", bound=Published)
 
+READ = "wsizoo_read_from_file"
+_here = threading.local()
 FILLS = frozenset(
     getattr(where, name)
     for where, names in {
@@ -47,18 +50,43 @@ def made_blank(make: Callable[[], Model], seed: int) -> Model | None:
     """What `make` makes, its parameters not filled; None where that could be noticed.
 
     It could unless the caller, who overwrites `inference_state()`, overwrites every parameter and
-    buffer, and nothing else drew random numbers.
+    buffer, and nothing else drew random numbers. Those of a module with an attribute `READ` need
+    not be overwritten: whoever made it has read them from a file.
 
     Cost: filling 1 GB takes seconds, which `load` would throw away.
     """
     with seeded(seed):
         before = torch.random.get_rng_state()
-        with _NoFills() as fills:
-            model = make()
+        _here.blank = True
+        try:
+            with _NoFills() as fills:
+                model = make()
+        except _MustBeFilledError:
+            return None
+        finally:
+            _here.blank = False
         drew = not torch.equal(before, torch.random.get_rng_state())
-    overwritten = {(t.data_ptr(), t.numel()) for t in model.inference_state().values()}
-    own = [*model.parameters(), *model.buffers(), *fills.left_out]
-    return None if drew or any((t.data_ptr(), t.numel()) not in overwritten for t in own) else model
+    read = [m for m in model.modules() if getattr(m, READ, False)]
+    from_file = [t for m in read for t in (*m.parameters(), *m.buffers())]
+    filled = _places([*model.inference_state().values(), *from_file])
+    own = _places([*model.parameters(), *model.buffers()])
+    left_out = _places(fills.left_out) - _places(model.inference_state().values())
+    return None if drew or own - filled or left_out else model
+
+
+def refuse_blank(part: Published) -> None:
+    """Let `made_blank` give up now, before something slow is made, if this part is to be filled."""
+    own = _places([*part.parameters(), *part.buffers()])
+    if getattr(_here, "blank", False) and own - _places(part.inference_state().values()):
+        raise _MustBeFilledError
+
+
+class _MustBeFilledError(Exception):
+    """What is being made holds more than is published of it."""
+
+
+def _places(tensors: Iterable[Tensor]) -> set[tuple[int, int]]:
+    return {(t.data_ptr(), t.numel()) for t in tensors}
 
 
 class _NoFills(TorchFunctionMode):
@@ -79,6 +107,7 @@ class _NoFills(TorchFunctionMode):
         if func in FILLS:
             tensor = args[0] if args else kwargs["tensor"]
             if isinstance(tensor, nn.Parameter):
-                self.left_out.append(tensor)
+                if not tensor.is_meta:  # it holds no numbers
+                    self.left_out.append(tensor)
                 return tensor
         return func(*args, **kwargs)

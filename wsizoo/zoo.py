@@ -92,9 +92,12 @@ def adapt(
 ) -> SlideModel:
     """Trained selector and aggregator, loaded strictly, with a new head, in eval mode.
 
+    With another selector, `"selector=NAME"`, this is new instead, and the head as it was trained,
+    unless that is changed too.
+
     Args:
         overrides: usually the new head's classes: `"head.classes=[a,b,c]"`.
-        seed: of the new head's initialisation.
+        seed: of the initialisation of what is new.
 
     Raises: as `load`.
     """
@@ -104,9 +107,14 @@ def adapt(
     _check_meaning(stored, spec, "model")
     model = assemble(stored.entry, spec, registry, seed)
     own = model.aggregator.classifier_tensors if model.aggregator else ()
-    new = {f"aggregator.{tensor}" for tensor in own}
-    new |= {key for key in {*stored.tensors, *model.inference_state()} if key.startswith("head.")}
-    _fill(model, stored, f"'{stored.name}' (without its head)", new)
+    trained = stored.spec_with()
+    selects = (spec.selector or {}).get("name") != (trained.selector or {}).get("name")
+    heads = not selects or spec.head != trained.head
+    parts = tuple(part for part, is_new in (("selector", selects), ("head", heads)) if is_new)
+    new = {f"aggregator.{tensor}" for tensor in own if heads}
+    known = {*stored.tensors, *model.inference_state()}
+    new |= {key for key in known if key.partition(".")[0] in parts}
+    _fill(model, stored, f"'{stored.name}' (without its {' and '.join(parts)})", new)
     return model
 
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "evaluate": ("wsizoo.cli.training", "A run or a model on another part or on other data."),
     "benchmark": ("wsizoo.cli.benchmark", "Models on one table of slides, compared."),
     "report": ("wsizoo.cli.training", "The page of a run, anew."),
-    "diagnose": ("wsizoo.cli.diagnose", "What a model does inside: rank and reach of attention."),
+    "diagnose": ("wsizoo.cli.diagnose", "What a model does inside: its attention, its selector."),
     "inspect": ("wsizoo.cli.features", "What a feature file of any tool, or a slide, is."),
     "convert": ("wsizoo.cli.features", "Feature files of one tool into those of another."),
     "convert weights": ("wsizoo.cli.weights", "Weights that other code published, and back."),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from wsizoo.cli.diagnose_selector import selector_command
 from wsizoo.cli.options import ABOVE_0
 from wsizoo.cli.progress import slide_bars
 from wsizoo.cli.text import print_table
@@ -25,6 +26,9 @@ OVERRIDE = re.compile(r"\w+(\.\w+)*=")  # a file of such a name: ./a=b.h5
 @click.group("diagnose")
 def diagnose_command() -> None:
     """What a model does inside, in numbers and pictures."""
+
+
+diagnose_command.add_command(selector_command)
 
 
 @diagnose_command.command("attention")

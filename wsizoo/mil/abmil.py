@@ -40,6 +40,7 @@ class ABMIL(Aggregator):
     """
 
     gives_instances = True
+    takes_weights = True
 
     def __init__(
         self,
@@ -65,10 +66,14 @@ class ABMIL(Aggregator):
         if self.standard is not None:
             self.standard.measure(slides)
 
-    def forward(self, bag: Bag) -> Aggregated:
+    def forward(self, bag: Bag, weights: Tensor | None = None) -> Aggregated:
+        """`weights` (N,): how much each patch counts; attention is a_i w_i by its sum."""
         instances, logits = self.attend(bag.features)
-        weights = torch.softmax(logits, 0)  # (N,)
-        return Aggregated(weights @ instances, weights, instances)
+        attention = torch.softmax(logits, 0)  # (N,)
+        if weights is not None:
+            attention = attention * weights.to(attention)
+            attention = attention / attention.sum().clamp(min=torch.finfo(attention.dtype).tiny)
+        return Aggregated(attention @ instances, attention, instances)
 
     def forward_packed(self, batch: BagBatch) -> Aggregated:
         instances, logits = self.attend(batch.features)

@@ -11,6 +11,7 @@ from wsizoo.ops._dispatch import (
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
+from wsizoo.ops.hard_topk import hard_topk
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
@@ -18,6 +19,7 @@ from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
 from wsizoo.ops.selective_scan import selective_scan
+from wsizoo.ops.soft_topk import SoftTopk, soft_topk
 from wsizoo.ops.sparse_conv import (
     patch_merge,
     pixel_shuffle,
@@ -35,6 +37,7 @@ __all__ = [
     "OffsetBias",
     "Op",
     "Rulebook",
+    "SoftTopk",
     "Turns",
     "Windows",
     "alibi_slopes",
@@ -43,6 +46,7 @@ __all__ = [
     "children",
     "chunks",
     "grid_attention",
+    "hard_topk",
     "listening",
     "ops",
     "outer",
@@ -59,6 +63,7 @@ __all__ = [
     "segment_softmax",
     "segment_sum",
     "selective_scan",
+    "soft_topk",
     "sparse_conv2d",
     "sparse_conv_transpose2d",
     "transpose_rulebook",

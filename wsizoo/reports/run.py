@@ -16,6 +16,7 @@ from wsizoo.measures.names import MAIN, UNDEFINED, title
 from wsizoo.reports.files import RunFiles, cells_of, check_not_benchmark, read_run, shown_path
 from wsizoo.reports.numbers import PAGE, PARTS, add_measures, add_runs
 from wsizoo.reports.sections import Shown, add_predictions
+from wsizoo.reports.selector import add_diagnosis
 from wsizoo.reports.slides import add_slides
 from wsizoo.viz.charts import curve_chart
 from wsizoo.viz.report import Report
@@ -58,6 +59,7 @@ def _report_of_one(run: RunFiles) -> Report:
     _add_what(report, [run])
     _add_learning(report, run)
     add_predictions(report, Shown(run.task, run.classes, {run.folder.name: rows}, run.level))
+    add_diagnosis(report, run.folder)
     _add_limits(report, [run])
     add_slides(report, {"": run})
     _add_config(report, run)
@@ -83,6 +85,7 @@ def _report_of_runs(folder: Path, cells: Sequence[Path]) -> Report:
     _add_what(report, list(runs.values()))
     _add_learning_of_runs(report, runs)
     add_predictions(report, Shown(first.task, first.classes, rows, first.level))
+    add_diagnosis(report, folder)
     _add_limits(report, list(runs.values()))
     add_slides(report, runs)
     _add_config(report, first)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import BagBatch
+from wsizoo.interfaces import Aggregated
 from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
@@ -115,6 +116,24 @@ def check_packed_equals_single(subject: Subject) -> None:
     require(slides <= {0, 1, 2}, f"forward_packed makes predictions for slides {slides} of 3")
 
 
+def check_weights_as_declared(subject: Subject) -> None:
+    """`takes_weights`: of weight 0, a patch is as if it were not there; 1 changes nothing."""
+    if not getattr(subject.cls, "takes_weights", False):
+        return
+    module, bag = subject.awake(), subject.bag()
+    every = torch.arange(len(bag))
+    ones, half = torch.ones(len(bag)), (every % 2).float()
+    with torch.no_grad():
+        check_same(_of_slide(module(bag, ones)), _of_slide(module(bag)), "all weights 1")
+        kept = _of_slide(module(bag.subset(every[1::2])))
+        check_same(_of_slide(module(bag, half)), kept, "every second weight 0")
+
+
+def _of_slide(output: Aggregated) -> dict[str, Tensor]:
+    values = fields(output, N_PATCHES)
+    return {name: value for name, value in values.items() if name not in PER_ROW}
+
+
 def check_trains_in_a_model(subject: Subject) -> None:
     """With a head it makes a slide model whose loss can be minimised, one slide or several."""
     model = _model(subject).train()
@@ -170,6 +189,7 @@ AGGREGATOR = (
     check_logits_as_declared,
     check_classifier_tensors,
     check_packed_equals_single,
+    check_weights_as_declared,
     check_trains_in_a_model,
 )
 MODEL = (check_output_shapes, check_packed_equals_single)

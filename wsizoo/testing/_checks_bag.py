@@ -256,7 +256,7 @@ def _reordered(values: dict[str, Tensor], order: Tensor) -> dict[str, Tensor]:
 
 def _rows(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """Without what a selector hands on, whose order is that of the bag."""
-    return {name: value for name, value in values.items() if name != "handed_on"}
+    return {k: value for k, value in values.items() if k not in ("handed_on", "weights")}
 
 
 def check_coords_as_declared(subject: Subject) -> None:

@@ -57,4 +57,23 @@ def check_width_handed_on(subject: Subject) -> None:
         )
 
 
-SELECTOR = (check_index_ascending, check_rows_are_the_bags, check_width_handed_on)
+def check_weights_in_training(subject: Subject) -> None:
+    """In eval a patch is kept or not; weights and learning alone belong to training."""
+    (_, quiet), (_, output) = both_modes(subject)
+    require(quiet.weights is None, "in eval it weighs patches: choose them by index instead")
+    require(not quiet.alone, "in eval it says that it learns alone")
+    if output.weights is None:
+        return
+    got, n = output.weights, len(output.bag)
+    fits = isinstance(got, Tensor) and got.shape == (n,) and got.is_floating_point()
+    require(fits, f"in training, weights are {getattr(got, 'shape', got)}, expected ({n},) float")
+    lowest = float(got.detach().min())
+    require(lowest >= 0, f"in training, a weight is {lowest:.3g}, below 0")
+
+
+SELECTOR = (
+    check_index_ascending,
+    check_rows_are_the_bags,
+    check_width_handed_on,
+    check_weights_in_training,
+)

@@ -38,6 +38,24 @@ class Sound(Aggregator):
         return Aggregated(weights @ instances, weights, instances)
 
 
+class Weighing(Sound):
+    """Sound too: it takes weights."""
+
+    takes_weights = True
+
+    def forward(self, bag: Bag, weights: Tensor | None = None) -> Any:
+        instances = self.instances(bag)
+        attention = self.weights(instances)
+        if weights is not None:
+            attention = attention * weights / (attention * weights).sum()
+        return Aggregated(attention @ instances, attention, instances)
+
+
+class IgnoresWeights(Weighing):
+    def forward(self, bag: Bag, weights: Tensor | None = None) -> Any:
+        return super().forward(bag)
+
+
 class Placed(Sound):
     """Sound too, with the distance to the upper left corner added to each patch."""
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from wsizoo.bag import Bag
 from wsizoo.interfaces import Aggregated, Prediction, Selected, SlideOutput
+from wsizoo.seeding import READ
 
 IN_DIM = 24
 N_OUTPUTS = 3
@@ -89,12 +90,16 @@ class Subject:
         return made.eval()
 
     def awake(self, seed: int = 0) -> Any:
-        """As `make`, with every parameter nudged, so that zero-initialised gates are open."""
+        """As `make`, with every parameter nudged, so that zero-initialised gates are open.
+
+        But not of a module that is `READ`: whoever makes it again reads the same.
+        """
         module = self.make(seed)
         generator = torch.Generator().manual_seed(seed + 1)
+        read = {p for m in module.modules() if getattr(m, READ, False) for p in m.parameters()}
         with torch.no_grad():
             for parameter in module.parameters():
-                if parameter.is_floating_point():
+                if parameter.is_floating_point() and parameter not in read:
                     parameter.add_(NUDGE * torch.randn(parameter.shape, generator=generator))
         return module
 
@@ -174,6 +179,7 @@ def fields(output: Any, n: int) -> dict[str, Tensor]:
     names = AGGREGATED if isinstance(output, Aggregated) else OUTPUT
     if isinstance(output, Selected):
         found = {"scores": output.scores, "kept": mask(output.index, n)}
+        found["weights"] = output.weights
         found["handed_on"] = output.bag.features
     else:
         found = {name: getattr(output, name) for name in names}

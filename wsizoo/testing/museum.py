@@ -30,6 +30,7 @@ class Exhibit:
 
 SOUND = (
     (agg.Sound, "aggregator"),
+    (agg.Weighing, "aggregator"),
     (agg.Placed, "aggregator"),
     (agg.Owner, "aggregator"),
     (ans.SoundModel, "model"),
@@ -112,11 +113,13 @@ EXHIBITS = (
     _aggregator(ans.HiddenLogits, "logits_as_declared"),
     _aggregator(ans.UnnamedClassifier, "classifier_tensors"),
     _aggregator(ans.PacksAcrossSlides, "packed_equals_single"),
+    _aggregator(agg.IgnoresWeights, "weights_as_declared"),
     _aggregator(ans.NoSlideInTraining, "trains_in_a_model", "slide_shape"),
     Exhibit(ans.RowOfLogits, "model", "output_shapes"),
     Exhibit(other.BestFirst, "selector", "index_ascending"),
     Exhibit(other.GatesInEval, "selector", "rows_are_the_bags"),
     Exhibit(other.NamesHalfHandsOnAll, "selector", "width_handed_on"),
+    Exhibit(other.WeighsInEval, "selector", "weights_in_training"),
     Exhibit(other.UnknownTask, "head", "task"),
     Exhibit(other.OnlyProbabilities, "head", "outputs_named"),
     Exhibit(other.SurvivalOverFirstDimension, "head", "outputs_batched", ("risk_larger_is_worse",)),

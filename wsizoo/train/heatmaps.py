@@ -109,7 +109,7 @@ def _draw(folder: Path, cohort: Cohort, samples: Samples, index: int, model: Sli
         logits = output.instance_logits
         found = None if logits is None else read_classes(model, logits)
         answers = PatchAnswers.of(output, len(bag), found)
-    file = write_heatmap(Drawing(folder, sample.name, _own(cohort, sample)), bag, answers)
+    file = write_heatmap(Drawing(folder, sample.name, own_file(cohort, sample)), bag, answers)
     if file is None:
         raise DataError(
             f"'{model.name}' gives neither scores nor classes of patches: there is no heatmap of it"
@@ -117,7 +117,7 @@ def _draw(folder: Path, cohort: Cohort, samples: Samples, index: int, model: Sli
     return file
 
 
-def _own(cohort: Cohort, sample: Sample) -> Path | None:
+def own_file(cohort: Cohort, sample: Sample) -> Path | None:
     """The feature file of wsizoo of a bag of one slide, for its thumbnail."""
     if len(sample.rows) > 1:
         return None

@@ -261,7 +261,7 @@ class _Training:
     def _end_epoch(self, row: Row) -> None:
         self.history.append(row)
         self.loss_sum = 0.0
-        if self.settings.chooses and self._is_better(row):
+        if self._may_be_best() and self._is_better(row):
             self.best_epoch = len(self.history)
             if self.stepper.first:
                 weights = self.stepper.evaluated.state_dict()
@@ -273,6 +273,10 @@ class _Training:
         for logger in self.loggers:
             logger.log(row)
         self.say(line_of(row, self.settings.epochs))
+
+    def _may_be_best(self) -> bool:
+        parts = self.stepper.evaluated.parts()
+        return self.settings.chooses and all(part.ready for _, part in parts)
 
     def _is_better(self, row: Row) -> bool:
         metric = self.settings.metric

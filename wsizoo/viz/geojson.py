@@ -12,6 +12,8 @@ from wsizoo.errors import DataError
 from wsizoo.slides.geojson import Feature, polygon_feature
 from wsizoo.viz.colour import CLASS_COLOURS, colours, finite_vector, normalise
 
+DROPPED = 160  # grey, which is no colour of a score
+
 
 def patches_geojson(
     coords: ArrayLike,
@@ -34,7 +36,7 @@ def patches_geojson(
         footprint: edge of a patch, level-0 px; corners are not rounded.
         scores: (N,) finite, any scale; measurement `score`.
         kept: (K,) indices of the patches a selector kept; measurement `kept`, 1 or 0. The others
-            have the lowest colour and neither score, probabilities nor classification.
+            are grey and have neither score, probabilities nor classification.
         probabilities: (N, C) of each class; each is a measurement `probability <class>`.
         called: (N,) indices of the classes that are the tiles' classifications; default the most
             likely ones.
@@ -140,12 +142,13 @@ def _colours(
     values: NDArray[np.float64] | None, read: NDArray[np.bool_], table: Any
 ) -> NDArray[np.uint8]:
     """(N, 3) uint8."""
-    at = np.zeros(len(read))
+    found = np.full((len(read), 3), DROPPED, np.uint8)
     if values is not None:
-        at[read] = normalise(values[read])
+        at = normalise(values[read])
     else:
-        at[read] = 1.0 if table is None else np.clip(table[read, -1], 0, 1)
-    return colours(at)
+        at = np.ones(int(read.sum())) if table is None else np.clip(table[read, -1], 0, 1)
+    found[read] = colours(at)
+    return found
 
 
 def label(index: int, classes: Sequence[str]) -> Feature:

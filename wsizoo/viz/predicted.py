@@ -197,7 +197,8 @@ def write_heatmap(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path | N
     """`heatmaps/<name>.png` over the thumbnail, else on white; None where nothing is to be shown.
 
     It shows scores; without them, or where the model segments, the last class's probability;
-    without both the selector's scores. Dropped patches are not coloured, kept ones are outlined.
+    without both the selector's scores. Patches that a selector dropped are not coloured, and the
+    kept ones then outlined.
 
     Args:
         bag: with coords and footprint.
@@ -208,9 +209,11 @@ def write_heatmap(drawing: Drawing, bag: Bag, answers: PatchAnswers) -> Path | N
     values, ends, label = drawn
     coords, footprint = _squares(bag)
     image, downsample = canvas(drawing.own, coords, footprint)
-    outline = None if answers.kept is None else np.arange(len(values))
+    outlined = answers.kept is not None and len(answers.kept) < answers.n
+    outline = np.arange(len(values)) if outlined else None
     at = coords[answers.read]
     picture = overlay(image, downsample, at, footprint, values, outline=outline)
+    label += f"; outlined: the {len(values)} of {answers.n} patches kept" if outlined else ""
     label = f"FORCED ({drawing.forced}): {label}" if drawing.forced else label
     text = PngInfo()
     if drawing.forced:

@@ -362,7 +362,9 @@ def test_bags_that_cannot_be_read_say_why(name):
     broken = bag.features.clone()
     broken[[3, 7]] = torch.nan
     cases = {
-        "S1: 2 of 25 patches have NaN or infinite features, first patch 3": {"features": broken},
+        "slide 'S1': 2 of 25 patches have NaN or infinite features, first patch 3": {
+            "features": broken
+        },
         rf"S1: features are \(25, 23\), {name} reads \(N, 24\)": {"features": broken[:, 1:]},
         "S1 has no coords, so no grid": {"coords": None},
     }
@@ -408,7 +410,7 @@ def test_patches_on_no_slide_are_refused(kind, far, span):
 def test_a_slide_among_others_is_named():
     bags = [bag_of(GEOMETRIES["a line"], slide_id=name) for name in ("A", "B")]
     bags[1].features[4] = torch.inf
-    with pytest.raises(BagError, match="B: 1 of 25 patches have NaN or infinite features"):
+    with pytest.raises(BagError, match="slide 'B': 1 of 25 patches have NaN or infinite features"):
         made().forward_packed(BagBatch.pack(bags))
 
 

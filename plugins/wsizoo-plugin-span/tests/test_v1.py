@@ -421,7 +421,7 @@ def test_called_directly_it_reads_and_refuses_as_span_does():
     with pytest.raises(BagError, match=r"s0: features are \(5, 3\), span-v1 reads \(N, 6\)"):
         method(wide(slide(5, dim=3)))
     bad = good.replace(features=good.features.index_fill(0, torch.tensor(2), math.inf))
-    message = "s0: 1 of 5 patches have NaN or infinite features, first patch 2"
+    message = "slide 's0': 1 of 5 patches have NaN or infinite features, first patch 2"
     with pytest.raises(BagError, match=message):
         method(bad)
     with pytest.raises(BagError, match=message):

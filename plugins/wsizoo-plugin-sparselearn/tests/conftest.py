@@ -2,4 +2,8 @@
 
 import torch
 
+from wsizoo.testing.fixtures import hub
+
+__all__ = ["hub"]
+
 torch.set_num_threads(1)
