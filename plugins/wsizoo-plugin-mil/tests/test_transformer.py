@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch import nn
 from wsizoo_plugin_mil import multihead
 from wsizoo_plugin_mil.transformer import Transformer
 
