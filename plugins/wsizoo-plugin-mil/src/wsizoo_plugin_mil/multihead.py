@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 AT_ONCE = 2**22  # weights of attention that are held at once where a kernel does not do it
 
@@ -42,36 +42,68 @@ class Multihead(nn.Module):
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
     """(n, E), (m, E), (m, E) -> (n, E): heads one after the other in the columns.
 
-    Torch's kernel for CPUs has no dropout and would hold all weights: there, a few rows at a time
-    are computed, and computed again for their gradient.
+    Torch's kernel for CPUs has no dropout and would hold all weights, see `Dropped`.
     """
-    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1)[None] for x in (q, k, v))
+    q, k, v = (x.unflatten(1, (heads, -1)).transpose(0, 1) for x in (q, k, v))  # (H, n, d)
     if not dropout or q.is_cuda:
-        mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+        mixed = F.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout)[0]
     else:
-        few = max(1, AT_ONCE // (heads * k.shape[2]))
-        k, v = k.contiguous(), v.contiguous()
-        blocks = [
-            cast(Tensor, checkpoint(_dropped, some, k, v, dropout, use_reentrant=False))
-            for some in q.split(few, 2)
-        ]
-        mixed = torch.cat(blocks, 2)  # (1, H, n, E/H)
-    return mixed[0].transpose(0, 1).flatten(1)
+        seed = int(torch.randint(2**62, ()))
+        scaled = q * q.shape[-1] ** -0.5
+        mixed = cast(Tensor, Dropped.apply(scaled, k.contiguous(), v.contiguous(), dropout, seed))
+    return mixed.transpose(0, 1).flatten(1)
 
 
-def _dropped(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-    weights = torch.softmax(q * q.shape[-1] ** -0.5 @ k.mT, -1)
-    return weights * kept(weights.shape, dropout, q.device) @ v / (1 - dropout)
+class Dropped(torch.autograd.Function):
+    """dropout(softmax(q k^T)) v for (H, n, d), a few rows at a time; those are computed again for
+    the gradient, and drawn again from the same seed.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float, seed: int) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.drawn = dropout, seed
+        mixed = torch.empty_like(q)
+        for rows, weights, keep in _blocks(q, k, dropout, seed):
+            mixed[:, rows] = weights.mul_(keep) @ v
+        return mixed.div_(1 - dropout)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v = ctx.saved_tensors
+        dropout, _ = ctx.drawn
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        for rows, weights, keep in _blocks(q, k, *ctx.drawn):
+            above = grad[:, rows] / (1 - dropout)
+            dv.baddbmm_((weights * keep).mT, above)
+            inner = (above @ v.mT).mul_(keep).mul_(weights)
+            inner.sub_(weights.mul_(inner.sum(-1, keepdim=True)))
+            dq[:, rows] = inner @ k
+            dk.baddbmm_(inner.mT, q[:, rows])
+        return dq, dk, dv, None, None
 
 
-def kept(shape: Sequence[int], dropout: float, device: torch.device) -> Tensor:
+def _blocks(
+    q: Tensor, k: Tensor, dropout: float, seed: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Which rows, their weights (H, few, m), and which of them are kept."""
+    generator = torch.Generator(q.device).manual_seed(seed)
+    few = max(1, AT_ONCE // (len(q) * k.shape[1]))
+    for start in range(0, q.shape[1], few):
+        rows = slice(start, start + few)
+        weights = torch.softmax(q[:, rows] @ k.mT, -1)
+        yield rows, weights, kept(weights.shape, dropout, generator)
+
+
+def kept(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
     """Bool, True with probability 1 - dropout, which is rounded to a 65,536th.
 
     Four draws are taken of one number, a tenth of the time of `torch.bernoulli` on a CPU.
     """
     count = math.prod(shape)
-    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=device)
-    draws = numbers.random_(-(2**63), None).view(torch.int16)[:count]
+    numbers = torch.empty(-(-count // 4), dtype=torch.int64, device=generator.device)
+    draws = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)[:count]
     return draws.view(*shape) >= round(dropout * 2**16) - 2**15
 
 
