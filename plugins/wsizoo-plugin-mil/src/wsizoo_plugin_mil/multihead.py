@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-AT_ONCE = 2**22  # weights of attention that are held at once where a kernel does not do it
+AT_ONCE = 2**21  # weights of attention that are held at once where a kernel does not do it
 
 
 class Multihead(nn.Module):
@@ -64,8 +65,8 @@ class Dropped(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         ctx.drawn = dropout, seed
         mixed = torch.empty_like(q)
-        for rows, weights, keep in _blocks(q, k, dropout, seed):
-            mixed[:, rows] = weights.mul_(keep) @ v
+        for head, rows, weights, keep in _blocks(q, k, dropout, seed):
+            mixed[head, rows] = weights.mul_(keep) @ v[head]
         return mixed.div_(1 - dropout)
 
     @staticmethod
@@ -74,26 +75,26 @@ class Dropped(torch.autograd.Function):
         q, k, v = ctx.saved_tensors
         dropout, _ = ctx.drawn
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for rows, weights, keep in _blocks(q, k, *ctx.drawn):
-            above = grad[:, rows] / (1 - dropout)
-            dv.baddbmm_((weights * keep).mT, above)
-            inner = (above @ v.mT).mul_(keep).mul_(weights)
+        for head, rows, weights, keep in _blocks(q, k, *ctx.drawn):
+            above = grad[head, rows] / (1 - dropout)
+            dv[head].addmm_((weights * keep).t(), above)
+            inner = (above @ v[head].t()).mul_(keep).mul_(weights)
             inner.sub_(weights.mul_(inner.sum(-1, keepdim=True)))
-            dq[:, rows] = inner @ k
-            dk.baddbmm_(inner.mT, q[:, rows])
+            dq[head, rows] = inner @ k[head]
+            dk[head].addmm_(inner.t(), q[head, rows])
         return dq, dk, dv, None, None
 
 
 def _blocks(
     q: Tensor, k: Tensor, dropout: float, seed: int
-) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Which rows, their weights (H, few, m), and which of them are kept."""
+) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    """Which head and rows, their weights (few, m), and which of them are kept."""
     generator = torch.Generator(q.device).manual_seed(seed)
-    few = max(1, AT_ONCE // (len(q) * k.shape[1]))
-    for start in range(0, q.shape[1], few):
+    few = max(1, AT_ONCE // k.shape[1])
+    for head, start in itertools.product(range(len(q)), range(0, q.shape[1], few)):
         rows = slice(start, start + few)
-        weights = torch.softmax(q[:, rows] @ k.mT, -1)
-        yield rows, weights, kept(weights.shape, dropout, generator)
+        weights = torch.softmax(q[head, rows] @ k[head].t(), -1)
+        yield head, rows, weights, kept(weights.shape, dropout, generator)
 
 
 def kept(shape: Sequence[int], dropout: float, generator: torch.Generator) -> Tensor:
