@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from wsizoo_plugin_sparselearn.vlm.formats import write_conversations, write_questions
-from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER, Conversation, Question, Turn
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE, Conversation, Question, Turn
 
 import wsizoo
 
@@ -92,7 +92,7 @@ def questions_about(slide: Slide) -> list[Question]:
 
 def conversation_of(question: Question) -> Conversation:
     """To train on: the question, and its letter as the answer."""
-    turn = Turn(f"{PLACEHOLDER}\n{question.prompt}", question.answer)
+    turn = Turn(f"{IMAGE}\n{question.prompt}", question.answer)
     return Conversation(question.id, (question.slide,), (turn,))
 
 

@@ -26,7 +26,7 @@ from wsizoo_plugin_sparselearn.vlm.evaluation import ALL, Evaluation, measured
 from wsizoo_plugin_sparselearn.vlm.formats import question_file, write_questions
 from wsizoo_plugin_sparselearn.vlm.language_model import LanguageModel
 from wsizoo_plugin_sparselearn.vlm.projector import position_code
-from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE
 from wsizoo_plugin_sparselearn.vlm.readings import GENERATED, LETTER
 from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 
@@ -242,7 +242,7 @@ def examine(
         prompts = [asked[row].prompt for row in rows]
         said: Sequence[str | None] = [None] * len(texts)
         if i < budget.generated:
-            talks = [f"{PLACEHOLDER}\n{prompt}" for prompt in prompts]
+            talks = [f"{IMAGE}\n{prompt}" for prompt in prompts]
             said = vlm.generate_all([slide.bag] * len(texts), talks, max_new_tokens=4)
         other = slides[i - 1].bag
         for row, prompt, output in zip(rows, prompts, said, strict=True):
@@ -255,7 +255,7 @@ def examine(
 
 
 def _letters(vlm: SlideVLM, bag: wsizoo.Bag | None, prompt: str) -> dict[str, float]:
-    scores = vlm.answer_scores(bag, f"{PLACEHOLDER}\n{prompt}", "ABCD")
+    scores = vlm.answer_scores(bag, f"{IMAGE}\n{prompt}", "ABCD")
     return dict(zip("ABCD", scores.tolist(), strict=True))
 
 

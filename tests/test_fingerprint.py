@@ -39,7 +39,8 @@ def test_each_field_that_differs_is_named_with_both_values(field: str) -> None:
     assert field == "encoder" or field in message
     assert message.startswith("'m' was made for uni features")
     assert "Widths may agree, the features do not." in message
-    advice = {"encoder": "--encoder resnet50", "mpp": "--patch-mpp 0.5", "patch_size": "-size 256"}
+    scale = "wsizoo extract SLIDE -e uni --patch-mpp 0.5 --patch-size 256"
+    advice = {"encoder": "--encoder resnet50", "mpp": scale, "patch_size": scale}
     assert message.endswith(advice.get(field, "wsizoo extract SLIDE -e uni"))
 
 

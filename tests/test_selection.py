@@ -232,6 +232,31 @@ class Weighed(Selector):
         return Selected(bag, weights=self.given)
 
 
+class Listed(Scaled):
+    """Has an option of its own."""
+
+    def __init__(self, in_dim: int = DIM, k: int | float = 3, *, depth: int = 1, **options: Any):
+        super().__init__(in_dim, k, **options)
+
+
+def test_an_unknown_option_of_a_method_is_told_with_all_that_it_takes() -> None:
+    with pytest.raises(SpecError, match=r"no argument 'dept'\. Did you mean 'depth'\?"):
+        Listed(dept=2)
+    with pytest.raises(SpecError, match=r"'quux'\. It takes: anneal, depth, .*, warm_up\."):
+        Listed(quux=2)
+
+
+class Wide(ScoredSelector):
+    def score(self, bag: Bag) -> Tensor:
+        return bag.features
+
+
+def test_scores_of_another_shape_are_the_selector_s_fault() -> None:
+    told = r"the selector Wide gives scores \(9, 6\) for slide 'S0', expected \(9,\)"
+    with pytest.raises(PluginError, match=told):
+        Wide(DIM, 3).eval()(bag_of())
+
+
 def test_weights_of_the_wrong_number_are_refused() -> None:
     with pytest.raises(
         PluginError, match=r"hands on 9 patches and weights \(4,\), expected \(9,\)"

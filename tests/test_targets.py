@@ -1,6 +1,6 @@
 """From a target's text to an object, through imports and calls that may fail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -43,6 +43,47 @@ def made(in_dim: int, dim: int, dropout: float = 0.0) -> tuple[int, int, float]:
     if dim < 0:
         raise ValueError("a negative dim")
     return in_dim, dim, dropout
+
+
+class Base:
+    def __init__(self, in_dim: int, rate: float = 1.0, deep: bool = True) -> None: ...
+
+
+class Part(Base):
+    def __init__(
+        self,
+        in_dim: int,
+        k: int | float = 32,
+        name: str | None = None,
+        widths: Sequence[int] = (),
+        whatever: Any = None,
+        **more: Any,
+    ) -> None:
+        super().__init__(in_dim, **more)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"k": "abc"}, "selector 'x': k is 'abc', expected a number"),
+        ({"rate": "hot"}, "rate is 'hot', expected a number"),
+        ({"rate": True}, "rate is True, expected a number"),
+        ({"deep": "maybe"}, "deep is 'maybe', expected true or false"),
+        ({"deep": 1}, "deep is 1, expected true or false"),
+        ({"widths": 512}, "widths is 512, expected a list"),
+        ({"name": 3}, "name is 3, expected text"),
+        ({"name": ["a"]}, r"name is \['a'\], expected text"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(params: dict[str, Any], told: str) -> None:
+    with pytest.raises(SpecError, match=told):
+        call(Part, "selector 'x'", params, in_dim=8)
+
+
+def test_arguments_of_their_kind_pass() -> None:
+    assert isinstance(call(Part, "selector 'x'", {"widths": [3]}, in_dim=8), Part)
+    for params in ({"k": 2}, {"k": 0.5}, {"rate": 1, "deep": False}, {"name": None, "whatever": 3}):
+        assert isinstance(call(Part, "selector 'x'", params, in_dim=8), Part)
 
 
 def test_arguments_of_the_entry_and_of_the_model_are_given_together() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from wsizoo.errors import DataError, FingerprintError
 
 SCALE_TOLERANCE = 1e-3  # relative; an encoder's mpp is a nominal number, not a measurement
+OPTIONS = {"mpp": "--patch-mpp", "patch_size": "--patch-size"}  # of wsizoo extract
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,13 @@ class Fingerprint:
                     "Widths may agree, the features do not. Use features of "
                     f"{mine}, or a model that reads yours: wsizoo list --encoder {theirs}"
                 )
-            option = {"mpp": " --patch-mpp {}", "patch_size": " --patch-size {}"}.get(field, "")
+            scale = (f" {OPTIONS[k]} {v}" for k, v in self.stated().items() if k in OPTIONS)
+            how = "".join(scale) if field in OPTIONS else ""  # both: one unsaid is a default
             raise FingerprintError(
                 f"{model} was made for {self.encoder or 'encoder'} features with {field} {mine}; "
                 f"those of {bag} were made with {field} {theirs}. Widths may agree, the features "
                 f"do not. Extract again: wsizoo extract SLIDE -e {self.encoder or 'ENCODER'}"
-                f"{option.format(mine)}"
+                f"{how}"
             )
 
     def meet(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from typing import Any
+from collections.abc import Sequence
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from wsizoo.errors import PluginError, SpecError
 from wsizoo.names import describe, suggest
+
+KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def load_target(target: str, whose: str) -> Any:
@@ -44,7 +48,42 @@ def call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
         if lacking[0] == "classes":
             value = "[normal,tumour]"
         raise SpecError(f"{whose} needs {', '.join(lacking)}. Give it: {part}.{lacking[0]}={value}")
+    check_kinds(maker, whose, params)
     try:
         return maker(**given, **params)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError(f"{whose} cannot be made with {params}: {error}") from error
+
+
+def check_kinds(maker: Any, whose: str, params: dict[str, Any]) -> None:
+    """Raise SpecError for a text where a number is annotated, a number for a bool, and the like.
+
+    Arguments that a class hands on to its bases are looked up there. Only plain kinds, lists and
+    unions of them are checked.
+    """
+    hints: dict[str, Any] = {}
+    for each in reversed(inspect.getmro(maker)) if inspect.isclass(maker) else (maker,):
+        try:
+            hints |= get_type_hints(each.__init__ if inspect.isclass(each) else each)
+        except (NameError, TypeError, AttributeError):  # names for a type checker alone
+            continue
+    for name, value in params.items():
+        hint = hints.get(name)
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        told = [_told(kind) for kind in kinds if kind is not type(None)]
+        if told and all(told) and not any(_is_of(value, kind) for kind in kinds):
+            wanted = [t for t in told if t != KINDS[int] or KINDS[float] not in told]
+            raise SpecError(f"{whose}: {name} is {value!r}, expected {' or '.join(wanted)}")
+
+
+def _told(kind: Any) -> str:
+    """A kind in words; "" of one that is not checked."""
+    return "a list" if get_origin(kind) in (list, Sequence) else KINDS.get(kind, "")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    if get_origin(kind) in (list, Sequence):
+        return isinstance(value, list | tuple)
+    if isinstance(value, bool) and kind is not bool:
+        return False
+    return isinstance(value, (int, float) if kind is float else kind)

@@ -192,7 +192,7 @@ def _leak(probed: Probed | None) -> list[str]:
     return [
         f"With every gate 0 a fresh model still finds {leak}, chance {probed.chance:.3f}: the "
         "training path tells something past the gates, as noise made of a slide's own mean does. "
-        "Hard answers have none of it; noise that cannot tell: selector.stats=unit."
+        "Hard answers have none of it; noise that cannot tell: selector.stats=channel-running."
     ]
 
 

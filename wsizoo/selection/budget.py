@@ -48,10 +48,10 @@ def check_option(name: str, value: Any, kept: bool, expected: str) -> None:
         raise SpecError(f"selector.{name} is {value!r}, expected {expected}")
 
 
-def check_known(given: Iterable[str], *classes: type) -> None:
-    """Raise SpecError for an argument that the constructor of none of the classes names."""
-    named = [p for each in classes for p in inspect.signature(each).parameters.values()]
-    known = [p.name for p in named if p.kind is p.KEYWORD_ONLY]
+def check_known(given: Iterable[str], maker: type) -> None:
+    """Raise SpecError for an argument that no constructor of a class and its bases names."""
+    named = [p for c in maker.__mro__[:-1] for p in inspect.signature(c).parameters.values()]
+    known = {p.name for p in named if "VAR" not in p.kind.name} - {"in_dim", "k"}
     for name in given:
         if name not in known:
             raise SpecError(

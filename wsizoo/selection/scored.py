@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wsizoo.bag import Bag
-from wsizoo.errors import BagError
+from wsizoo.errors import BagError, PluginError
 from wsizoo.interfaces import Selected, Selector
 from wsizoo.ops import hard_topk
 from wsizoo.selection.budget import check_budget, kept_count
@@ -38,9 +38,15 @@ class ScoredSelector(Selector):
         """`score`, checked.
 
         Raises:
+            PluginError: not one number a patch, naming the selector.
             BagError: a score that is not finite, naming the slide.
         """
         scores = self.score(bag)
+        if scores.shape != (len(bag),):
+            raise PluginError(
+                f"the selector {type(self).__name__} gives scores {tuple(scores.shape)} for slide "
+                f"'{bag.slide_id}', expected ({len(bag)},)"
+            )
         bad = torch.nonzero(~torch.isfinite(scores.detach()))[:, 0]
         if len(bad):
             raise BagError(

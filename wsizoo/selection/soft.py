@@ -63,7 +63,7 @@ class SoftSelector(PhasedSelector):
         anneal: float = 0.8,
         **phases: Any,
     ) -> None:
-        check_known(phases, PhasedSelector, SoftSelector)
+        check_known(phases, type(self))
         super().__init__(in_dim, k, **phases)
         check_option("form", form, form in FORMS, f"one of {', '.join(FORMS)}")
         for name, value in {"start": start_temperature, "end": end_temperature}.items():

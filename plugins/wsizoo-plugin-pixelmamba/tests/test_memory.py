@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from wsizoo_plugin_pixelmamba.fusion import fuse
 from wsizoo_plugin_pixelmamba.memory import LIBRARIES, peak_bytes, piece_of, process_bytes
 from wsizoo_plugin_pixelmamba.model import PixelMamba
 from wsizoo_plugin_pixelmamba.network import Network
@@ -64,6 +65,7 @@ SLIDES = {
     "wide layers": ({"layers": ["h-cat", "v-cat"] * 4}, 2, 64),
     "many, in pieces": ({"size": "tiny", "working_mb": 2}, 12, 64),
     "without fusion": ({"size": "tiny", "working_mb": 2, "alpha": 0.0}, 8, 64),
+    "a learned CLS": ({"size": "tiny", "working_mb": 2, "cls_mode": "linear"}, 12, 64),
     "all is kept": ({"size": "tiny", "recompute": False}, 3, 64),
 }
 
@@ -77,6 +79,14 @@ def test_the_plan_is_right_within_a_quarter(options, n, edge, training):
     with use_backend("numba"):
         found = most_alive(settings, n, edge, training)
     assert 0.8 < found / planned < 1.25
+
+
+def test_very_many_regions_are_compared_in_parts(monkeypatch):
+    monkeypatch.setattr("wsizoo_plugin_pixelmamba.fusion.AT_ONCE", 1 << 16)
+    tokens, pairs = torch.randn(2000, 2, 3), 1000 * 1000
+    with Alive([tokens]) as alive:
+        fuse(tokens, 100)
+    assert alive.peak < pairs  # a float, a flag and a number of each pair would be nine bytes
 
 
 def test_pieces_fit_into_the_memory_that_is_given():

@@ -34,12 +34,13 @@ def slopes(network, given):
 
 @pytest.mark.parametrize("piece", [None, 5, 40, 200])
 @pytest.mark.parametrize(("slides", "n"), [(1, 5), (3, 1), (2, 3)])
-def test_what_saves_memory_changes_no_number(monkeypatch, piece, slides, n):
+@pytest.mark.parametrize("cls_mode", ["repeat", "linear"])
+def test_what_saves_memory_changes_no_number(monkeypatch, piece, slides, n, cls_mode):
     given = regions(slides, n)
-    whole = slopes(made(), given)
+    whole = slopes(made(cls_mode=cls_mode), given)
     if piece:
         monkeypatch.setattr("wsizoo_plugin_pixelmamba.network.piece_of", lambda *_: piece)
-    pieced = slopes(made(recompute=piece is not None), given)
+    pieced = slopes(made(recompute=piece is not None, cls_mode=cls_mode), given)
     torch.testing.assert_close(pieced[0], whole[0], rtol=1e-7, atol=1e-7)
     for a, b in zip(pieced[1], whole[1], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)

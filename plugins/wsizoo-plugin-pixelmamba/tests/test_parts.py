@@ -77,6 +77,18 @@ def test_equal_similarities_go_to_the_lowest_places():
     assert found.survivor.tolist() == [0, 2, 4, 5]
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 12])
+def test_partners_that_are_sought_in_parts_are_those_of_all(monkeypatch, at_once):
+    cls = torch.randn(11, 4, generator=torch.Generator().manual_seed(2)).tolist()
+    tokens = tokens_of([*cls, cls[0]])  # the last is as like the first as can be
+    whole = fuse(tokens, 4)
+    monkeypatch.setattr("wsizoo_plugin_pixelmamba.fusion.AT_ONCE", at_once)
+    parts = fuse(tokens, 4)
+    assert parts.merged_into.equal(whole.merged_into)
+    assert parts.tokens.equal(whole.tokens)
+    assert parts.merged_into[11] == 0
+
+
 def test_cosines_do_not_see_lengths_and_a_zero_token_is_like_nothing():
     found = fuse(tokens_of([[1, 0], [0, 0], [0, 1], [0, 50]]), 1)
     assert found.merged_into.tolist() == [0, 1, 2, 2]

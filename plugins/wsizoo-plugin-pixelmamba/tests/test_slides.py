@@ -106,7 +106,7 @@ def test_a_slide_that_ends_as_one_region_is_told(model, tmp_path, caplog):
     predict(slide(tmp_path), model, tmp_path)
     bag = wsizoo.read_bag(tmp_path / "out/features/s.h5").subset(torch.arange(4))
     one = wsizoo.build(*MODEL, *FAST[:2], "aggregator.alpha=1.0")
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.DEBUG)
     scores = one(bag).scores
     assert "its 4 regions were all fused into one, so their scores are equal" in caplog.text
     assert torch.equal(scores, torch.ones(4))

@@ -51,7 +51,11 @@ def trained(tmp_path):
 
 @pytest.mark.parametrize(
     ("selector", "options"),
-    [("sparselearn", ["selector.stats=unit"]), ("straight-through", []), ("gumbel-topk", [])],
+    [
+        ("sparselearn", ["selector.stats=channel-running"]),
+        ("straight-through", []),
+        ("gumbel-topk", []),
+    ],
 )
 def test_one_that_learns_softly_is_diagnosed(trained, selector, options):
     run = trained(selector, *options)
@@ -73,7 +77,7 @@ def test_noise_of_the_slides_own_mean_leaks_and_the_verdict_tells(trained):
     told = diagnosis.diagnose_selector(trained("sparselearn"), probe_slides=120, maps=0)
     (one,) = told["runs"]
     assert one["probes"]["measured"]["all gates 0"]["low"] > one["probes"]["chance"]
-    assert "selector.stats=unit" in one["verdict"]["told"][-1]
+    assert "selector.stats=channel-running" in one["verdict"]["told"][-1]
 
 
 def test_random_patches_have_nothing_to_transfer(trained):

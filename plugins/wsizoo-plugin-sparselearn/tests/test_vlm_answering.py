@@ -170,9 +170,16 @@ def test_the_command_scores_what_another_model_said(tmp_path, monkeypatch):
     assert line["measure"] == pytest.approx(2 / 3)
 
 
+def test_the_command_knows_every_way_to_score_texts():
+    from wsizoo_plugin_sparselearn.vlm import __main__, choices
+
+    assert {*__main__.SCORINGS, "letter"} == set(choices.SCORINGS)
+
+
 @pytest.mark.parametrize(
     ("told", "code", "message"),
     [
+        (["evaluate", "m", "q", "f", "--scoring", "foo"], 2, "'foo' is not one of 'mean', 'sum'"),
         (["score", "test.csv"], 2, "Missing argument 'OUTPUTS'"),
         (
             ["score", "test.csv", "said.csv", "-o", "out"],

@@ -276,6 +276,13 @@ def test_models_without_released_weights_say_so() -> None:
         Base(**spec.model["lm"])
 
 
+def test_the_folder_of_another_language_model_is_not_taken_for_the_entry_s(tmp_path: Path) -> None:
+    tiny.folder(tmp_path / "lm")
+    told = r"another language model than this slidevlm's: its width is 32, expected 3584; .*Qwen2.5"
+    with pytest.raises(DigestError, match=told):
+        wsizoo.build("slidevlm-qwen2.5-7b-conch", f"model.lm.folder={tmp_path / 'lm'}")
+
+
 def test_entries_are_built_with_a_tiny_language_model() -> None:
     report = check_plugin("wsizoo_plugin_sparselearn.hooks", components=False)
     assert report.passed, report.failures

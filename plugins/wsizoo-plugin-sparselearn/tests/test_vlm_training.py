@@ -356,6 +356,17 @@ def test_the_command_trains_and_names_what_is_missing(
         CliRunner().invoke(main, [*line[:3], "-o", "x", *QUICK], catch_exceptions=False)
 
 
+def test_the_last_step_and_where_the_model_lies_are_told(
+    talks: Path, tmp_path: Path, known: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "wsizoo_plugin_sparselearn")
+    train(talks, slide, tmp_path / "out", config("epochs=1", "log_steps=100"), registry=known)
+    last, where = caplog.messages[-2:]
+    total = re.fullmatch(r"step (\d+)/(\d+)  answers \d.*", last)
+    assert total and total[1] == total[2]
+    assert where == f"the model is in '{tmp_path / 'out'}'"
+
+
 def test_the_command_line_says_what_it_is() -> None:
     line = [sys.executable, "-m", "wsizoo_plugin_sparselearn.vlm", "train", "--help"]
     told = subprocess.run(line, capture_output=True, text=True, check=True).stdout

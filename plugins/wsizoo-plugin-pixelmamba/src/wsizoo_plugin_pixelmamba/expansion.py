@@ -55,7 +55,7 @@ def expand(
         joined = (first + second) / 2
     else:
         joined = torch.cat([first, second], -1)
-        cls = _doubled(cls, cls_mode, cls_weight)
+        cls = doubled(cls, cls_mode, cls_weight)
     after = grid_order(*grid_after(grid, kind), inner).to(tokens.device)
     return with_cls(joined.flatten(-3, -2)[..., after, :], cls)
 
@@ -67,8 +67,9 @@ def _shift_merged(x: Tensor, dim: int, padding: str) -> Tensor:
     return (x + torch.cat([before, x.narrow(dim, 0, x.shape[dim] - 1)], dim)) / 2
 
 
-def _doubled(cls: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+def doubled(cls: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+    """CLS tokens (..., C) -> (..., 2 C), see `expand`."""
     if mode == "linear":
         assert weight is not None
-        return cls @ weight.T
+        return cls.clone() @ weight.T  # a view of the tokens would keep all of them for backward
     return torch.cat([cls, cls if mode == "repeat" else torch.zeros_like(cls)], -1)

@@ -16,6 +16,7 @@ from torch import Tensor
 from wsizoo_plugin_pixelmamba.serialise import cls_of
 
 LEAST_NORM = 1e-12
+AT_ONCE = 1 << 24  # similarities; those of 8,192 regions, so only more are compared in parts
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,10 +87,13 @@ def _pairs(cls: Tensor, k: int, split: str) -> tuple[Tensor, Tensor]:
     probes = is_probe.nonzero()[:, 0]
     wide = torch.promote_types(cls.dtype, torch.float32)
     unit = F.normalize(cls.to(wide), dim=-1, eps=LEAST_NORM)
-    with torch.autocast(device.type, enabled=False):  # near ties flip in half precision
-        similarity = unit[probes] @ unit[gallery].T  # (probes, galleries)
-    best = similarity.amax(1)
-    at = (similarity == best[:, None]).int().argmax(1)  # the first of equal ones
+    found = []
+    for some in unit[probes].split(max(1, AT_ONCE // len(gallery))):
+        with torch.autocast(device.type, enabled=False):  # near ties flip in half precision
+            similarity = some @ unit[gallery].T  # (some probes, galleries)
+        highest = similarity.amax(1)
+        found.append((highest, (similarity == highest[:, None]).int().argmax(1)))  # the first
+    best, at = (torch.cat(parts) for parts in zip(*found, strict=True))  # (probes,), (probes,)
     chosen = torch.argsort(best, descending=True, stable=True)[:k]
     return probes[chosen], gallery[at[chosen]]
 

@@ -87,9 +87,9 @@ class PixelMamba(Aggregator):
             raise BagError(f"slide '{bag.slide_id}': {error}") from error
         found = self.network(self.normalised(bag.features[order])[None])
         if len(bag) > 1 and found.regions.shape[1] == 1 and not self.training:
-            log.info(
+            log.debug(
                 "slide '%s': its %d regions were all fused into one, so their scores are equal; "
-                "aggregator.count=current fuses fewer, aggregator.alpha=0 none",
+                "aggregator.alpha=0 fuses none",
                 bag.slide_id,
                 len(bag),
             )

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsizoo.errors import BagError
 from wsizoo.mamba import VimBlock
-from wsizoo_plugin_pixelmamba.expansion import expand
+from wsizoo_plugin_pixelmamba.expansion import doubled, expand
 from wsizoo_plugin_pixelmamba.fusion import Fused, fuse, merges
 from wsizoo_plugin_pixelmamba.memory import piece_of
 from wsizoo_plugin_pixelmamba.pieces import in_groups, swept
@@ -85,14 +85,21 @@ class Layer(nn.Module):
         Args:
             grid: (h, w), that of its tokens.
         """
-        of = self.settings
+        of, weight = self.settings, self.cls_weight
         if not self.kind:
             return tokens
-        how = (grid, self.kind, of.shift_padding, of.cls_mode, self.cls_weight, of.inner)
+
+        def grown(part: Tensor, mode: str, weight: Tensor | None) -> Tensor:
+            return expand(part, grid, self.kind, of.shift_padding, mode, weight, of.inner)
+
         together = max(1, piece_of(of, self.width, tokens.device.type) // tokens.shape[2])
-        if together >= tokens.shape[1] or self.cls_weight is not None:
-            return expand(tokens, *how)
-        return in_groups(lambda part: expand(part, *how), tokens, together)
+        if together >= tokens.shape[1]:
+            return grown(tokens, of.cls_mode, weight)
+        mode = of.cls_mode if weight is None else "zero"
+        found = in_groups(lambda part: grown(part, mode, None), tokens, together)
+        if weight is not None:  # its gradient needs the CLS tokens, and a group keeps nothing
+            cls_of(found).copy_(doubled(cls_of(tokens), of.cls_mode, weight))
+        return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,8 +28,9 @@ TINY = 2.0**-40  # a time step in which a state neither decays nor, but for what
 def swept(x: Tensor, norm: nn.Module, block: VimBlock, piece: int) -> Tensor:
     """x + block(norm(x)) for one sequence (T, C), `piece` tokens at a time.
 
-    Cost: as at once, but that both branches project in and out for themselves; in memory, beside x
-    and the result, what one piece needs, and E N values a border.
+    Cost: as at once, but that both branches project in and out for themselves, and take softplus
+    and gate beside the scan; in memory, beside x and the result, what one piece needs, and E N
+    values a border.
     """
     parameters = [p for part in (norm, block) for p in part.parameters() if p.requires_grad]
     found: Tensor = _Swept.apply(x, _Sweep(norm, block, piece), *parameters)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ class _OnGrid(Aggregator):
     """What both networks share: bags onto one grid, features in the weights' dtype."""
 
     uses_coords = True
+    conformance_params: ClassVar[dict[str, Any]] = {"in_dim": 24, "dim": 8, "head_dim": 4}
 
     def __init__(self, settings: Settings, out_dim: int) -> None:
         super().__init__(settings.in_dim, out_dim)

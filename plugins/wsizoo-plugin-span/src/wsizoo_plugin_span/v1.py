@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,7 @@ class SpanV1(Aggregator):
     """
 
     uses_coords = True
+    conformance_params: ClassVar[dict[str, Any]] = {"dim": 16, "head_dim": 8, "half_window": 2}
 
     def __init__(
         self,

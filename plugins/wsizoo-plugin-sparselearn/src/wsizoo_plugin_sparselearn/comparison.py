@@ -61,7 +61,8 @@ class AbmilScore(PhasedSelector):
         return first, first
 
     def score(self, bag: Bag) -> Tensor:
-        return self.scorer(bag.features).float()
+        found: Tensor = self.scorer(bag.features)
+        return found.float()
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         super().start_training(total_steps, slides)

@@ -18,10 +18,11 @@ class SelfAlone(nn.Module):
         super().__init__()
         self.value = nn.Linear(dim, dim)
         self.out_proj = nn.Linear(dim, dim)
-        self.register_load_state_dict_pre_hook(_take_values)
+        self.register_load_state_dict_pre_hook(_take_values)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.out_proj(self.value(x))
+        found: Tensor = self.out_proj(self.value(x))
+        return found
 
 
 def _take_values(_: nn.Module, state: MutableMapping[str, Any], prefix: str, *__: Any) -> None:
@@ -56,4 +57,5 @@ class Denoiser(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         y = y + self.self_attn(self.norm1(y))
-        return y + self.linear2(nn.functional.gelu(self.linear1(self.norm2(y))))
+        found: Tensor = y + self.linear2(nn.functional.gelu(self.linear1(self.norm2(y))))
+        return found

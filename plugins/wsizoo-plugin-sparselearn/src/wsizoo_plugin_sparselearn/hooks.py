@@ -8,7 +8,7 @@ HERE = "wsizoo_plugin_sparselearn"
 SELECTORS = (
     ("sparselearn", "selector:SparseLearn", "learnt top-k of patches through a noise gate", PAPER),
     ("random", "untrained:Random", "random patches, the same of a slide in eval", "folklore"),
-    ("uniform-grid", "untrained:UniformGrid", "every so-manieth patch in raster order", "folklore"),
+    ("uniform-grid", "untrained:UniformGrid", "every n-th patch in raster order", "folklore"),
     ("norm", "untrained:Norm", "the patches with the largest features", "folklore"),
     (
         "abmil-score",
@@ -32,7 +32,7 @@ SELECTORS = (
 
 
 @hookimpl
-def wsizoo_components():
+def wsizoo_components() -> tuple[Component, ...]:
     selectors = (
         Component("selector", name, target=f"{HERE}.{target}", summary=summary, source=source)
         for name, target, summary, source in SELECTORS

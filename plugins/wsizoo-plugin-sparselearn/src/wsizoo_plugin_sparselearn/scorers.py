@@ -22,7 +22,7 @@ class Scorer(nn.Module):
         shared = self.shared(features)
         if torch.is_grad_enabled() or len(features) <= ROWS:
             return self.rows(features, shared)
-        return torch.cat([self.rows(part, shared) for part in features.split(ROWS)])
+        return torch.cat([self.rows(part, shared) for part in torch.split(features, ROWS)])
 
     def shared(self, features: Tensor) -> Tensor | None:
         """What all patches of a slide read; None: nothing."""
@@ -42,7 +42,8 @@ class Linear(Scorer):
         self.score = nn.Linear(in_dim, 1)
 
     def rows(self, features: Tensor, shared: Tensor | None) -> Tensor:
-        return self.score(self.norm(features))[:, 0]
+        found: Tensor = self.score(self.norm(features))[:, 0]
+        return found
 
 
 class MLP(Scorer):
@@ -56,7 +57,8 @@ class MLP(Scorer):
 
     def rows(self, features: Tensor, shared: Tensor | None) -> Tensor:
         hidden = nn.functional.gelu(self.hidden(self.norm(features)))  # (n, h)
-        return self.score(hidden)[:, 0]
+        found: Tensor = self.score(hidden)[:, 0]
+        return found
 
 
 class Context(MLP):
@@ -103,7 +105,8 @@ class Gated(Scorer):
         hidden = torch.tanh(self.value(embedded))  # (n, h)
         if self.gate is not None:
             hidden = hidden * torch.sigmoid(self.gate(embedded))
-        return self.score(hidden)[:, 0]
+        found: Tensor = self.score(hidden)[:, 0]
+        return found
 
 
 class Transformer(Scorer):
@@ -128,7 +131,8 @@ class Transformer(Scorer):
         self.score = nn.Linear(in_dim, 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        return self.score(self.layers(features[None])[0])[:, 0]  # (1, N, D) -> (N,)
+        found: Tensor = self.score(self.layers(features[None])[0])[:, 0]  # (1, N, D) -> (N,)
+        return found
 
 
 Maker = Callable[[int, int, Sequence[int], int], Scorer]
@@ -160,7 +164,8 @@ def make_scorer(
     """
     check_option("scorer", name, name in SCORERS, f"one of {', '.join(SCORERS)}")
     check_option("embedding", list(embedding), not embedding or name == "gated", "scorer=gated")
-    check_option("heads", heads, heads is None or name == "transformer", "scorer=transformer")
+    several = heads is None or (heads >= 1 and name == "transformer")
+    check_option("heads", heads, several, "a number from 1, of scorer=transformer")
     wide = hidden is None or (hidden >= 1 and name != "linear")
     check_option("hidden", hidden, wide, "a number from 1, of a scorer with a hidden layer")
     if hidden is None:

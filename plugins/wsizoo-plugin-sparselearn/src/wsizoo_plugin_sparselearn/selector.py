@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from wsizoo import Bag, Selected, SoftSelector
-from wsizoo.selection import check_known, check_option, given_gates, own_generator
+from wsizoo.selection import check_option, given_gates, own_generator
 from wsizoo_plugin_sparselearn.denoiser import Denoiser
 from wsizoo_plugin_sparselearn.noise_gate import NoiseGate
 from wsizoo_plugin_sparselearn.scorers import make_scorer
@@ -43,14 +43,14 @@ class LearnedSelector(SoftSelector):
         abmil: str | None = None,
         **soft: Any,
     ) -> None:
-        check_known(soft, *type(self).__mro__[:-1])
         super().__init__(in_dim, k, **soft)
         self.scorer = make_scorer(scorer, in_dim, hidden, embedding, heads)
         check_option("abmil", abmil, abmil is None or scorer == "gated", "scorer=gated")
         self.abmil = abmil
 
     def score(self, bag: Bag) -> Tensor:
-        return self.scorer(bag.features).float()
+        found: Tensor = self.scorer(bag.features)
+        return found.float()
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         super().start_training(total_steps, slides)

@@ -74,4 +74,5 @@ class Norm(ScoredSelector):
     conformance_params: ClassVar = {"k": 0.25}
 
     def score(self, bag: Bag) -> Tensor:
-        return torch.linalg.vector_norm(bag.features.float(), dim=1)
+        found: Tensor = torch.linalg.vector_norm(bag.features.float(), dim=1)
+        return found

@@ -17,6 +17,8 @@ import click
 from wsizoo.errors import WsizooError
 from wsizoo_plugin_sparselearn.vlm.training_command import train
 
+SCORINGS = ("mean", "sum", "per-character", "pmi")  # those of `choices` that score texts
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
@@ -39,7 +41,11 @@ main.add_command(train)
 @click.option("--controls/--no-controls", default=True, help="No slide, and another slide, too.")
 @click.option("--max-new-tokens", default=500, show_default=True, help="Of a generated answer.")
 @click.option(
-    "--scoring", default="mean", show_default=True, help="Of options that are not listed."
+    "--scoring",
+    type=click.Choice(SCORINGS),
+    default="mean",
+    show_default=True,
+    help="Of options that are not listed.",
 )
 @click.option("--device", default="cpu", show_default=True)
 @click.option("--force", is_flag=True, help="Take features of another encoder all the same.")
@@ -100,7 +106,7 @@ def score(questions: Path, outputs: Path, out: Path, seed: int) -> None:
 
     file = question_file(questions)
     records = read_outputs(outputs, file.questions)
-    click.echo(write_report(measured(file, records, f"'{outputs.name}'", seed=seed), out))
+    click.echo(write_report(measured(file, records, outputs.name, seed=seed), out))
 
 
 def run() -> None:

@@ -9,7 +9,7 @@ from wsizoo.errors import SpecError
 from wsizoo.model import SlideModel
 from wsizoo.sources import meet
 from wsizoo.weights import weights_digest
-from wsizoo_plugin_sparselearn.vlm.questions import PLACEHOLDER, Question
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE, Question
 from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
 
 
@@ -47,7 +47,7 @@ class ModelAnswers:
         return self._scores(bag, question, list(question.options.values()), scoring)
 
     def generate(self, bag: Bag | None, text: str) -> str:
-        return self.vlm.generate(self._met(bag), f"{PLACEHOLDER}\n{text}", self.max_new_tokens)
+        return self.vlm.generate(self._met(bag), f"{IMAGE}\n{text}", self.max_new_tokens)
 
     def _scores(
         self, bag: Bag | None, question: Question, answers: Sequence[str], scoring: str
@@ -55,7 +55,7 @@ class ModelAnswers:
         """By letter; {} where answers are alike or empty, or there is one alone."""
         if len(answers) < 2 or len(set(answers)) < len(answers) or not all(answers):
             return {}
-        prompt = f"{PLACEHOLDER}\n{question.prompt}"
+        prompt = f"{IMAGE}\n{question.prompt}"
         scores = self.vlm.answer_scores(self._met(bag), prompt, answers, scoring)
         return dict(zip(question.options, scores.tolist(), strict=True))
 

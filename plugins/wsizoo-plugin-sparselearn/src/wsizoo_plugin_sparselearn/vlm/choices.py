@@ -12,7 +12,8 @@ from torch import Tensor
 
 from wsizoo.errors import DataError, SpecError
 from wsizoo_plugin_sparselearn.vlm.batches import at_least_float32
-from wsizoo_plugin_sparselearn.vlm.text import IMAGE, Text, Turns
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE
+from wsizoo_plugin_sparselearn.vlm.text import Text, Turns
 
 if TYPE_CHECKING:
     from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM

@@ -18,8 +18,8 @@ from wsizoo.errors import DataError, NotFoundError
 from wsizoo.files import sha256_of, write_json
 from wsizoo_plugin_sparselearn.vlm import question_tables
 from wsizoo_plugin_sparselearn.vlm.questions import (
+    IMAGE,
     LETTERS,
-    PLACEHOLDER,
     Conversation,
     Question,
     Turn,
@@ -226,7 +226,7 @@ def _wsi_bench(item: Item, row: int, path: Path) -> Question:
             "expected a question about one slide"
         )
     (turn,), (slide,) = talk.turns, talk.slides
-    text = turn.human.replace(PLACEHOLDER, "").strip()
+    text = turn.human.replace(IMAGE, "").strip()
     task = path.stem.removesuffix("_test").removesuffix("_train")
     options = options_in(text)
     if options:
@@ -236,7 +236,7 @@ def _wsi_bench(item: Item, row: int, path: Path) -> Question:
 
 
 def _to_wsi_bench(each: Question) -> Item:
-    turn = Turn(f"{PLACEHOLDER}\n{each.prompt}", each.answer)
+    turn = Turn(f"{IMAGE}\n{each.prompt}", each.answer)
     return _as_item(Conversation(each.id, (each.slide,), (turn,)), each.slide)
 
 
@@ -247,7 +247,7 @@ def _quilt(item: Item, row: int, path: Path) -> Question:
     answer = "yes_no_answer" if closed and item.get("yes_no_answer") else "answer"
     id = str(item.get("id", row))
     slide = str(item.get("image", id))
-    text = _field(item, "question", row, path).replace(PLACEHOLDER, "").strip()
+    text = _field(item, "question", row, path).replace(IMAGE, "").strip()
     told = _field(item, answer, row, path)
     return Question(id, slide, text, YES_NO if closed else {}, told, {"answer_type": kind}, "not")
 

@@ -199,7 +199,7 @@ def check_same(base: Base, found: dict[str, Any], folder: Path) -> None:
     if wrong:
         at = f"{base.repo} at {base.revision}" if base.repo else "the one it was trained with"
         raise DigestError(
-            f"'{folder}' holds another language model than this slidevlm was trained with: "
+            f"'{folder}' holds another language model than this slidevlm's: "
             f"{'; '.join(wrong)}. Nothing of it was used. Give the folder of {at}: "
             "model.lm.folder=DIR"
         )

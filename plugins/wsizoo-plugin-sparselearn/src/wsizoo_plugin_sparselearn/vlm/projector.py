@@ -62,7 +62,8 @@ class Projector(nn.Module):
         if code is not None:
             x = torch.cat([x, code.to(own)], 1)  # (K, D + 6)
         x = self.norm(self.layers(x))  # (K, H)
-        return (x if self.scale is None else x * self.scale).to(dtype)
+        found: Tensor = (x if self.scale is None else x * self.scale).to(dtype)
+        return found
 
 
 def position_code(coords: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Literal
 
-PLACEHOLDER = "<image>"
+IMAGE = "<image>"  # where the slide stands in a text
 SUFFIXES = (".csv", ".pt", ".pth", ".h5", ".hdf5", ".npy", ".jpg", ".png")
 """Of files of features and images, as names of slides in the files end in."""
 LETTERS = "ABCDEFGH"
@@ -108,7 +108,7 @@ def options_in(text: str) -> dict[str, str]:
                 found = row
     ends = [mark.start() for mark in found[1:]] + [len(text)]
     return {
-        mark[1]: text[mark.end() : end].replace(PLACEHOLDER, "").strip()
+        mark[1]: text[mark.end() : end].replace(IMAGE, "").strip()
         for mark, end in zip(found, ends, strict=False)
     }
 
@@ -182,9 +182,9 @@ def _of_conversation(item: Conversation) -> list[str]:
             NO_TEXT: not all(options.values()),
         }
         found += [what for what, is_so in told.items() if is_so]
-    marks = sum(turn.human.count(PLACEHOLDER) for turn in item.turns)
+    marks = sum(turn.human.count(IMAGE) for turn in item.turns)
     if item.slides and marks != 1:
-        found.append(f"{marks} times {PLACEHOLDER}, expected once")
+        found.append(f"{marks} times {IMAGE}, expected once")
     return found
 
 

@@ -100,15 +100,15 @@ class SlideVLM(WholeModel):
         self.question, self.scoring, self.classes = question, scoring, tuple(options)
         self.head = ClassificationHead(None, options) if options else None
         self.projector = made_projector(projector or {}, in_dim, self.base.model)
-        self.uses_coords = self.projector.positions
+        self.uses_coords = self.projector.positions  # type: ignore[misc]
         self.lora = None if lora is None else made_lora(lora)
         # Last, so that the dtype of the features is that of selector and projector.
         self.lm = self.base.model if self.lora is None else adapted(self.base.model, self.lora)
         if checkpointing:
             learning.compute_again(self.base.model)
         self.selects_hard = False
-        self.register_state_dict_post_hook(learning.leave_base_out)
-        self.register_load_state_dict_post_hook(learning.base_is_there)
+        self.register_state_dict_post_hook(learning.leave_base_out)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(learning.base_is_there)  # type: ignore[no-untyped-call]
 
     def forward(self, bag: Bag) -> SlideOutput:
         shown = self.shown(bag)
@@ -232,7 +232,8 @@ class SlideVLM(WholeModel):
         check_bag(bag, self.in_dim, self.uses_coords)
         n, own = len(bag), next(self.projector.parameters())
         bag = bag.to(own.device, own.dtype)
-        code = position_code(bag.coords) if self.uses_coords else None  # (N, 6), of all patches
+        coords = bag.coords if self.uses_coords else None
+        code = None if coords is None else position_code(coords)  # (N, 6), of all patches
         rows = None
         if self.selector is None or self.selector.training:
             rows = evenly(n, self.train_limit if self.training else self.limit, own.device)
@@ -256,7 +257,9 @@ class SlideVLM(WholeModel):
         """A row as the language model reads it, (L, H), the slide's tokens in their place."""
         words = self.lm.get_input_embeddings()
         if SLIDE not in ids:
-            return words(torch.tensor(ids, dtype=torch.long, device=words.weight.device))
+            own = torch.tensor(ids, dtype=torch.long, device=words.weight.device)
+            found: Tensor = words(own)
+            return found
         at = list(ids).index(SLIDE)
         assert tokens is not None
         return torch.cat(

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from wsizoo.errors import DataError, SpecError
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE
 
-IMAGE = "<image>"  # where the slide stands in a text
 SLIDE = -200  # where it stands in a row; never shown to an embedding
 UNLABELLED = -100
 PLAIN = (

@@ -29,14 +29,13 @@ def tokenizer(chat: str | None = None) -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {
         name: f"<{name[:3]}>" for name in ("pad_token", "bos_token", "eos_token", "unk_token")
     }
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=made, additional_special_tokens=["<end>"], **special
-    )
+    make: Any = PreTrainedTokenizerFast
+    made = make(tokenizer_object=words, additional_special_tokens=["<end>"], **special)
     made.chat_template = chat
     return made
 

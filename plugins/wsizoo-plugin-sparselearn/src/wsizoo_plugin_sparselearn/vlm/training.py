@@ -19,9 +19,8 @@ from wsizoo.train.processes import start_processes
 from wsizoo.weights import load_strict, weights_digest
 from wsizoo.zoo import assemble
 from wsizoo_plugin_sparselearn.vlm.formats import read_conversations
-from wsizoo_plugin_sparselearn.vlm.questions import Conversation
+from wsizoo_plugin_sparselearn.vlm.questions import IMAGE, Conversation
 from wsizoo_plugin_sparselearn.vlm.slide_vlm import SlideVLM
-from wsizoo_plugin_sparselearn.vlm.text import IMAGE
 from wsizoo_plugin_sparselearn.vlm.training_config import Training
 from wsizoo_plugin_sparselearn.vlm.training_run import Item, Read, Run
 
@@ -76,6 +75,7 @@ def train(
     if fabric.is_global_zero:
         wsizoo.save(model, out)
         run.state.unlink(missing_ok=True)
+        log.info("the model is in '%s'", out)
     return model
 
 

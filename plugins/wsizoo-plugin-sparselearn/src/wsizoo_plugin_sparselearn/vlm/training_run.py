@@ -89,9 +89,10 @@ class Run:
         """All steps that are left."""
         while self.step < self.total:
             self.do()
-            if self.fabric.is_global_zero and self.step % self.config.log_steps == 0:
-                told = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
-                log.info("step %d/%d  %s", self.step, self.total, told)
+            told = self.step % self.config.log_steps == 0 or self.step == self.total
+            if self.fabric.is_global_zero and told:
+                losses = "  ".join(f"{name} {value:.4f}" for name, value in self.losses.items())
+                log.info("step %d/%d  %s", self.step, self.total, losses)
             if self.step % self.config.state_steps == 0 and self.step < self.total:
                 self.keep()
 
