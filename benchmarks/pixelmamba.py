@@ -25,7 +25,9 @@ REGIONS = 180  # of 224 x 224 px: 3000 x 3000 px of tissue
 EDGE = 224
 GOALS = {False: 8.0, True: 16.0}  # GB, forward and with backward
 ALPHAS = (0.0, 0.4, 0.8)
-FUSED = 60  # regions of the slide on which fusion is measured: at 24, both alphas fuse one pair a layer
+FUSED = (
+    60  # regions of the slide on which fusion is measured: at 24, both alphas fuse one pair a layer
+)
 
 
 def run() -> None:
