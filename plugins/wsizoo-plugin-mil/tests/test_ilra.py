@@ -20,7 +20,7 @@ def test_an_unknown_variant_is_refused():
 
 @pytest.mark.parametrize(
     "options",
-    [{"heads": 3}, {"rank": 0}, {"layers": 0}, {"variant": "mil-lab", "norm": False}],
+    [{"heads": 3}, {"heads": 0}, {"rank": 0}, {"layers": 0}, {"variant": "mil-lab", "norm": False}],
     ids=str,
 )
 def test_what_it_cannot_be_is_refused(options):

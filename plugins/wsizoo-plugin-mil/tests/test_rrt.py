@@ -23,7 +23,15 @@ def test_unknown_words_are_refused(options):
 
 @pytest.mark.parametrize(
     "options",
-    [{"heads": 3}, {"cross_heads": 5}, {"layers": 0}, {"slots": 0}, {"regions": 0}, {"epeg": 4}],
+    [
+        {"heads": 3},
+        {"heads": 0},
+        {"cross_heads": 5},
+        {"layers": 0},
+        {"slots": 0},
+        {"regions": 0},
+        {"epeg": 4},
+    ],
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(options):

@@ -9,9 +9,13 @@ from wsizoo import Bag
 from wsizoo.errors import SpecError
 
 
-@pytest.mark.parametrize("options", [{"heads": 3}, {"layers": 0}, {"compat": "published"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"heads": 3}, {"heads": 0}, {"layers": 0}, {"compat": "published"}], ids=str
+)
 def test_what_it_cannot_be_is_refused(options):
-    with pytest.raises(SpecError, match="expected a multiple of heads, a layer or more, and null"):
+    with pytest.raises(
+        SpecError, match="a multiple of one head or more, a layer or more, and null"
+    ):
         Transformer(20, dim=16, **options)
 
 

@@ -74,6 +74,17 @@ def pooled(
     return weights, [w.t() @ h for w, h in zip(weights, instances, strict=True)]
 
 
+def of_best_class(weights: Sequence[Tensor], logits: Tensor | None) -> list[Tensor]:
+    """Of each slide (n,): the attention of the class with the largest logit, or the only one.
+
+    Args:
+        weights: (n, K) of each slide, K = C or 1. logits: (B, C); None: the first is taken.
+    """
+    if logits is None or weights[0].shape[1] == 1:
+        return [each[:, 0] for each in weights]
+    return [each[:, i] for each, i in zip(weights, logits.argmax(1).tolist(), strict=True)]
+
+
 def highest(scores: Tensor, k: int) -> Tensor:
     """(min(k, N),) int64: which scores (N,) are the largest, descending; ties: the first."""
     return scores.detach().argsort(descending=True, stable=True)[:k]

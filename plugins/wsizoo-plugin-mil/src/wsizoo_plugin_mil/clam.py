@@ -12,7 +12,7 @@ from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
+from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, label_of, split
 from wsizoo_plugin_mil.smooth_svm import smooth_top1_svm
@@ -83,6 +83,11 @@ class ClamSB(Packed):
                 f"CLAM's instance_loss is {instance_loss!r} and its variant {variant!r}, expected "
                 f"one of {', '.join(LOSSES)} and one of {', '.join(VARIANTS)}"
             )
+        if k < 1 or not 0 <= bag_weight <= 1:
+            raise SpecError(
+                f"CLAM's k is {k} and its bag_weight {bag_weight}, expected 1 or more, and a share "
+                "between 0 and 1"
+            )
         rows = 1 if self.one_row else n_outputs or 1
         super().__init__(in_dim, rows * dim, dim)
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
@@ -104,7 +109,7 @@ class ClamSB(Packed):
         logits = self.logits(rows)
         found = Aggregated(
             slide=rows.flatten(1),
-            scores=lambda: torch.cat(shown(weights, logits)),
+            scores=lambda: torch.cat(of_best_class(weights, logits)),
             instances=instances,
             logits=logits,
         )
@@ -178,10 +183,3 @@ class ClamMB(ClamSB):
         "attention.score.bias",
     )
     one_row = False
-
-
-def shown(weights: Sequence[Tensor], logits: Tensor | None) -> list[Tensor]:
-    """Of each slide (n,): the attention of the class with the largest logit, or the only one."""
-    if logits is None or weights[0].shape[1] == 1:
-        return [each[:, 0] for each in weights]
-    return [each[:, i] for each, i in zip(weights, logits.argmax(1).tolist(), strict=True)]

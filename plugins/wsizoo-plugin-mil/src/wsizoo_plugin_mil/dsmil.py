@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.clam import shown
+from wsizoo_plugin_mil.attention_pooling import of_best_class
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
 
@@ -101,13 +101,13 @@ class DSMIL(Packed):
         sums = [w.t() @ v for w, v in zip(weights, split(values, bags), strict=True)]
         rows = self.norm(torch.stack(sums))  # (B, C, E)
         if self.classify is None:
-            return Aggregated(rows.flatten(1), lambda: torch.cat(shown(weights, None)))
+            return Aggregated(rows.flatten(1), lambda: torch.cat(of_best_class(weights, None)))
         logits = self.classify(rows)[..., 0]  # (B, C)
         if self.mixed:
             logits = (logits + best) / 2
         found = Aggregated(
             slide=rows.flatten(1),
-            scores=lambda: torch.cat(shown(weights, logits)),
+            scores=lambda: torch.cat(of_best_class(weights, logits)),
             logits=logits,
             instance_logits=judged,
         )

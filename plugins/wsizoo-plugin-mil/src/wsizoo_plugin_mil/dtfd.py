@@ -85,6 +85,8 @@ class DTFD(Packed):
             raise SpecError(
                 f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several classes"
             )
+        if not 0 <= bag_weight <= 1:
+            raise SpecError(f"DTFD's bag_weight is {bag_weight}, expected a share between 0 and 1")
         set_to = dict(VARIANTS[variant])
         asked = {"residuals": residuals, "dropout": dropout}
         set_to |= {name: value for name, value in asked.items() if value is not None}

@@ -114,10 +114,10 @@ class ILRA(Packed):
             raise SpecError(f"ILRA's variant is {variant!r}, expected one of {', '.join(RANKS)}")
         rank = RANKS[variant] if rank is None else rank
         lab = variant == "mil-lab"
-        if dim % heads or min(rank, layers) < 1 or (lab and not norm):
+        if min(heads, rank, layers) < 1 or dim % heads or (lab and not norm):
             raise SpecError(
                 f"ILRA's dim is {dim}, its heads {heads}, its rank {rank}, its layers {layers}; "
-                "expected a multiple of heads, and one or more of both; MIL-Lab's always has norms"
+                "expected a multiple of heads, and one or more of each; MIL-Lab's always has norms"
             )
         super().__init__(in_dim, dim)
         widths = [in_dim] + [dim] * layers

@@ -90,6 +90,12 @@ class Options:
                 f"MHIM's high_among is {self.high_among} and its queries {self.queries}; expected "
                 "more than 0 and at most 1, where none is drawn; and 0 or more"
             )
+        if self.alpha < 0 or self.temperature <= 0 or not 0 <= self.momentum <= 1:
+            raise SpecError(
+                f"MHIM's alpha is {self.alpha}, its temperature {self.temperature} and its "
+                f"momentum {self.momentum}; expected 0 or more, more than 0, and a share between "
+                "0 and 1"
+            )
 
     def is_share(self, name: str) -> bool:
         return 0 <= float(getattr(self, name)) < 1

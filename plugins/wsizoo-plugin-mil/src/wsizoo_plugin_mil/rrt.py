@@ -161,7 +161,7 @@ def _check(
             f"RRT's variant is {variant!r} and its embed_activation {embed_activation!r}, expected "
             f"one of {', '.join(VARIANTS)} and one of {', '.join(ACTIVATIONS)}"
         )
-    if any(dim % each for each in heads) or min(counts) < 1 or (epeg and epeg % 2 == 0):
+    if min(*heads, *counts) < 1 or any(dim % each for each in heads) or (epeg and epeg % 2 == 0):
         raise SpecError(
             f"RRT's dim is {dim}, its heads and cross_heads are {heads}, its layers, regions and "
             f"slots {list(counts)}, its epeg {epeg}; expected a multiple of both heads, one or "

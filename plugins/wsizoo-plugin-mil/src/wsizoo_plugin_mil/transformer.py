@@ -80,11 +80,11 @@ class Transformer(Packed):
         dropout: float = 0.25,
         compat: str | None = None,
     ) -> None:
-        if dim % heads or layers < 1 or compat not in (None, COMPAT):
+        if heads < 1 or dim % heads or layers < 1 or compat not in (None, COMPAT):
             raise SpecError(
                 f"the Transformer's dim is {dim}, its heads {heads}, its layers {layers}, its "
-                f"compat {compat!r}; expected a multiple of heads, a layer or more, and null or "
-                f"{COMPAT}"
+                f"compat {compat!r}; expected a multiple of one head or more, a layer or more, "
+                f"and null or {COMPAT}"
             )
         super().__init__(in_dim, dim)
         self.slip = compat == COMPAT

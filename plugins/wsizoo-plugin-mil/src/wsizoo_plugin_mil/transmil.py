@@ -79,11 +79,11 @@ class TransMIL(Aggregator):
             raise SpecError(
                 f"TransMIL's variant is {variant!r}, expected one of {', '.join(HEADS)}"
             )
-        heads = heads or HEADS[variant]
-        if dim % heads or dim % 2 or layers < 1:
+        heads = HEADS[variant] if heads is None else heads
+        if heads < 1 or dim % heads or dim % 2 or layers < 1:
             raise SpecError(
                 f"TransMIL's dim is {dim}, its heads {heads}, its layers {layers}; expected an "
-                "even multiple of heads, and a layer or more"
+                "even multiple of one head or more, and a layer or more"
             )
         super().__init__(in_dim, dim)
         self.by_product = variant == "mil-lab"
