@@ -183,12 +183,18 @@ def test_a_converted_folder_is_verified_and_loads(
     assert_same(loaded, model)
     assert loaded.trained
     card = (out / "README.md").read_text()
+    assert "license: unknown" in card and "nobody has stated" in card
     assert f"- read from: theirs.safetensors\n- its sha256: {sha256_of(published)}" in card.replace(
         "\n\n", "\n"
     )
     with pytest.raises(DataError, match="holds a model already"):
         convert_weights(published, FORMAT, "toy", out=out, registry=registry)
     convert_weights(published, FORMAT, "toy", out=out, overwrite=True, registry=registry)
+
+
+def test_a_licence_that_is_said_is_that_of_the_weights(registry: Registry, published: Path) -> None:
+    assert read(published, registry).spec.licence == "unknown"
+    assert read(published, registry, "licence=GPL-3.0").spec.licence == "GPL-3.0"
 
 
 @pytest.mark.parametrize("fails", ["save", "verify"])

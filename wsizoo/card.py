@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 PIPELINES = {"segmentation": "image-segmentation", "classification": "image-classification"}
+NOT_STATED = "unknown"  # as the Hub calls a licence that nobody has stated
 SPDX_ON_HUB = {
     "Apache-2.0": "apache-2.0",
     "MIT": "mit",
@@ -17,7 +18,7 @@ SPDX_ON_HUB = {
     "CC0-1.0": "cc0-1.0",
     "CC-BY-NC-4.0": "cc-by-nc-4.0",
     "CC-BY-NC-ND-4.0": "cc-by-nc-nd-4.0",
-    "unknown": "unknown",
+    NOT_STATED: NOT_STATED,
 }
 
 
@@ -36,7 +37,7 @@ def model_card(config: dict[str, Any]) -> str:
         _features(config["fingerprint"]),
         *(
             ["Under which licence its weights may be used, nobody has stated."]
-            if spec["licence"] == "unknown"
+            if spec["licence"] == NOT_STATED
             else []
         ),
         "## Training and results",

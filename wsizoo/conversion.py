@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
 
+from wsizoo.card import NOT_STATED
 from wsizoo.checkpoints import PICKLED, check_kind, read_content, tensors_of
 from wsizoo.errors import DataError
 from wsizoo.files import replacing, replacing_folder, sha256_of
@@ -28,7 +30,9 @@ def read_weights(
         path: .safetensors; or a pickle (.pt, .pth, .bin) of tensors alone, by their names, or
             beside plain data under `state_dict`, `model_state_dict` or `model`.
         format: of a plugin's weight formats, e.g. `"span-official"`.
-        name, overrides: as `build`; they describe the model whose weights these are.
+        name, overrides: as `build`; they describe the model whose weights these are. A file of
+            tensors states no licence, and that of an entry without weights is not theirs: it is
+            "unknown" unless you say `"licence=GPL-3.0"`.
 
     Raises:
         WeightsError: a damaged file, or a pickle that could run code (it does not).
@@ -42,6 +46,8 @@ def read_weights(
     tensors = {str(key): value for key, value in read_content(path, INSIDE).items()}
     fill(model, tensors_of(path, tensors), layout, f"'{path.name}'")
     model.trained = True
+    if model.spec.weights is None and not any(one.startswith("licence=") for one in overrides):
+        model.spec = dataclasses.replace(model.spec, licence=NOT_STATED)
     model.facts = {"read from": path.name, "its sha256": sha256_of(path), "its format": format}
     return model
 

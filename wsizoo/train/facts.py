@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wsizoo.card import composition
+from wsizoo.card import NOT_STATED, composition
 from wsizoo.model import SlideModel
 from wsizoo.spec import model_record
 from wsizoo.splits.parts import Split
 from wsizoo.train.cohort import Cohort
 from wsizoo.train.config import RunConfig
 
-NOT_STATED = "unknown"  # as the Hub calls a licence that nobody has stated
 PREDICTS = {
     "classification": "the class of a slide ({})",
     "survival": "the risk of a patient in discrete time bins",
