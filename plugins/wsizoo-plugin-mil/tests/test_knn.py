@@ -37,6 +37,11 @@ def test_more_training_slides_than_there_is_room_for_are_refused():
         trained(2, "label", slides, capacity=2)
 
 
+def test_training_slides_have_names_of_their_own():
+    with pytest.raises(DataError, match=r"two training slides are called 'S'.*Give each bag a sli"):
+        trained(2, "label", [slide(0, label=0), slide(1, label=1)])
+
+
 def test_a_target_that_is_not_there_is_named():
     with pytest.raises(DataError, match=r"slide 'S' has no target 'event', which kNN votes on"):
         trained(4, "time", [slide(0, time=1)])

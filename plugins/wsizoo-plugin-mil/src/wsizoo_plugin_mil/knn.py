@@ -81,9 +81,20 @@ class KNN(Packed):
         self.register_buffer("filled", torch.tensor(0))
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
-        """Read the training slides; those whose label is unknown are left out."""
+        """Read the training slides; those whose label is unknown are left out.
+
+        Raises:
+            DataError: more slides than there is room for, two of one name, or no target to vote on.
+        """
         self.filled.zero_()
+        seen: set[str] = set()
         for bag in slides:
+            if bag.slide_id in seen:
+                raise DataError(
+                    f"two training slides are called '{bag.slide_id}', and kNN knows by the name "
+                    "which is a slide's own. Give each bag a slide_id"
+                )
+            seen.add(bag.slide_id)
             told = self.told(bag)
             if told is None:
                 continue
