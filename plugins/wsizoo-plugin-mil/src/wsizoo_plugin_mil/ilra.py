@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, row_linear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, attend, weights
 from wsizoo_plugin_mil.packed import Packed
@@ -51,8 +51,8 @@ class Attention(nn.Module):
         # two layers in a row are one, which spares a product of all patches each
         wide = torch.cat([wk @ self.key.weight, wv @ self.value.weight])
         bias = torch.cat([wk @ self.key.bias + bk, wv @ self.value.bias + bv])
-        keys = F.linear(asked, wide, bias).split(list(of))  # (m, 2 E) of each slide
-        queries = F.linear(query, wq, bq).split(list(lengths))
+        keys = row_linear(asked, wide, bias).split(list(of))  # (m, 2 E) of each slide
+        queries = row_linear(query, wq, bq).split(list(lengths))
         pairs = [(q, *kv.chunk(2, 1)) for q, kv in zip(queries, keys, strict=True)]
         mixed = torch.cat([attend(q, k, v, self.attention.heads) for q, k, v in pairs])
         out = self.norm0(query + self.attention.out(mixed))

@@ -77,7 +77,7 @@ class AcrossRegions(nn.Module):
         self.attention = GroupAttention(dim, heads, dropout)
         bound = 1 / math.sqrt(slots)
         self.phi = None if mlp else nn.Parameter(torch.empty(dim, slots).uniform_(-bound, bound))
-        wide, narrow = nn.Linear(dim, dim // 4, bias=False), nn.Linear(dim // 4, slots, bias=False)
+        wide, narrow = RowLinear(dim, dim // 4, bias=False), nn.Linear(dim // 4, slots, bias=False)
         self.slots = nn.Sequential(wide, nn.Tanh(), narrow) if mlp else None
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ class WiKG(Packed):
         wide = 2 * dim if mix == "sage" else dim
         self.mixes = nn.ModuleList(RowLinear(wide, dim) for _ in range(MIXES[mix]))
         self.drop = nn.Dropout(told["dropout"])
-        narrow = nn.Linear(dim, dim // 2), nn.LeakyReLU(), nn.Linear(dim // 2, 1)
+        narrow = RowLinear(dim, dim // 2), nn.LeakyReLU(), nn.Linear(dim // 2, 1)
         self.attention = nn.Sequential(*narrow) if self.pool == "attention" else None
         self.norm = nn.LayerNorm(dim)
         begin(self, "he" if self.lab else "torch")
