@@ -261,7 +261,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 
 
 BAG = Bag(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
-NO_TENSORS = {"offsets", "losses", "predictions"}
+NO_TENSORS = {"offsets", "losses", "predictions", "task_weight"}
 OUTPUTS = [f.name for f in dataclasses.fields(SlideOutput) if f.name not in NO_TENSORS]
 
 

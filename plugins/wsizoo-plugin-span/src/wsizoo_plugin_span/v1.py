@@ -89,7 +89,7 @@ class SpanV1(Aggregator):
         in_dim: int,
         dim: int | None = None,
         head_dim: int = 64,
-        layers: str = "111",
+        layers: str | int = "111",
         half_window: int = 6,
         shifted: bool = True,
         positions: str = "rpb",
