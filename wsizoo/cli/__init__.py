@@ -90,7 +90,12 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line.
+    """Run the command line."""
+    run(cli, "wsizoo")
+
+
+def run(command: click.Command, prog_name: str) -> None:
+    """Run a command and end the process.
 
     Exit code 0; 1 for an error of wsizoo, a slide that failed, or a reader of the output that has
     gone (click sees to that, silently); 2 for wrong usage; 130 when interrupted, by SIGTERM too:
@@ -98,7 +103,7 @@ def main() -> None:
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        code = cli(standalone_mode=False, prog_name="wsizoo")
+        code = command(standalone_mode=False, prog_name=prog_name)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.ops import RowLinear, segment_max, segment_mean
+from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
 
-ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU}
 POOLS = ("each-class", "one-patch")
 
 
@@ -48,13 +48,13 @@ class MeanInstance(Packed):
         dropout: float = 0.25,
         activation: str = "relu",
     ) -> None:
-        if activation not in ACTIVATIONS:
+        if activation not in EMBEDDING_ACTIVATIONS:
             raise SpecError(
-                f"activation is {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+                f"activation is {activation!r}, expected one of {', '.join(EMBEDDING_ACTIVATIONS)}"
             )
         super().__init__(in_dim, dim)
         self.embed = nn.Sequential(
-            RowLinear(in_dim, dim), ACTIVATIONS[activation](), nn.Dropout(dropout)
+            RowLinear(in_dim, dim), EMBEDDING_ACTIVATIONS[activation](), nn.Dropout(dropout)
         )
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
         begin(self, "xavier")

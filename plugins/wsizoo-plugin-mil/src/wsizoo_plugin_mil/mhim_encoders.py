@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from wsizoo import Bag
 from wsizoo.errors import SpecError
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.attention_pooling import AttentionScores, pooled
+from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.dsmil import DSMIL, critical_patches
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import NystromAttention
@@ -70,7 +70,7 @@ class Network(nn.Module):
         encoder: nn.Module,
     ) -> None:
         super().__init__()
-        act = nn.GELU() if activation == "gelu" else nn.ReLU()
+        act = EMBEDDING_ACTIVATIONS[activation]()
         self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
         self.encoder = encoder
         begin(self, "xavier")

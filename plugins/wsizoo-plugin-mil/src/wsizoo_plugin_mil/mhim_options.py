@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from wsizoo.errors import SpecError
+from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.mhim_masking import AT_RANDOM, Share
 
-ACTIVATIONS = ("relu", "gelu")
 TAKES = ("all", "embedding", "none")
 
 
@@ -76,10 +76,10 @@ class Options:
         return options
 
     def check(self) -> None:
-        if self.student not in TAKES or self.activation not in ACTIVATIONS:
+        if self.student not in TAKES or self.activation not in EMBEDDING_ACTIVATIONS:
             raise SpecError(
                 f"MHIM's student is {self.student!r} and its activation {self.activation!r}; "
-                f"expected one of {', '.join(TAKES)} and one of {', '.join(ACTIVATIONS)}"
+                f"expected one of {', '.join(TAKES)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
             )
         shares = ("high", "at_random", "low", "keep")
         wrong = [f"{name}={getattr(self, name)}" for name in shares if not self.is_share(name)]

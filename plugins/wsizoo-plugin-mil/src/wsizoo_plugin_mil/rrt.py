@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.attention_pooling import AttentionScores, pooled
+from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
 from wsizoo_plugin_mil.region_attention import AcrossRegions, WithinRegions
 from wsizoo_plugin_mil.transmil import Block
 
 VARIANTS = ("rrt", "mil-lab")
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU}
 LANDMARKS = 256  # of MIL-Lab's
 
 
@@ -115,7 +114,7 @@ class RRT(Packed):
         super().__init__(in_dim, dim)
         self.lab = lab = variant == "mil-lab"
         self.shortcut = shortcut and not lab
-        act = ACTIVATIONS[embed_activation]()
+        act = EMBEDDING_ACTIVATIONS[embed_activation]()
         self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
         within = dim, heads, layer_dropout, epeg, regions
         across = dim, cross_heads, layer_dropout, slots, slot_mlp
@@ -156,10 +155,10 @@ def _check(
     epeg: int,
 ) -> None:
     dim, *heads = widths
-    if variant not in VARIANTS or embed_activation not in ACTIVATIONS:
+    if variant not in VARIANTS or embed_activation not in EMBEDDING_ACTIVATIONS:
         raise SpecError(
             f"RRT's variant is {variant!r} and its embed_activation {embed_activation!r}, expected "
-            f"one of {', '.join(VARIANTS)} and one of {', '.join(ACTIVATIONS)}"
+            f"one of {', '.join(VARIANTS)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
         )
     if min(*heads, *counts) < 1 or any(dim % each for each in heads) or (epeg and epeg % 2 == 0):
         raise SpecError(

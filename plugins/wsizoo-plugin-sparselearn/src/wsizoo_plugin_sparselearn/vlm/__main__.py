@@ -8,13 +8,12 @@ python -m wsizoo_plugin_sparselearn.vlm score QUESTIONS OUTPUTS -o OUT
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from wsizoo.errors import WsizooError
+from wsizoo.cli import run
 from wsizoo_plugin_sparselearn.vlm.training_command import train
 
 SCORINGS = ("mean", "sum", "per-character", "pmi")  # those of `choices` that score texts
@@ -109,20 +108,5 @@ def score(questions: Path, outputs: Path, out: Path, seed: int) -> None:
     click.echo(write_report(measured(file, records, outputs.name, seed=seed), out))
 
 
-def run() -> None:
-    """The command, an error of ours as one message."""
-    try:
-        main(prog_name="python -m wsizoo_plugin_sparselearn.vlm", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted. What was finished is kept; the same command goes on.", err=True)
-        sys.exit(130)
-    except WsizooError as error:
-        click.echo(f"{type(error).__name__}: {error}", err=True)
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    run()
+    run(main, "python -m wsizoo_plugin_sparselearn.vlm")
