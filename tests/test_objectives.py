@@ -8,7 +8,7 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.errors import DataError, PluginError
 from wsizoo.interfaces import Prediction, SlideOutput
 from wsizoo.losses import discrete_time_nll
-from wsizoo.mil.heads import ClassificationHead, SegmentationHead, SurvivalHead
+from wsizoo.mil.heads import ClassificationHead, CoxHead, SegmentationHead, SurvivalHead
 from wsizoo.objectives import collate, merged, training_losses
 from wsizoo.outputs import stacked
 
@@ -217,3 +217,24 @@ def test_a_term_that_is_called_task_is_an_error(field: str) -> None:
     output = SlideOutput(**fields)
     with pytest.raises(PluginError, match="called 'task'"):
         terms(ClassificationHead(None, CLASSES), output, label(0))
+
+
+def test_predictions_of_a_head_that_compares_slides_are_compared_with_one_another() -> None:
+    head, rows = CoxHead(None), torch.randn(3, 2, 1)
+    slides = [slide({"time": time, "event": 1}) for time in (3.0, 1.0, 2.0)]
+    predictions = {f"{k}/{i}": Prediction(rows[i, k], slide=i) for i in range(3) for k in (0, 1)}
+    both = {f"both/{i}": Prediction(rows[i], weight=0.5, slide=i) for i in range(3)}
+    output = SlideOutput(logits=torch.zeros(3, 1), predictions=predictions | both)
+    found = terms(head, output, *slides)
+    stated = collate(slides)
+    expected = {
+        **{f"{k}/0": head.loss(rows[:, k], stated) for k in (0, 1)},
+        "both/0": 0.5
+        * head.loss(
+            rows.flatten(0, 1), {n: value.repeat_interleave(2) for n, value in stated.items()}
+        ),
+    }
+    assert set(found) == {"task", *expected}
+    for name, value in expected.items():
+        assert float(value) > 0
+        torch.testing.assert_close(found[name], value)

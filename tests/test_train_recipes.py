@@ -16,7 +16,7 @@ from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.registry import default
 from wsizoo.train.config import load_config
 from wsizoo.train.config_content import read_content
-from wsizoo.train.making import task_of
+from wsizoo.train.making import spec_of, task_of
 from wsizoo.train.recipes import find_recipe, recipe_names, recipes
 from wsizoo.train.row_targets import TASKS
 
@@ -87,6 +87,49 @@ def test_spans_recipes_have_the_published_numbers() -> None:
     assert told("span-v1")[:3] == ("adamw", 1e-4, 5e-5)
 
 
+ALIKE = {  # recipe -> what its code trains in the same way
+    "mean-instance": "rrt",
+    "max-instance": "rrt",
+    "clam-mb": "clam",
+    "acmil-mha": "acmil",
+    "mhim-dsmil": "mhim",
+    "mhim-transmil": "mhim",
+    "mhim-v1-transmil": "mhim-v1",
+}
+
+
+def test_every_aggregator_has_a_recipe_of_its_own() -> None:
+    registry = default()
+    configs = [load_config({"recipe": n, "data": {"table": "t.csv"}}) for n in SHIPPED]
+    taught = {
+        (spec.aggregator or spec.model or {}).get("name") for spec in map(spec_of_run, configs)
+    }
+    known = {
+        one.name
+        for one in registry.plugins.components("aggregator")
+        if one.target.startswith(("wsizoo.mil.", "wsizoo_plugin_mil."))
+    }
+    assert len(known) == 23
+    assert known <= taught
+
+
+def spec_of_run(config: Any) -> Any:
+    return spec_of(config, default())
+
+
+def test_survival_is_trained_as_patch_gcn_trains_it_whatever_the_method() -> None:
+    ours, theirs = (
+        load_config({"recipe": f"{name}-survival", "data": {"table": "t.csv"}})
+        for name in ("mil", "baseline")
+    )
+    assert (ours.optimiser, ours.train, ours.split) == (
+        *(theirs.optimiser, theirs.train, theirs.split),
+    )
+    assert ours.data == theirs.data
+    model = wsizoo.build(ours.model, *ours.overrides)
+    assert (model.spec.aggregator["name"], type(model.head).__name__) == ("clam-sb", "SurvivalHead")
+
+
 def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> None:
     found = {
         name: load_config({"recipe": f"{name}-classification", "data": {"table": "t.csv"}})
@@ -94,6 +137,7 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
             *("clam", "dsmil", "transmil", "attmil", "acmil", "dtfd"),
             *("transformer", "rrt", "ilra", "wikg"),
             *("mhim", "mhim-v1", "knn"),
+            *ALIKE,
         )
     }
     told = {
@@ -114,12 +158,17 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         "mhim": ("adam", 2e-4, 1e-5, 200),
         "mhim-v1": ("adam", 2e-4, 1e-5, 200),
         "knn": ("adam", 0.05, 0.0, 5),
+        **{name: told[like] for name, like in ALIKE.items()},
     }
-    assert [one.train.patience for one in found.values()] == [
+    assert [one.train.patience for one in found.values()][: -len(ALIKE)] == [
         *(20, 10, 10, None, None, None),
         *(10, 30, None, None),
         *(20, 30, None),
     ]
+    for name, like in ALIKE.items():
+        assert dataclasses.replace(found[name], model="", recipe="") == dataclasses.replace(
+            found[like], model="", recipe=""
+        )
     assert found["dsmil"].optimiser.betas == [0.5, 0.9]
     assert found["dsmil"].schedule.end_factor * found["dsmil"].optimiser.lr == pytest.approx(5e-6)
     assert (found["transmil"].train.accumulate, found["transmil"].seeds) == (2, [2021])

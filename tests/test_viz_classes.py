@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wsizoo.errors import DataError
-from wsizoo.mil.heads import SegmentationHead
+from wsizoo.mil.heads import ClassificationHead, SegmentationHead
 from wsizoo.mil.pooling import MeanPooling
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
@@ -24,6 +24,17 @@ def test_several_logits_are_softmax_and_the_likeliest_class() -> None:
     assert found.names == ["a", "b", "c"]
     assert torch.equal(found.probabilities, logits.softmax(-1))
     assert torch.equal(found.called, logits.argmax(-1))
+
+
+def test_one_question_a_class_is_answered_as_it_was_trained() -> None:
+    asked, names = model(["a", "b", "c"]), ["a", "b", "c"]
+    asked.head = ClassificationHead(4, names, one_vs_rest=True)
+    logits = torch.tensor([[-30.0, -31.0, -40.0], [9.0, 8.0, -9.0]])
+    found = read_classes(asked, logits)
+    each = torch.sigmoid(logits.double())
+    expected = each / each.sum(-1, keepdim=True)
+    torch.testing.assert_close(found.probabilities, expected.float())
+    assert found.called.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize("threshold", [0.2, 0.5])

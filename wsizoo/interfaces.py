@@ -207,7 +207,7 @@ class Aggregator(Part):
         absolute_coords: moving the slide on its grid changes the result.
         reads: "features" (N, D) float, or "pixels" (N, 3, H, W) uint8.
         owns_classifier: fills `logits`, `instance_logits` or both; its constructor takes
-            `n_outputs` (None: the model is headless, it fills neither).
+            `n_outputs` (None: headless, it fills neither) and, if it names it, the head's `task`.
         gives_instances: fills `instances`, so that per-patch heads fit.
         gives_slide: fills `slide`, so that the other heads fit.
         takes_weights: `forward(bag, weights=None)` multiplies its attention by `Selected.weights`.

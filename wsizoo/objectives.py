@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -27,8 +28,9 @@ def training_losses(
 
     The task's loss is called once for the whole batch: with a row of raw outputs a slide, or a row
     a patch of all slides (a per-patch head's mean is over all labelled patches). Each further
-    prediction is one more call with its own rows, and counts 1/B. A method that weighs the task's
-    loss against its own terms says so by `task_weight`.
+    prediction is one more call with its own rows, and counts 1/B; those of a head that compares
+    slides are one call for all slides. A method that weighs the task's loss against its own terms
+    says so by `task_weight`.
 
     Args:
         head: of the model; None: a whole model, of which `task_loss` reads `logits` (or, where
@@ -54,12 +56,39 @@ def training_losses(
     terms = dict(found) if isinstance(found, Mapping) else {"task": found}
     if output.task_weight != 1:
         terms = {name: output.task_weight * value for name, value in terms.items()}
-    for name, p in output.predictions.items():
-        rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
-        value = loss(rows, _targets_of(p, len(rows), targets, slides, output))
+    alone = task_loss is not None or not getattr(head, "compares_slides", False)
+    for several in _asked_together(output.predictions, alone):
+        asked = []
+        for p in several.values():
+            rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
+            asked.append((rows, _targets_of(p, len(rows), targets, slides, output)))
+        value = loss(*_joined(asked))
         total = torch.stack(list(value.values())).sum() if isinstance(value, Mapping) else value
-        terms = merged(terms, {name: p.weight * total / len(slides)})
+        name, first = next(iter(several.items()))
+        terms = merged(terms, {name: first.weight * total * len(several) / len(slides)})
     return merged(terms, output.losses)
+
+
+def _asked_together(
+    predictions: Mapping[str, Prediction], alone: bool
+) -> list[dict[str, Prediction]]:
+    """Predictions of one call each: one; or the k-th ones of all slides, where weights agree."""
+    if alone:
+        return [{name: p} for name, p in predictions.items()]
+    found: dict[tuple[int, float], dict[str, Prediction]] = {}
+    of_slide: Counter[int] = Counter()
+    for name, p in predictions.items():
+        found.setdefault((of_slide[p.slide], p.weight), {})[name] = p
+        of_slide[p.slide] += 1
+    return list(found.values())
+
+
+def _joined(
+    asked: Sequence[tuple[Tensor, Mapping[str, Tensor]]],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Rows and targets end to end."""
+    rows, targets = zip(*asked, strict=True)
+    return torch.cat(rows), {n: torch.cat([one[n] for one in targets]) for n in targets[0]}
 
 
 def collate(slides: Sequence[Bag]) -> dict[str, Tensor]:

@@ -55,6 +55,12 @@ def call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
         raise SpecError(f"{whose} cannot be made with {params}: {error}") from error
 
 
+def named(maker: Any, **facts: Any) -> dict[str, Any]:
+    """Those of the facts that the class's constructor names; a part need not take them all."""
+    parameters = inspect.signature(maker).parameters
+    return {name: value for name, value in facts.items() if name in parameters}
+
+
 def check_kinds(maker: Any, whose: str, params: dict[str, Any]) -> None:
     """Raise SpecError for a text where a number is annotated, a number for a bool, and the like.
 

@@ -19,7 +19,7 @@ from wsizoo.registry import Entry, Registry, default
 from wsizoo.seeding import made_blank, seeded
 from wsizoo.spec import PARTS, EncoderUse, ModelSpec
 from wsizoo.stored import PUBLISHER, StoredModel, find_stored
-from wsizoo.targets import call
+from wsizoo.targets import call, named
 from wsizoo.weight_formats import translated
 
 
@@ -172,15 +172,16 @@ def _parts(makers: Mapping[str, _Maker], in_dim: int) -> dict[str, Any]:
     selector, head = makers.get("selector"), makers.get("head")
     parts: dict[str, Any] = {"selector": selector(in_dim=in_dim) if selector else None}
     width = parts["selector"].out_dim if selector else in_dim
-    if makers["aggregator"].make.owns_classifier:
-        parts["head"] = head(in_dim=None) if head else None
-        n_outputs = parts["head"].n_outputs if head else None
-        return {"aggregator": makers["aggregator"](in_dim=width, n_outputs=n_outputs), **parts}
-    aggregator = makers["aggregator"](in_dim=width)
+    if (maker := makers["aggregator"]).make.owns_classifier:
+        own = parts["head"] = head(in_dim=None) if head else None
+        task = named(maker.make, task=own.task if own else None)
+        n_outputs = own.n_outputs if own else None
+        return {"aggregator": maker(in_dim=width, n_outputs=n_outputs, **task), **parts}
+    aggregator = maker(in_dim=width)
     if head:
         per_patch = head.make.reads == "instances"
         if not (aggregator.gives_instances if per_patch else aggregator.gives_slide):
-            what, whose = "patch" if per_patch else "slide", makers["aggregator"].whose
+            what, whose = "patch" if per_patch else "slide", maker.whose
             raise SpecError(f"{head.whose} reads one vector a {what}, which {whose} does not give")
         parts["head"] = head(in_dim=aggregator.instance_dim if per_patch else aggregator.out_dim)
     return {"aggregator": aggregator, **parts}

@@ -33,7 +33,7 @@ class ClassificationHead(Head):
         one_logit: its sigmoid is the probability of the second class.
         threshold: of one logit: a slide is called positive from this probability on. Default 0.5.
         one_vs_rest: the loss is binary cross entropy, one question a class (DSMIL); one logit's
-            always is.
+            always is. A class's probability is then its sigmoid, by the sum of all of them.
 
     Returns (forward): `logits` (C,), or (1,).
     """

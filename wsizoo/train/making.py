@@ -13,6 +13,7 @@ import torch
 from torch.nn import functional as F
 
 from wsizoo.errors import SpecError
+from wsizoo.interfaces import Head
 from wsizoo.losses import cross_entropy, inverse_frequencies, positive_weight
 from wsizoo.measures.times import time_edges
 from wsizoo.model import SlideModel
@@ -216,11 +217,13 @@ def _pos_weight(head: dict[str, Any], cohort: Cohort, train: Sequence[int]) -> f
     return positive_weight(torch.cat(labels))
 
 
-def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> TaskLoss | None:
+def task_loss_of(
+    config: RunConfig, cohort: Cohort, train: Sequence[int], head: Head | None = None
+) -> TaskLoss | None:
     """The loss that the config asks for in place of the head's own; None: the head's own.
 
     Raises:
-        SpecError: of another task than the data's.
+        SpecError: of another task than the data's, or of a head that asks one question a class.
     """
     asked = config.train
     weighted = asked.class_weights is not None or asked.label_smoothing > 0
@@ -230,6 +233,12 @@ def task_loss_of(config: RunConfig, cohort: Cohort, train: Sequence[int]) -> Tas
         raise SpecError(
             "train.class_weights and train.label_smoothing are of classification, this is "
             f"{cohort.task}"
+        )
+    if getattr(head, "one_vs_rest", False):
+        raise SpecError(
+            "train.class_weights and train.label_smoothing are of cross entropy, this head asks one "
+            'question a class. Leave them out, or set overrides=["head.one_vs_rest=false", '
+            '"head.one_logit=false"]'
         )
     bags = Samples(cohort, train).samples  # slides, or patients where they are one bag
     labels = torch.tensor([int(bag.target["label"]) for bag in bags])

@@ -187,7 +187,7 @@ def _train(run: OneRun, model: SlideModel, folder: Path, say: Say, tick: Tick) -
         val if len(val) else None,
         settings_of(config, run.seed),
         folder,
-        task_loss=task_loss_of(config, run.cohort, run.split.train),
+        task_loss=task_loss_of(config, run.cohort, run.split.train, model.head),
         augment=None if augment is None else CoordinateAugmentation(**vars(augment)),
         note=_note(run.cohort.task, val) if chosen_by_measure else None,
         measure=_measure_for_choice(run) if chosen_by_measure else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.errors import DataError
@@ -27,7 +28,8 @@ class Classes:
 def read_classes(model: SlideModel, logits: Tensor) -> Classes:
     """Softmax and the likeliest class; of one logit sigmoid, and the second class from the head's
 
-    threshold on (0.5 where it states none). Classes that the model does not name are numbered.
+    threshold on (0.5 where it states none). Of a head whose loss asks one question a class each
+    has a sigmoid, and their sum is made 1. Classes that the model does not name are numbered.
 
     Raises:
         DataError: the model names another number of classes.
@@ -44,7 +46,10 @@ def read_classes(model: SlideModel, logits: Tensor) -> Classes:
             f"expected {expected}"
         )
     if not one:
-        probabilities = torch.softmax(logits.float(), -1)
+        answers = logits.float()
+        if getattr(model.head, "one_vs_rest", False):
+            answers = F.logsigmoid(answers)
+        probabilities = torch.softmax(answers, -1)
         return Classes(names, probabilities, probabilities.argmax(-1))
     positive = torch.sigmoid(logits.float())  # (..., 1)
     stated = getattr(model.head, "threshold", None)

@@ -19,64 +19,58 @@ def slide(way, name="S", **target):
     return Bag(features, target=target or None, slide_id=name)
 
 
-def trained(n_outputs, target, slides, **options):
-    model = KNN(4, n_outputs, target=target, **{"capacity": 9, "k": 2, **options})
+def trained(n_outputs, task, slides, **options):
+    model = KNN(4, n_outputs, task=task, **{"capacity": 9, "k": 2, **options})
     model.start_training(1, slides)
     return model.eval()
-
-
-@pytest.mark.parametrize("options", [{"target": "labels"}, {"k": 0}, {"capacity": 0}], ids=str)
-def test_what_it_cannot_be_is_refused(options):
-    with pytest.raises(SpecError, match="expected one of label, time, value, and 1 or more"):
-        KNN(4, 2, **options)
 
 
 def test_more_training_slides_than_there_is_room_for_are_refused():
     slides = [slide(0, str(i), label=0) for i in range(3)]
     with pytest.raises(DataError, match=r"room for 2 training slides.*aggregator.capacity"):
-        trained(2, "label", slides, capacity=2)
+        trained(2, "classification", slides, capacity=2)
 
 
 def test_training_slides_have_names_of_their_own():
     with pytest.raises(DataError, match=r"two training slides are called 'S'.*Give each bag a sli"):
-        trained(2, "label", [slide(0, label=0), slide(1, label=1)])
+        trained(2, "classification", [slide(0, label=0), slide(1, label=1)])
 
 
 def test_a_target_that_is_not_there_is_named():
     with pytest.raises(DataError, match=r"slide 'S' has no target 'event', which kNN votes on"):
-        trained(4, "time", [slide(0, time=1)])
+        trained(4, "survival", [slide(0, time=1)])
 
 
 CLASSES = [slide(0, "a", label=2), slide(0, "b", label=2), slide(1, "c", label=0)]
 
 
 def test_the_nearest_slides_vote():
-    logits = trained(3, "label", CLASSES)(slide(0)).logits
+    logits = trained(3, "classification", CLASSES)(slide(0)).logits
     prior = torch.tensor([1, 0, 2]) / 3
     expected = (torch.tensor([0, 0, 2]) + 0.5 * prior) / 2.5
     torch.testing.assert_close(logits, expected.clamp(1e-6).log())
-    assert trained(3, "label", CLASSES, k=1)(slide(1)).logits.argmax() == 0
+    assert trained(3, "classification", CLASSES, k=1)(slide(1)).logits.argmax() == 0
 
 
 def test_slides_of_unknown_label_do_not_vote():
-    model = trained(3, "label", [*CLASSES, slide(1, "d", label=-1)])
+    model = trained(3, "classification", [*CLASSES, slide(1, "d", label=-1)])
     assert int(model.filled) == 3
 
 
 def test_equal_votes_go_to_the_frequent_class():
     slides = [*CLASSES[1:], slide(3, "d", label=2)]
-    assert trained(3, "label", slides)(slide(0)).logits.argmax() == 2
+    assert trained(3, "classification", slides)(slide(0)).logits.argmax() == 2
 
 
 def test_no_slide_is_its_own_neighbour_in_training():
-    model = trained(3, "label", CLASSES, k=1)
+    model = trained(3, "classification", CLASSES, k=1)
     asked = slide(1, "c", label=0)
     assert model(asked).logits.argmax() == 0
     assert model.train()(asked).logits.argmax() == 2
 
 
 def test_one_logit_is_of_the_second_class():
-    model = trained(1, "label", [slide(0, "a", label=1), slide(1, "b", label=0)], k=1)
+    model = trained(1, "classification", [slide(0, "a", label=1), slide(1, "b", label=0)], k=1)
     shares = [(1 + 0.25) / 1.5, 0.25 / 1.5]
     for way, share in enumerate(shares):
         expected = torch.tensor([math.log(share / (1 - share))])
@@ -85,7 +79,7 @@ def test_one_logit_is_of_the_second_class():
 
 def test_hazards_are_of_those_at_risk():
     slides = [slide(0, "a", time=1, event=1), slide(0, "b", time=2, event=0)]
-    logits = trained(4, "time", slides)(slide(0)).logits
+    logits = trained(4, "survival", slides)(slide(0)).logits
     # events and those at risk by bin, and half of their means
     told, of = torch.tensor([0, 1.25, 0, 0]), torch.tensor([2.5, 2.5, 1.25, 0])
     share = (told / of.clamp(min=1e-6)).clamp(1e-6, 1 - 1e-6)
@@ -94,7 +88,7 @@ def test_hazards_are_of_those_at_risk():
 
 def test_cox_is_events_per_time():
     slides = [slide(0, "a", time=10.0, event=1), slide(1, "b", time=40.0, event=1)]
-    model = trained(1, "time", slides, k=1)
+    model = trained(1, "survival", slides, k=1)
     expected = math.log(1.5 / (10 + 12.5))
     torch.testing.assert_close(model(slide(0)).logits, torch.tensor([expected]))
     assert model(slide(0)).logits > model(slide(1)).logits
@@ -103,12 +97,12 @@ def test_cox_is_events_per_time():
 def test_regression_is_the_mean_of_the_neighbours():
     slides = [slide(0, "a", value=3.0), slide(0, "b", value=3.0), slide(1, "c", value=9.0)]
     torch.testing.assert_close(
-        trained(1, "value", slides)(slide(0)).logits, torch.tensor([(6 + 0.5 * 5) / 2.5])
+        trained(1, "regression", slides)(slide(0)).logits, torch.tensor([(6 + 0.5 * 5) / 2.5])
     )
 
 
 def test_the_factor_changes_no_call():
-    model = trained(3, "label", CLASSES)
+    model = trained(3, "classification", CLASSES)
     before = model(slide(0)).logits
     with torch.no_grad():
         model.log_factor.fill_(1.0)

@@ -57,7 +57,6 @@ HEADS = {
     "cox": ["head=cox"],
     "regression": ["head=regression"],
 }
-READS = {"survival": "time", "cox": "time", "regression": "value"}  # kNN must be told
 TARGET = {"label": 1, "time": 1, "event": 1, "value": 0.5}
 
 
@@ -102,8 +101,7 @@ def test_a_method_is_still_the_one_that_was_recorded(name):
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize(("name", "overrides"), WITH_VARIANTS, ids=str)
 def test_every_head_fits_every_method_and_is_trained(name, overrides, head):
-    told = [f"aggregator.target={READS[head]}"] if name.startswith("knn") else []
-    model = made(name, *overrides, *HEADS[head], *told).train()
+    model = made(name, *overrides, *HEADS[head]).train()
     batch = BagBatch.pack(
         [bag_of(12, seed, **{**TARGET, "time": seed, "value": seed}) for seed in range(3)]
     )

@@ -15,6 +15,7 @@ from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.survival import SURVIVAL, averaged as averaged_hazards, risk
 
 DISTILL = ("afs", "maxs", "maxmins")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -38,12 +39,13 @@ class DTFD(Packed):
         groups: G pseudo-bags, drawn anew each time in training, and always the same in evaluation.
         total: patches that all groups hand on, total // groups each.
         distill: "afs": each group hands on its sum; "maxs": its patches most sure of the last
-            class; "maxmins": also those least sure.
+            class (of survival those of the highest risk); "maxmins": also those least sure.
         bag_weight: share of the slide's loss, of "mil-lab"; the groups' have the rest.
-        shuffles: draws of groups whose probabilities are averaged in evaluation. It is for
-            classification: the logits are then logarithms of probabilities.
+        shuffles: draws of groups whose probabilities are averaged in evaluation, of survival the
+            curves; the logits are then those of the mean.
         compat: "published": total < groups is taken with "maxmins", and all patches are handed on;
             a slide of fewer patches than G has empty groups, whose sums are 0.
+        task: the head's.
 
     In training the groups' predictions are further ones, and what the groups hand on is detached
     ("dtfd"), so that each tier is trained by its own loss, as there by two optimisers.
@@ -56,7 +58,7 @@ class DTFD(Packed):
     https://github.com/hrzhang1123/DTFD-MIL at 10964f4; MIL-Lab at dfc3c17.
     Differs: evaluation draws its groups from a fixed seed. A slide of fewer patches than G has as
     many groups as patches, see `compat`. Of one output, patches are ranked by it, not by its
-    softmax.
+    softmax; of bins of time by the risk that they give together, not by the last bin.
     """
 
     owns_classifier = True
@@ -79,11 +81,12 @@ class DTFD(Packed):
         bag_weight: float = 0.7,
         shuffles: int = 1,
         compat: str | None = None,
+        task: str | None = None,
     ) -> None:
         _check(variant, distill, groups, total, compat)
         if shuffles < 1 or (shuffles > 1 and n_outputs == 1):
             raise SpecError(
-                f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several classes"
+                f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
             )
         if not 0 <= bag_weight <= 1:
             raise SpecError(f"DTFD's bag_weight is {bag_weight}, expected a share between 0 and 1")
@@ -92,7 +95,7 @@ class DTFD(Packed):
         set_to |= {name: value for name, value in asked.items() if value is not None}
         super().__init__(in_dim, dim)
         self.groups, self.per_group, self.distill = groups, total // groups, distill
-        self.published = compat == "published"
+        self.published, self.survival = compat == "published", task == SURVIVAL
         self.shuffles, self.bag_weight, self.mixed = shuffles, bag_weight, variant == "mil-lab"
         self.embed = nn.Sequential(RowLinear(in_dim, dim, bias=self.mixed), nn.ReLU())
         self.blocks = nn.Sequential(*(Residual(dim) for _ in range(set_to["residuals"])))
@@ -112,7 +115,7 @@ class DTFD(Packed):
             found = [self.pooled(rows, scores, order) for order in orders]
             slides.append(torch.stack([one["slide"] for one in found]).mean(0))
             if self.classify is not None:
-                logits.append(averaged([one["logits"] for one in found]))
+                logits.append(self.mean_of([one["logits"] for one in found]))
                 judged.append(found[0]["judged"])
         parts = split(raw.detach(), bags)
         output = Aggregated(
@@ -173,11 +176,21 @@ class DTFD(Packed):
         return scores if self.mixed else torch.softmax(scores, axis)
 
     def surest(self, rows: Tensor, paid: Tensor) -> Tensor:
-        """(n,) Probability of the last class, of what each patch brings into its group's sum."""
+        """(n,) Probability of the last class, of what each patch brings into its group's sum; of
+        survival, and of one output, the risk.
+        """
         if self.judge is None:
             return paid
         parts = paid[:, None] * (rows @ self.judge.weight.detach().t())  # (n, C)
-        return parts[:, 0] if parts.shape[1] == 1 else torch.softmax(parts, 1)[:, -1]
+        if self.survival or parts.shape[1] == 1:
+            return risk(parts)
+        return torch.softmax(parts, 1)[:, -1]
+
+    def mean_of(self, logits: Sequence[Tensor]) -> Tensor:
+        """(C,) logits of the mean of several predictions (C,); of one, themselves."""
+        if len(logits) == 1:
+            return logits[0]
+        return averaged_hazards(logits) if self.survival else averaged(logits)
 
     def chosen(self, surest: Tensor, member: Tensor) -> Tensor:
         """(K,) int64, group by group: the patches most sure, then those least sure; ties: first."""
@@ -224,9 +237,7 @@ def drawn_orders(n: int, count: int) -> list[Tensor]:
 
 
 def averaged(logits: Sequence[Tensor]) -> Tensor:
-    """(C,) logits of the mean probability; of one, themselves."""
-    if len(logits) == 1:
-        return logits[0]
+    """(C,) logits of the mean probability of several predictions (C,)."""
     return torch.stack(list(logits)).log_softmax(1).logsumexp(0) - math.log(len(logits))
 
 

@@ -15,6 +15,7 @@ from wsizoo.ops import RowLinear, segment_max, segment_mean
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.survival import SURVIVAL, risk
 
 POOLS = ("each-class", "one-patch")
 
@@ -85,7 +86,9 @@ class MaxInstance(MeanInstance):
 
     Args, as `MeanInstance` and:
         pool: "each-class", or "one-patch": the patch whose softmax probability, of two classes of
-            the second, of more of any class, is the largest.
+            the second, of more of any class, is the largest; of survival, and of one output, the
+            patch of the highest risk.
+        task: the head's.
 
     Source: `MaxMIL` of https://github.com/DearCaat/RRT-MIL at 7ecbdfb; "one-patch": `MIL_fc` and
     `MIL_fc_mc` of https://github.com/mahmoodlab/CLAM at 53e2409.
@@ -99,18 +102,25 @@ class MaxInstance(MeanInstance):
         dropout: float = 0.25,
         activation: str = "relu",
         pool: str = "each-class",
+        task: str | None = None,
     ) -> None:
         if pool not in POOLS:
             raise SpecError(f"pool is {pool!r}, expected one of {', '.join(POOLS)}")
         super().__init__(in_dim, n_outputs, dim, dropout, activation)
-        self.one_patch = pool == "one-patch"
+        self.one_patch, self.survival = pool == "one-patch", task == SURVIVAL
 
     def pool(self, judged: Tensor, offsets: Tensor) -> Tensor:
         if not self.one_patch:
             largest: Tensor = segment_max(judged, offsets)
             return largest
-        sure = torch.softmax(judged.detach(), 1)
-        sure = sure[:, 1] if sure.shape[1] == 2 else sure.amax(1)  # (N_total,)
+        sure = self.sure(judged.detach())
         bounds = offsets.tolist()
         rows = [a + int(sure[a:b].argmax()) for a, b in itertools.pairwise(bounds)]
         return judged[rows]
+
+    def sure(self, judged: Tensor) -> Tensor:
+        """(N_total, C) -> (N_total,), see `pool`."""
+        if self.survival or judged.shape[1] == 1:
+            return risk(judged)
+        share = torch.softmax(judged, 1)
+        return share[:, 1] if share.shape[1] == 2 else share.amax(1)

@@ -15,7 +15,7 @@ from wsizoo.errors import DataError, SpecError
 from wsizoo_plugin_mil.neighbours import best
 from wsizoo_plugin_mil.packed import Packed, label_of, split
 
-TARGETS = ("label", "time", "value")
+TARGETS = {"survival": "time", "regression": "value"}  # by task; of all others "label"
 PRIOR = 0.5  # weight of the mean training slide beside k neighbours: it breaks ties, no more
 EPS = 1e-6
 
@@ -31,9 +31,9 @@ class KNN(Packed):
     Args:
         in_dim: width D of the features. n_outputs: C, of the head; None: no logits.
         k: neighbours; of fewer training slides all vote.
-        target: what the head reads: "label" (classification), "time" (with `event`; hazards of
-            bins, or of Cox), "value" (regression).
         capacity: training slides that there is room for.
+        task: the head's, which tells what is voted on: a label, a time with its event (hazards of
+            bins, or Cox's), or a value.
 
     Logits are those of the neighbours' share of each class; for survival of how many of those at
     risk in a bin had the event; for Cox the log of events per time; for regression their mean. The
@@ -62,16 +62,14 @@ class KNN(Packed):
         in_dim: int,
         n_outputs: int | None,
         k: int = 10,
-        target: str = "label",
         capacity: int = 2048,
+        task: str | None = None,
     ) -> None:
-        if target not in TARGETS or min(k, capacity) < 1:
-            raise SpecError(
-                f"kNN's target is {target!r}, its k {k}, its capacity {capacity}; expected one of "
-                f"{', '.join(TARGETS)}, and 1 or more of both"
-            )
+        if min(k, capacity) < 1:
+            raise SpecError(f"kNN's k is {k}, its capacity {capacity}, expected 1 or more of both")
         super().__init__(in_dim, in_dim)
-        self.k, self.target, self.n_outputs = k, target, n_outputs
+        self.k, self.n_outputs = k, n_outputs
+        self.target = TARGETS.get(task or "", "label")
         rows = n_outputs or 1
         self.log_factor = nn.Parameter(torch.zeros(())) if n_outputs else None
         self.register_buffer("vectors", torch.zeros(capacity, in_dim))  # of length 1
@@ -115,8 +113,7 @@ class KNN(Packed):
         needed = ("time", "event") if self.target == "time" else (self.target,)
         if lacking := [name for name in needed if name not in given]:
             raise DataError(
-                f"slide '{bag.slide_id}' has no target '{lacking[0]}', which kNN votes on. "
-                "Set aggregator.target to label, time or value, as the head reads"
+                f"slide '{bag.slide_id}' has no target '{lacking[0]}', which kNN votes on"
             )
         ones = torch.ones(n)
         if self.target == "value":

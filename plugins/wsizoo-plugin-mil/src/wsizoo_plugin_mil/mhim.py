@@ -42,7 +42,8 @@ class MhimABMIL(Packed):
     Args:
         in_dim: width of the features. n_outputs: C, of the head; None: no classifier.
         version: "v2" of 2025; or "v1" of 2023, which ranks patches by attention, masks many at
-            random and merges none. options: those of `Options` that are not to be the version's.
+            random and merges none. task: the head's; of survival patches are ranked by risk where
+            they are ranked by class. options: those of `Options` that are not to be the version's.
 
     Several slides are embedded in one pass; masks and merging are slide by slide.
 
@@ -67,13 +68,18 @@ class MhimABMIL(Packed):
     steps: Tensor
 
     def __init__(
-        self, in_dim: int, n_outputs: int | None, version: str = "v2", **options: Any
+        self,
+        in_dim: int,
+        n_outputs: int | None,
+        version: str = "v2",
+        task: str | None = None,
+        **options: Any,
     ) -> None:
         o = Options.of(version, options)
         super().__init__(in_dim, self.vectors(n_outputs) * o.dim)
         self.version, self.options = version, o
         self.by_class = o.by_class and (n_outputs or 0) > 1
-        encoder = self.encoder(o.dim, n_outputs, o.pooling)
+        encoder = self.encoder(o.dim, n_outputs, o.pooling, task)
         self.student = Network(in_dim, o.dim, o.activation, o.dropout, encoder)
         self.teacher = with_buffers(self.student)
         self.merging = Merging(o.dim, o.queries, o.merge_momentum) if o.queries else None
@@ -241,7 +247,8 @@ class MhimTransMIL(MhimABMIL):
 
 
 class MhimDSMIL(MhimABMIL):
-    """Masked hard instance mining with DSMIL; patches are ranked by their likeliest class's logit.
+    """Masked hard instance mining with DSMIL; patches are ranked by their likeliest class's logit,
+    of survival by their risk.
 
     As `MhimABMIL`; `pooling` is not used. `slide` (C E,), and `logits` the mean of the slide's and
     of the best tokens'.

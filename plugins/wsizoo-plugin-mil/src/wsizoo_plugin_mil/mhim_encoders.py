@@ -19,9 +19,11 @@ from wsizoo_plugin_mil.dsmil import DSMIL, critical_patches
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import NystromAttention
 from wsizoo_plugin_mil.ppeg import PPEG
+from wsizoo_plugin_mil.survival import SURVIVAL, risk
 from wsizoo_plugin_mil.transmil import Block
 
 HIDDEN = 128
+HEADS = 8
 LEAST_EDGE = 7  # of the square that PPEG sees
 
 
@@ -34,7 +36,8 @@ class Encoded:
         logits: (C,), or None of an encoder without a classifier.
         scores: () -> (n,) importance of each token.
         attention: () -> (H, n) by which v1 ranks tokens, head by head.
-        judged: () -> (n, C) what each token brings into the logits; None where v2 ranks as v1.
+        judged: () -> (n,) `likeliest` of what each token brings into the logits; None where v2
+            ranks as v1.
         streams: of DSMIL, (2, C): the logits of the slide and of the best tokens, of which `logits`
             are the mean.
     """
@@ -50,12 +53,16 @@ class Encoded:
         """(H, n) By which patches are masked.
 
         Args:
-            by_class: the probability of the likeliest class of what a token brings in (one row);
-                or the attention.
+            by_class: `judged` (one row); or the attention.
         """
         if by_class and self.judged is not None:
-            return torch.softmax(self.judged(), 1).amax(1)[None]
+            return self.judged()[None]
         return self.attention()
+
+
+def likeliest(logits: Tensor, task: str | None) -> Tensor:
+    """(n, C) -> (n,): the probability of the likeliest class; of survival the risk."""
+    return risk(logits) if task == SURVIVAL else torch.softmax(logits, 1).amax(1)
 
 
 class Network(nn.Module):
@@ -89,8 +96,9 @@ def with_buffers(module: nn.Module) -> Any:
 class AttentionEncoder(nn.Module):
     """Plain attention pooling without biases, and a linear classifier."""
 
-    def __init__(self, dim: int, n_outputs: int | None, activation: str) -> None:
+    def __init__(self, dim: int, n_outputs: int | None, activation: str, task: str | None) -> None:
         super().__init__()
+        self.task = task
         self.scores = AttentionScores(dim, HIDDEN, gated=False, bias=False, activation=activation)
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
 
@@ -101,8 +109,9 @@ class AttentionEncoder(nn.Module):
             return Encoded(rows, None, lambda: weights[:, 0], weights.t)
 
         def judged() -> Tensor:
-            """(n, C); the first class's bias is added to all classes, as published."""
-            return weights * (tokens @ classify.weight.t()) + classify.bias[0]
+            """The first class's bias is added to all classes, as published."""
+            parts = weights * (tokens @ classify.weight.t()) + classify.bias[0]  # (n, C)
+            return likeliest(parts, self.task)
 
         return Encoded(rows, classify(rows[0]), lambda: weights[:, 0], weights.t, judged)
 
@@ -110,14 +119,15 @@ class AttentionEncoder(nn.Module):
 class TransMILEncoder(nn.Module):
     """TransMIL's layers; PPEG sees the tokens on a square, and hands on only them."""
 
-    def __init__(self, dim: int, n_outputs: int | None, activation: str, heads: int = 8) -> None:
+    def __init__(self, dim: int, n_outputs: int | None, activation: str, task: str | None) -> None:
         super().__init__()
-        if dim % heads:
+        if dim % HEADS:
             raise SpecError(
-                f"MHIM's dim is {dim}, expected a multiple of {heads}, TransMIL's heads"
+                f"MHIM's dim is {dim}, expected a multiple of {HEADS}, TransMIL's heads"
             )
+        self.task = task
         self.token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout=0.1) for _ in range(2))
+        self.blocks = nn.ModuleList(Block(dim, HEADS, dropout=0.1) for _ in range(2))
         self.positions = PPEG(dim)
         self.norm = nn.LayerNorm(dim)
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
@@ -135,12 +145,12 @@ class TransMILEncoder(nn.Module):
             return row
 
         def judged() -> Tensor:
-            """(n, C), through the first layer's way out of attention and its dropout."""
+            """Through the first layer's way out of attention and its dropout."""
             assert classify is not None
             values = factors.v[0, :, factors.padding + 1 :]  # (H, n, d)
             joined = (attention()[..., None] * values).transpose(0, 1).flatten(1)
             parts: Tensor = attend.drop(attend.out(joined))  # (n, E)
-            return parts @ classify.weight.t() + classify.bias[0]
+            return likeliest(parts @ classify.weight.t() + classify.bias[0], self.task)
 
         def scores() -> Tensor:
             return attention().mean(0)
@@ -164,9 +174,9 @@ class TransMILEncoder(nn.Module):
 class DSMILEncoder(nn.Module):
     """The authors' DSMIL with values; the logits are the mean of both its streams."""
 
-    def __init__(self, dim: int, n_outputs: int | None, activation: str) -> None:
+    def __init__(self, dim: int, n_outputs: int | None, activation: str, task: str | None) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.task = dim, task
         self.dsmil = DSMIL(dim, n_outputs, passing_v=True)
         if self.dsmil.classify is not None:
             self.dsmil.classify.reset_parameters()
@@ -180,7 +190,8 @@ class DSMILEncoder(nn.Module):
             return Encoded(rows, None, lambda: found.scores, lambda: found.scores[None])
         best = critical_patches(each, [bag])[1][0]
         streams = torch.stack([found.logits, best])
-        return Encoded(
-            *(rows, streams.mean(0), lambda: found.scores, lambda: each.amax(1)[None]),
-            streams=streams,
-        )
+
+        def hardest() -> Tensor:
+            return (risk(each) if self.task == SURVIVAL else each.amax(1))[None]
+
+        return Encoded(rows, streams.mean(0), lambda: found.scores, hardest, streams=streams)

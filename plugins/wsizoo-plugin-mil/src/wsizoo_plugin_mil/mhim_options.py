@@ -22,7 +22,8 @@ class Options:
         activation: of the embedding, "relu" or "gelu".
         pooling: activation of the attention network, "relu", "gelu" or "tanh".
         by_class: patches are ranked by the probability of the likeliest class of what they bring
-            into the slide; or by attention, as of v1, and where there is one output.
+            into the slide, of survival by the risk; or by attention, as of v1, and where there is
+            one output.
         high: share of the patches that are masked, of those the teacher ranks highest.
         high_among: they are drawn at random from high / high_among of all; 1: none is drawn.
         at_random: share that is masked at random. low: of those that are ranked lowest.
