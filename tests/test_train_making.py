@@ -140,6 +140,14 @@ def test_weights_and_smoothing_work_together(cohort: Path) -> None:
     torch.testing.assert_close(loss(raw, {"label": label}), 2 * smooth)
 
 
+@pytest.mark.parametrize("option", ["train.class_weights=inverse", "train.label_smoothing=0.1"])
+def test_one_question_a_class_has_neither_weights_nor_smoothing(cohort: Path, option: str) -> None:
+    config = asked(cohort, option, "overrides=['head.one_logit=true']")
+    head = made(config).head
+    with pytest.raises(SpecError, match=r"this head asks one question a class. Leave them out, or"):
+        task_loss_of(config, cohort_of(config), [0, 1], head)
+
+
 class Whole(wsizoo.WholeModel):
     """A whole model with classes."""
 

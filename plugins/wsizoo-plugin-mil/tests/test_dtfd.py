@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from wsizoo_plugin_mil.dtfd import DTFD, averaged, drawn_orders, members
+from wsizoo_plugin_mil.dtfd import DTFD, drawn_orders, members
 from wsizoo_plugin_mil.dtfd_format import DTFDOfficial
 
 import wsizoo
@@ -44,7 +44,7 @@ def test_several_shuffles_are_the_mean_of_probabilities():
     expected = torch.stack(each).softmax(1).mean(0)
     torch.testing.assert_close(module(bag).logits.softmax(0), expected)
     assert not torch.allclose(each[0], each[1])
-    assert averaged(each[:1]) is each[0]
+    assert module.mean_of(each[:1]) is each[0]
 
 
 def test_each_tier_is_trained_by_its_own_loss():

@@ -15,7 +15,7 @@ from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
-from wsizoo_plugin_mil.survival import SURVIVAL, averaged as averaged_hazards, risk
+from wsizoo_plugin_mil.survival import SURVIVAL, mean_hazards, risk
 
 DISTILL = ("afs", "maxs", "maxmins")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -190,7 +190,7 @@ class DTFD(Packed):
         """(C,) logits of the mean of several predictions (C,); of one, themselves."""
         if len(logits) == 1:
             return logits[0]
-        return averaged_hazards(logits) if self.survival else averaged(logits)
+        return mean_hazards(logits) if self.survival else averaged(logits)
 
     def chosen(self, surest: Tensor, member: Tensor) -> Tensor:
         """(K,) int64, group by group: the patches most sure, then those least sure; ties: first."""

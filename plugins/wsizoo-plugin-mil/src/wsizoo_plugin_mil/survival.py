@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -22,12 +21,15 @@ def risk(logits: Tensor) -> Tensor:
     return -_log_survival(logits).exp().sum(-1)
 
 
-def averaged(logits: Sequence[Tensor]) -> Tensor:
-    """(T,) logits of the hazards of the mean survival function of several predictions (T,)."""
-    curves = _log_survival(torch.stack(list(logits)))  # (K, T)
-    mean = curves.logsumexp(0) - math.log(len(curves))
-    lived = mean - F.pad(mean, (1, 0))[:-1]  # log of 1 - hazard
-    return torch.log(-torch.expm1(lived)) - lived
+def mean_hazards(logits: Sequence[Tensor]) -> Tensor:
+    """(T,) logits of the hazards of the mean survival function of several predictions (T,).
+
+    A hazard is then the mean over those that are left: their log odds are of two such sums.
+    """
+    each = torch.stack(list(logits))  # (K, T)
+    left = _log_survival(each)
+    before = F.pad(left, (1, 0))[:, :-1]
+    return (before + F.logsigmoid(each)).logsumexp(0) - left.logsumexp(0)
 
 
 def _log_survival(logits: Tensor) -> Tensor:
