@@ -1,4 +1,4 @@
-"""Runs of every method that the core and wsizoo-plugin-mil bring: survival, by hazards and by Cox."""
+"""Runs of every method of the core and of wsizoo-plugin-mil: survival, by hazards and by Cox."""
 
 import json
 import math

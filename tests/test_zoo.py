@@ -324,9 +324,9 @@ def test_overrides_change_arguments_and_parts(registry: Registry) -> None:
         ),
         (
             "aggregator.dropout=5",
-            r"'abmil' of 'toy' cannot be made with \{.*'dropout': 5.*: dropout",
+            r"ABMIL's dropout is 5, expected a share from 0 to below 1",
         ),
-        ("aggregator.dim=-1", r"aggregator 'abmil' of 'toy' cannot be made with .*negative dim"),
+        ("aggregator.dim=-1", r"ABMIL's dim is -1, expected a whole number from 1 on"),
         ("aggregator.dim=wide", r"aggregator 'abmil' of 'toy': dim is 'wide', expected a whole"),
         (
             "head=classification",

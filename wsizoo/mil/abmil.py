@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.mil.standardise import Standardise
 from wsizoo.ops import RowLinear, segment_softmax, segment_sum
 
@@ -54,6 +55,9 @@ class ABMIL(Aggregator):
         score_dropout: float = 0.0,
         standardise: bool = False,
     ) -> None:
+        check_sizes("ABMIL", dim=dim, attention=attention, hidden=hidden)
+        check_shares("ABMIL", dropout=dropout, last_dropout=last_dropout)
+        check_shares("ABMIL", score_dropout=score_dropout)
         super().__init__(in_dim, dim)
         self.standard = Standardise(in_dim) if standardise else None
         self.embed = nn.Sequential(*layers([in_dim, *hidden, dim], dropout, last_dropout))

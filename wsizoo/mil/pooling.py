@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import segment_max, segment_mean
 
 
@@ -33,6 +34,8 @@ class _Pooling(Aggregator):
         dropout: float = 0.0,
         hidden: Sequence[int] = (),
     ) -> None:
+        check_sizes(type(self).__name__, dim=dim, hidden=hidden)
+        check_shares(type(self).__name__, dropout=dropout)
         widths = [in_dim, *hidden, *([] if dim is None else [dim])]
         super().__init__(in_dim, widths[-1])
         self.embed = nn.Sequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()

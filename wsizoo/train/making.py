@@ -236,8 +236,8 @@ def task_loss_of(
         )
     if getattr(head, "one_vs_rest", False):
         raise SpecError(
-            "train.class_weights and train.label_smoothing are of cross entropy, this head asks one "
-            'question a class. Leave them out, or set overrides=["head.one_vs_rest=false", '
+            "train.class_weights and train.label_smoothing are of cross entropy, this head asks "
+            'one question a class. Leave them out, or set overrides=["head.one_vs_rest=false", '
             '"head.one_logit=false"]'
         )
     bags = Samples(cohort, train).samples  # slides, or patients where they are one bag

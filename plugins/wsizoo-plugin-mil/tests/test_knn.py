@@ -8,7 +8,7 @@ from wsizoo_plugin_mil.knn import KNN
 
 import wsizoo
 from wsizoo import Bag
-from wsizoo.errors import DataError, SpecError
+from wsizoo.errors import DataError
 
 WAYS = torch.eye(4)
 

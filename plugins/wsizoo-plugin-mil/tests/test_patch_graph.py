@@ -111,11 +111,7 @@ def test_a_lone_patch_has_itself(make):
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(SpecError, match=r"GCN's layers are 0, expected 1 or more"):
-        GCN(5, layers=0)
-    with pytest.raises(SpecError, match=r"GAT's layers are -1, expected 1 or more"):
-        GAT(5, layers=-1)
-    with pytest.raises(SpecError, match=r"GAT's dim is 10 and its heads are 4, expected a multip"):
+    with pytest.raises(SpecError, match=r"GAT's dim is 10, expected a multiple of its heads \(4"):
         GAT(5, dim=10)
     twice = bag_of([(0, 0), (0, 0)], name="S7")
     with pytest.raises(BagError, match=r"S7: 1 patches share a grid cell"):

@@ -23,11 +23,6 @@ def test_unknown_words_are_refused(options):
         WiKG(20, dim=16, **options)
 
 
-def test_no_neighbours_are_refused():
-    with pytest.raises(SpecError, match="WiKG's k is 0, expected one neighbour or more"):
-        WiKG(20, dim=16, k=0)
-
-
 @pytest.mark.parametrize("k", [1, 3, 9])
 def test_of_equals_the_first_are_neighbours(k):
     scores = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).float()

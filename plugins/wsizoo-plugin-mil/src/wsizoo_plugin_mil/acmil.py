@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
-from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores
 from wsizoo_plugin_mil.initialisation import begin
@@ -62,18 +62,17 @@ class AcmilGA(Packed):
         masked: int = 10,
         mask_drop: float = 0.6,
     ) -> None:
-        self.check(branches, masked, mask_drop)
+        self.check(dim, branches, masked, mask_drop)
+        check_sizes("ACMIL", attention=attention)
         super().__init__(in_dim, dim)
         self.prepare(n_outputs, branches, masked, mask_drop)
         self.attention = AttentionScores(dim, attention, branches)
         begin(self, "torch")
 
-    def check(self, branches: int, masked: int, mask_drop: float) -> None:
-        if branches < 1 or masked < 0 or not 0 <= mask_drop <= 1:
-            raise SpecError(
-                f"ACMIL has branches={branches}, masked={masked}, mask_drop={mask_drop}; expected "
-                "at least 1, at least 0, and a share between 0 and 1"
-            )
+    def check(self, dim: int, branches: int, masked: int, mask_drop: float) -> None:
+        check_sizes("ACMIL", dim=dim, branches=branches)
+        check_sizes("ACMIL", 0, masked=masked)
+        check_shares("ACMIL", whole=True, mask_drop=mask_drop)
 
     def prepare(self, n_outputs: int | None, branches: int, masked: int, mask_drop: float) -> None:
         """What all kinds of attention share; called first in their constructors."""
@@ -171,9 +170,10 @@ class AcmilMHA(AcmilGA):
         mask_drop: float = 0.6,
         dropout: float = 0.1,
     ) -> None:
-        self.check(branches, masked, mask_drop)
-        if heads < 1 or dim % heads:
-            raise SpecError(f"ACMIL's dim is {dim}, expected a multiple of its {heads} heads")
+        self.check(dim, branches, masked, mask_drop)
+        check_sizes("ACMIL", heads=heads)
+        check_shares("ACMIL", dropout=dropout)
+        check_heads("ACMIL", dim, heads=heads)
         super(AcmilGA, self).__init__(in_dim, dim)
         self.prepare(n_outputs, branches, masked, mask_drop)
         self.heads = heads

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, pooled
 from wsizoo_plugin_mil.packed import Packed, split
@@ -37,6 +38,8 @@ class AttMIL(Packed):
     def __init__(
         self, in_dim: int, dim: int = 256, attention: int = 128, dropout: float = 0.5
     ) -> None:
+        check_sizes("attMIL", dim=dim, attention=attention)
+        check_shares("attMIL", dropout=dropout)
         super().__init__(in_dim, dim)
         self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
         self.attention = AttentionScores(dim, attention, gated=False)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
@@ -83,11 +84,9 @@ class ClamSB(Packed):
                 f"CLAM's instance_loss is {instance_loss!r} and its variant {variant!r}, expected "
                 f"one of {', '.join(LOSSES)} and one of {', '.join(VARIANTS)}"
             )
-        if k < 1 or not 0 <= bag_weight <= 1:
-            raise SpecError(
-                f"CLAM's k is {k} and its bag_weight {bag_weight}, expected 1 or more, and a share "
-                "between 0 and 1"
-            )
+        check_sizes("CLAM", dim=dim, attention=attention, k=k)
+        check_shares("CLAM", dropout=dropout, score_dropout=score_dropout)
+        check_shares("CLAM", whole=True, bag_weight=bag_weight)
         rows = 1 if self.one_row else n_outputs or 1
         super().__init__(in_dim, rows * dim, dim)
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import of_best_class
 from wsizoo_plugin_mil.initialisation import begin
@@ -65,6 +66,9 @@ class DSMIL(Packed):
             raise SpecError(
                 f"DSMIL's variant is {variant!r}, expected one of {', '.join(VARIANTS)}"
             )
+        check_sizes("DSMIL", 0, dim=dim)
+        check_sizes("DSMIL", query=query)
+        check_shares("DSMIL", dropout_v=dropout_v)
         asked = {"dim": dim, "query": query, "nonlinear": nonlinear, "passing_v": passing_v}
         set_to = {**VARIANTS[variant], **{k: v for k, v in asked.items() if v is not None}}
         width, rows = set_to["dim"] or in_dim, n_outputs or 1

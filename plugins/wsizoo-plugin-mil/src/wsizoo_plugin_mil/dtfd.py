@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
@@ -83,13 +84,15 @@ class DTFD(Packed):
         compat: str | None = None,
         task: str | None = None,
     ) -> None:
+        check_sizes("DTFD", dim=dim, attention=attention, groups=groups, shuffles=shuffles)
+        check_sizes("DTFD", 0, residuals=residuals, total=total)
+        check_shares("DTFD", dropout=dropout)
+        check_shares("DTFD", whole=True, bag_weight=bag_weight)
         _check(variant, distill, groups, total, compat)
-        if shuffles < 1 or (shuffles > 1 and n_outputs == 1):
+        if shuffles > 1 and n_outputs == 1:
             raise SpecError(
                 f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
             )
-        if not 0 <= bag_weight <= 1:
-            raise SpecError(f"DTFD's bag_weight is {bag_weight}, expected a share between 0 and 1")
         set_to = dict(VARIANTS[variant])
         asked = {"residuals": residuals, "dropout": dropout}
         set_to |= {name: value for name, value in asked.items() if value is not None}
@@ -248,7 +251,7 @@ def _check(variant: str, distill: str, groups: int, total: int, compat: str | No
             f"expected one of {', '.join(VARIANTS)}; of {', '.join(DISTILL)}; of null, published"
         )
     handed = distill == "afs" or total >= groups or (compat and distill == "maxmins")
-    if groups < 1 or not handed:
+    if not handed:
         raise SpecError(
             f"DTFD has groups={groups} and total={total}, of which no group hands on any patch; "
             "expected a total of at least one a group. MIL-Lab's shipped configuration, whose "

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads, check_sizes
 from wsizoo.ops import RowLinear, segment_softmax
-from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph, check_layers
+from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph
 
 SLOPE = 0.2  # of LeakyReLU
 
@@ -68,8 +68,7 @@ class GAT(OnGraph):
         heads: int = 4,
         dropout: float = 0.25,
     ) -> None:
-        check_layers(layers, "GAT")
-        if heads < 1 or dim % heads:
-            raise SpecError(f"GAT's dim is {dim} and its heads are {heads}, expected a multiple")
+        check_sizes("GAT", dim=dim, layers=layers, heads=heads)
+        check_heads("GAT", dim, heads=heads)
         first = [GraphAttention(dim, heads, dim // heads, False) for _ in range(layers - 1)]
         super().__init__(in_dim, dim, [*first, GraphAttention(dim, heads, dim, True)], dropout)

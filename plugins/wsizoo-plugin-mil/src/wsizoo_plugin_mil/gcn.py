@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from wsizoo.mil.options import check_sizes
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph, check_layers
+from wsizoo_plugin_mil.patch_graph import OnGraph, PatchGraph
 
 
 class GraphConvolution(nn.Module):
@@ -38,5 +39,5 @@ class GCN(OnGraph):
     """
 
     def __init__(self, in_dim: int, dim: int = 256, layers: int = 3, dropout: float = 0.25) -> None:
-        check_layers(layers, "GCN")
+        check_sizes("GCN", dim=dim, layers=layers)
         super().__init__(in_dim, dim, [GraphConvolution(dim) for _ in range(layers)], dropout)

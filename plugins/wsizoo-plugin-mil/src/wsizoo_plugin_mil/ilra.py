@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads, check_sizes
 from wsizoo.ops import RowLinear, row_linear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, attend, weights
@@ -114,11 +115,10 @@ class ILRA(Packed):
             raise SpecError(f"ILRA's variant is {variant!r}, expected one of {', '.join(RANKS)}")
         rank = RANKS[variant] if rank is None else rank
         lab = variant == "mil-lab"
-        if min(heads, rank, layers) < 1 or dim % heads or (lab and not norm):
-            raise SpecError(
-                f"ILRA's dim is {dim}, its heads {heads}, its rank {rank}, its layers {layers}; "
-                "expected a multiple of heads, and one or more of each; MIL-Lab's always has norms"
-            )
+        check_sizes("ILRA", dim=dim, rank=rank, layers=layers, heads=heads)
+        check_heads("ILRA", dim, heads=heads)
+        if lab and not norm:
+            raise SpecError("ILRA's norm is false, but MIL-Lab's variant always has norms")
         super().__init__(in_dim, dim)
         widths = [in_dim] + [dim] * layers
         self.layers = nn.ModuleList(LowRank(one, dim, rank, heads, norm) for one in widths[:-1])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear, segment_max, segment_mean
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.initialisation import begin
@@ -53,6 +54,8 @@ class MeanInstance(Packed):
             raise SpecError(
                 f"activation is {activation!r}, expected one of {', '.join(EMBEDDING_ACTIVATIONS)}"
             )
+        check_sizes(type(self).__name__, dim=dim)
+        check_shares(type(self).__name__, dropout=dropout)
         super().__init__(in_dim, dim)
         self.embed = nn.Sequential(
             RowLinear(in_dim, dim), EMBEDDING_ACTIVATIONS[activation](), nn.Dropout(dropout)

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
-from wsizoo.errors import DataError, SpecError
+from wsizoo.errors import DataError
+from wsizoo.mil.options import check_sizes
 from wsizoo_plugin_mil.neighbours import best
 from wsizoo_plugin_mil.packed import Packed, label_of, split
 
@@ -65,8 +66,7 @@ class KNN(Packed):
         capacity: int = 2048,
         task: str | None = None,
     ) -> None:
-        if min(k, capacity) < 1:
-            raise SpecError(f"kNN's k is {k}, its capacity {capacity}, expected 1 or more of both")
+        check_sizes("kNN", k=k, capacity=capacity)
         super().__init__(in_dim, in_dim)
         self.k, self.n_outputs = k, n_outputs
         self.target = TARGETS.get(task or "", "label")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Bag
-from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.dsmil import DSMIL, critical_patches
@@ -121,10 +121,7 @@ class TransMILEncoder(nn.Module):
 
     def __init__(self, dim: int, n_outputs: int | None, activation: str, task: str | None) -> None:
         super().__init__()
-        if dim % HEADS:
-            raise SpecError(
-                f"MHIM's dim is {dim}, expected a multiple of {HEADS}, TransMIL's heads"
-            )
+        check_heads("MHIM", dim, heads=HEADS)
         self.task = task
         self.token = nn.Parameter(1e-6 * torch.randn(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, HEADS, dropout=0.1) for _ in range(2))

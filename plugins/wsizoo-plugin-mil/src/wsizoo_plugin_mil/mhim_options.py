@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.targets import check_kinds
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.mhim_masking import AT_RANDOM, Share
 
@@ -72,6 +74,7 @@ class Options:
             raise SpecError(f"MHIM has no option '{odd[0]}'. It takes: {', '.join(known)}")
         if version not in VERSIONS:
             raise SpecError(f"MHIM's version is {version!r}, expected one of {', '.join(VERSIONS)}")
+        check_kinds(cls, "MHIM", dict(given))
         options = cls(**{**VERSIONS[version], **given})
         options.check()
         return options
@@ -82,24 +85,17 @@ class Options:
                 f"MHIM's student is {self.student!r} and its activation {self.activation!r}; "
                 f"expected one of {', '.join(TAKES)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
             )
-        shares = ("high", "at_random", "low", "keep")
-        wrong = [f"{name}={getattr(self, name)}" for name in shares if not self.is_share(name)]
-        if wrong:
-            raise SpecError(f"MHIM has {', '.join(wrong)}; a share of the patches is in [0, 1)")
-        if not 0 < self.high_among <= 1 or self.queries < 0:
+        check_sizes("MHIM", dim=self.dim)
+        check_sizes("MHIM", 0, queries=self.queries)
+        for name in ("dropout", "high", "at_random", "low", "keep"):
+            check_shares("MHIM", **{name: getattr(self, name)})
+        for name in ("high_among", "momentum", "merge_momentum"):
+            check_shares("MHIM", whole=True, **{name: getattr(self, name)})
+        if not self.high_among > 0 or not self.alpha >= 0 or not self.temperature > 0:
             raise SpecError(
-                f"MHIM's high_among is {self.high_among} and its queries {self.queries}; expected "
-                "more than 0 and at most 1, where none is drawn; and 0 or more"
+                f"MHIM's high_among is {self.high_among}, its alpha {self.alpha}, its temperature "
+                f"{self.temperature}; expected more than 0, 0 or more, and more than 0"
             )
-        if self.alpha < 0 or self.temperature <= 0 or not 0 <= self.momentum <= 1:
-            raise SpecError(
-                f"MHIM's alpha is {self.alpha}, its temperature {self.temperature} and its "
-                f"momentum {self.momentum}; expected 0 or more, more than 0, and a share between "
-                "0 and 1"
-            )
-
-    def is_share(self, name: str) -> bool:
-        return 0 <= float(getattr(self, name)) < 1
 
     def shares(self, high: float) -> list[Share]:
         """What is masked, in the published order, where `high` has come to this."""

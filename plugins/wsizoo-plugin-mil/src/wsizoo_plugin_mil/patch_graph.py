@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
-from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares
 from wsizoo.ops import RowLinear, segment_mean, transpose_rulebook
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -95,6 +95,7 @@ class OnGraph(Packed):
     conformance_params: ClassVar[dict[str, Any]] = {"dim": 16}
 
     def __init__(self, in_dim: int, dim: int, layers: Sequence[nn.Module], dropout: float) -> None:
+        check_shares(type(self).__name__, dropout=dropout)
         super().__init__(in_dim, dim)
         self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
         self.layers = nn.ModuleList(layers)
@@ -115,9 +116,3 @@ class OnGraph(Packed):
             return torch.cat([own @ vector for own, vector in rows])
 
         return Aggregated(slide, scores, h)
-
-
-def check_layers(layers: int, what: str) -> None:
-    """Raise SpecError unless there is a layer."""
-    if layers < 1:
-        raise SpecError(f"{what}'s layers are {layers}, expected 1 or more")

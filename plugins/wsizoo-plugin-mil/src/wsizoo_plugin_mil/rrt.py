@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.initialisation import begin
@@ -18,7 +19,6 @@ from wsizoo_plugin_mil.region_attention import AcrossRegions, WithinRegions
 from wsizoo_plugin_mil.transmil import Block
 
 VARIANTS = ("rrt", "mil-lab")
-LANDMARKS = 256  # of MIL-Lab's
 
 
 class Layer(nn.Module):
@@ -62,14 +62,14 @@ class RRT(Packed):
     Args:
         in_dim: width of the features. dim: width E of the tokens.
         variant: "rrt", the authors'; or "mil-lab", which has none of their attention: layers of
-            Nystrom attention with 256 landmarks, and pooling. It reads neither of the next eight.
+            Nystrom attention, and pooling. It reads neither of the next eight.
         regions: a side, of the layers within regions. epeg: reach of their EPEG, odd; 0: none.
         slots: vectors a region of the layer across regions, always of 8 x 8 regions.
         cross_heads: of that layer. slot_mlp: its scores are of two layers.
         shortcut: the embedding is added again before the last norm.
         ffn: each attention is followed by an MLP. layer_dropout: after each of both, training only.
         layers: of attention, the last of which is the one across regions. heads: of all others.
-        dim_head: width of a head of MIL-Lab's; None: dim / heads.
+        dim_head, landmarks: width of a head of MIL-Lab's, None: dim / heads; and its landmarks.
         activation: of the pooling: "tanh", "relu", "gelu". gated, bias: of the pooling.
         embed_activation: "relu" or "gelu". dropout: after the embedding, training only.
 
@@ -104,13 +104,19 @@ class RRT(Packed):
         layers: int = 2,
         heads: int = 8,
         dim_head: int | None = None,
+        landmarks: int = 256,
         activation: str = "tanh",
         gated: bool = False,
         bias: bool = False,
         embed_activation: str = "relu",
         dropout: float = 0.25,
     ) -> None:
-        _check(variant, embed_activation, (dim, heads, cross_heads), (layers, regions, slots), epeg)
+        check_sizes("RRT", dim=dim, heads=heads, cross_heads=cross_heads, layers=layers)
+        check_sizes("RRT", regions=regions, slots=slots, dim_head=dim_head, landmarks=landmarks)
+        check_sizes("RRT", 0, epeg=epeg)
+        check_shares("RRT", dropout=dropout, layer_dropout=layer_dropout)
+        check_heads("RRT", dim, heads=heads, cross_heads=cross_heads)
+        _check(variant, embed_activation, epeg)
         super().__init__(in_dim, dim)
         self.lab = lab = variant == "mil-lab"
         self.shortcut = shortcut and not lab
@@ -119,7 +125,7 @@ class RRT(Packed):
         within = dim, heads, layer_dropout, epeg, regions
         across = dim, cross_heads, layer_dropout, slots, slot_mlp
         made = (
-            [NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)]
+            [NystromLayer(dim, heads, 0.0, dim_head, landmarks) for _ in range(layers)]
             if lab
             else [Layer(each, dim, ffn, layer_dropout) for each in regional(layers, within, across)]
         )
@@ -147,22 +153,11 @@ class RRT(Packed):
         return [*found, cast(Tensor, self.norm(h + embedded if self.shortcut else h))]
 
 
-def _check(
-    variant: str,
-    embed_activation: str,
-    widths: tuple[int, int, int],
-    counts: tuple[int, int, int],
-    epeg: int,
-) -> None:
-    dim, *heads = widths
+def _check(variant: str, embed_activation: str, epeg: int) -> None:
     if variant not in VARIANTS or embed_activation not in EMBEDDING_ACTIVATIONS:
         raise SpecError(
             f"RRT's variant is {variant!r} and its embed_activation {embed_activation!r}, expected "
             f"one of {', '.join(VARIANTS)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
         )
-    if min(*heads, *counts) < 1 or any(dim % each for each in heads) or (epeg and epeg % 2 == 0):
-        raise SpecError(
-            f"RRT's dim is {dim}, its heads and cross_heads are {heads}, its layers, regions and "
-            f"slots {list(counts)}, its epeg {epeg}; expected a multiple of both heads, one or "
-            "more of each, and an odd number or 0"
-        )
+    if epeg and epeg % 2 == 0:
+        raise SpecError(f"RRT's epeg is {epeg}, expected an odd number, or 0 for none")

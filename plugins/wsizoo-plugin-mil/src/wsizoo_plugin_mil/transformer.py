@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.embedding import layers as embedding
+from wsizoo.mil.options import check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, weights
@@ -80,12 +81,12 @@ class Transformer(Packed):
         dropout: float = 0.25,
         compat: str | None = None,
     ) -> None:
-        if heads < 1 or dim % heads or layers < 1 or compat not in (None, COMPAT):
-            raise SpecError(
-                f"the Transformer's dim is {dim}, its heads {heads}, its layers {layers}, its "
-                f"compat {compat!r}; expected a multiple of one head or more, a layer or more, "
-                f"and null or {COMPAT}"
-            )
+        check_sizes("Transformer", dim=dim, hidden=hidden, layers=layers, heads=heads)
+        check_sizes("Transformer", 0, mlp=mlp)
+        check_shares("Transformer", dropout=dropout)
+        check_heads("Transformer", dim, heads=heads)
+        if compat not in (None, COMPAT):
+            raise SpecError(f"Transformer's compat is {compat!r}, expected null or {COMPAT}")
         super().__init__(in_dim, dim)
         self.slip = compat == COMPAT
         self.embed = nn.Sequential(*embedding([in_dim, *hidden, dim], dropout, last=0.0))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import Factors, NystromAttention
@@ -80,11 +81,11 @@ class TransMIL(Aggregator):
                 f"TransMIL's variant is {variant!r}, expected one of {', '.join(HEADS)}"
             )
         heads = HEADS[variant] if heads is None else heads
-        if heads < 1 or dim % heads or dim % 2 or layers < 1:
-            raise SpecError(
-                f"TransMIL's dim is {dim}, its heads {heads}, its layers {layers}; expected an "
-                "even multiple of one head or more, and a layer or more"
-            )
+        check_sizes("TransMIL", dim=dim, heads=heads, layers=layers)
+        check_shares("TransMIL", dropout=dropout)
+        check_heads("TransMIL", dim, heads=heads)
+        if dim % 2:
+            raise SpecError(f"TransMIL's dim is {dim}, expected twice its landmarks")
         super().__init__(in_dim, dim)
         self.by_product = variant == "mil-lab"
         self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
+from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.neighbours import most_similar
@@ -72,8 +73,8 @@ class WiKG(Packed):
             )
         asked = {"k": k, "pool": pool, "dropout": dropout}
         told = {**VARIANTS[variant], **{key: v for key, v in asked.items() if v is not None}}
-        if told["k"] < 1:
-            raise SpecError(f"WiKG's k is {k}, expected one neighbour or more")
+        check_sizes("WiKG", dim=dim, k=k)
+        check_shares("WiKG", dropout=dropout)
         super().__init__(in_dim, dim)
         self.k, self.mix, self.pool = told["k"], mix, told["pool"]
         self.lab = variant == "mil-lab"
