@@ -43,6 +43,12 @@ def test_a_file_that_is_not_there_or_of_another_kind_is_named(tmp_path: Path) ->
         WeightsError, match=r"onnx' is no file of weights by its name, expected one"
     ):
         check_kind(tmp_path / "x.onnx")
+    (tmp_path / "export.pkl").write_bytes(b"")
+    told = (
+        r"export.pkl' is a pickle of whole objects, as fastai's .*learner.model.state_dict\(\), 'mo"
+    )
+    with pytest.raises(WeightsError, match=told):
+        check_kind(tmp_path / "export.pkl")
 
 
 def test_tensors_inside_a_training_checkpoint_are_found(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from wsizoo.errors import NotFoundError, WeightsError
 from wsizoo.weights import read_tensors
 
 PICKLED = frozenset({".bin", ".pt", ".pth"})
+OBJECTS = frozenset({".pkl", ".pickle"})
 SAFE_TORCH = (2, 6)
 
 
@@ -22,6 +23,13 @@ def check_kind(path: Path) -> None:
     """Raise NotFoundError unless there is such a file, WeightsError unless its kind is read."""
     if not path.is_file():
         raise NotFoundError(f"No file of weights at '{path}'")
+    if path.suffix in OBJECTS:
+        raise WeightsError(
+            f"'{path}' is a pickle of whole objects, as fastai's export.pkl is of a Learner: reading "
+            "it would run code, so it is not read. Where you trust its author: load it in an "
+            "environment of its own, save its tensors alone with "
+            "torch.save(learner.model.state_dict(), 'model.pth'), and give that"
+        )
     if path.suffix != ".safetensors" and path.suffix not in PICKLED:
         raise WeightsError(
             f"'{path}' is no file of weights by its name, expected one ending in .safetensors, "

@@ -172,7 +172,7 @@ def _hint(
     if not set(expected) & set(found) - set(layout.unused(model)):
         return "None of its names is one of this format: it may be in another one"
     known = layout.overrides(expected)
-    told = " ".join(f"'{o}'" for o in layout.overrides(found) if o not in known)
+    told = " ".join(f"'{_typed(o)}'" for o in layout.overrides(found) if o not in known)
     if told:
         return f"The file tells: {told}; '{model.name}' was built otherwise"
     if all(found[name].shape == expected[name].shape for name in set(expected) & set(found)):
@@ -181,6 +181,12 @@ def _hint(
             "out of it or added to it, or an option that leaves no trace differs"
         )
     return f"It is of another configuration than '{model.name}' was built with: override that"
+
+
+def _typed(override: str) -> str:
+    """Features of another width are another encoder's, which has to be named with it."""
+    key, _, value = override.partition("=")
+    return f"encoder={{name: NAME, dim: {value}}}" if key == "encoder.dim" else override
 
 
 def _equal(ours: Tensor, theirs: Tensor) -> bool:

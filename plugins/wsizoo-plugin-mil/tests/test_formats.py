@@ -114,9 +114,7 @@ def test_files_of_clam_that_no_version_computes_are_refused():
 def test_files_tell_of_their_configuration():
     given = ["encoder.dim=32", "aggregator.dim=24", "aggregator.attention=6", CLASSES]
     tensors = ClamOfficial().write(wsizoo.build("clam-mb-uni", *given))
-    message = (
-        r"tells: 'encoder.dim=32' 'aggregator.dim=24' 'aggregator.attention=6' 'aggregator=clam-mb'"
-    )
+    message = r"tells: 'encoder=\{name: NAME, dim: 32\}' 'aggregator.dim=24' 'aggregator.attention=6' 'aggregator=clam-mb'"
     with pytest.raises(StrictnessError, match=message):
         fill(wsizoo.build("clam-sb-uni", *CLAM), tensors, ClamOfficial(), "it")
 
@@ -192,16 +190,12 @@ def test_attmil_s_published_weights_predict(file, head):
         torch.testing.assert_close(model(wsizoo.Bag(x)).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-C16 = [
-    *("encoder.name=simclr-resnet18", "encoder.dim=512"),
-    *("head.classes=[normal,tumour]", "head.one_logit=true", "head.threshold=0.5282700061798096"),
-]
-
-
 @needs_data
 def test_dsmil_s_camelyon_weights_predict():
     file = REAL[1] / "c16_aggregator.safetensors"
-    model = wsizoo.read_weights(file, "dsmil-official", "dsmil-uni", *C16)
+    model = wsizoo.read_weights(file, "dsmil-official", "dsmil-simclr-c16")
+    assert model.requires.encoder == "simclr-resnet18-c16"
+    assert (model.classes, model.head.threshold) == (["normal", "tumour"], 0.5282700061798096)
     x, w = features(512), load_file(file)
     s = x @ w["i_classifier.fc.0.weight"].t() + w["i_classifier.fc.0.bias"]
     q = (x @ w["b_classifier.q.0.weight"].t() + w["b_classifier.q.0.bias"]).relu()
@@ -215,11 +209,20 @@ def test_dsmil_s_camelyon_weights_predict():
 
 
 @needs_data
-def test_dsmil_s_initial_weights_are_no_model(tmp_path):
-    message = "missing: b_classifier.fcc.bias"
-    given = [*C16, "aggregator.nonlinear=false", "aggregator.passing_v=true"]
+def test_dsmil_s_published_start_is_the_one_that_is_named():
+    with pytest.raises(StrictnessError, match=r"starts from \(init.pth\), no trained model"):
+        wsizoo.read_weights(REAL[1] / "init.safetensors", "dsmil-official", "dsmil-simclr-c16")
+
+
+def test_what_dsmil_s_training_starts_from_is_no_model(tmp_path):
+    names = "b_classifier.q", "b_classifier.v.1"
+    start = {f"{n}.{end}": torch.zeros(4) for n in names for end in ("weight", "bias")}
+    save_file(start, tmp_path / "init.safetensors")
+    message = r"no classifier: it is what training starts from \(init.pth\).*-m dsmil-simclr-c16"
     with pytest.raises(StrictnessError, match=message):
-        wsizoo.read_weights(REAL[1] / "init.safetensors", "dsmil-official", "dsmil-uni", *given)
+        wsizoo.read_weights(
+            tmp_path / "init.safetensors", "dsmil-official", "dsmil-uni", "head.classes=[a,b]"
+        )
 
 
 def test_the_names_that_dsmil_s_tests_give_are_read(tmp_path):

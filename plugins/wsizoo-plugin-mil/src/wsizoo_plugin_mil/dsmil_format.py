@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from wsizoo import SlideModel
+from wsizoo.errors import StrictnessError
 from wsizoo_plugin_mil.renaming import Renaming, told, width
 
 FIRST = "i_classifier.fc.weight", "i_classifier.fc.bias"  # as the end-to-end tests rename it
+STARTS = "b_classifier.q.", "b_classifier.v."
 
 
 class DSMILOfficial(Renaming):
@@ -31,6 +33,12 @@ class DSMILOfficial(Renaming):
         renamed = {
             name: name.replace(".fc.", ".fc.0.") if name in FIRST else name for name in tensors
         }
+        if tensors and all(name.startswith(STARTS) for name in tensors):
+            raise StrictnessError(
+                "This file has DSMIL's queries and values and no classifier: it is what training "
+                "starts from (init.pth), no trained model. Give a trained one, such as "
+                "c16_aggregator.pth with -m dsmil-simclr-c16"
+            )
         return {renamed[name]: tensor for name, tensor in tensors.items()}
 
     def overrides(self, tensors: Mapping[str, Tensor]) -> list[str]:
