@@ -25,8 +25,8 @@ def check_kind(path: Path) -> None:
         raise NotFoundError(f"No file of weights at '{path}'")
     if path.suffix in OBJECTS:
         raise WeightsError(
-            f"'{path}' is a pickle of whole objects, as fastai's export.pkl is of a Learner: reading "
-            "it would run code, so it is not read. Where you trust its author: load it in an "
+            f"'{path}' is a pickle of whole objects, as fastai's export.pkl is of a Learner; it is "
+            "not read, as that would run code. Where you trust its author: load it in an "
             "environment of its own, save its tensors alone with "
             "torch.save(learner.model.state_dict(), 'model.pth'), and give that"
         )

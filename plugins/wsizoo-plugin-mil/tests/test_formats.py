@@ -114,7 +114,10 @@ def test_files_of_clam_that_no_version_computes_are_refused():
 def test_files_tell_of_their_configuration():
     given = ["encoder.dim=32", "aggregator.dim=24", "aggregator.attention=6", CLASSES]
     tensors = ClamOfficial().write(wsizoo.build("clam-mb-uni", *given))
-    message = r"tells: 'encoder=\{name: NAME, dim: 32\}' 'aggregator.dim=24' 'aggregator.attention=6' 'aggregator=clam-mb'"
+    message = (
+        r"tells: 'encoder=\{name: NAME, dim: 32\}' 'aggregator.dim=24' 'aggregator.attention=6' "
+        r"'aggregator=clam-mb'"
+    )
     with pytest.raises(StrictnessError, match=message):
         fill(wsizoo.build("clam-sb-uni", *CLAM), tensors, ClamOfficial(), "it")
 
