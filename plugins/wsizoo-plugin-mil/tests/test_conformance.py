@@ -20,6 +20,7 @@ from wsizoo_plugin_mil.wikg import WiKG
 from wsizoo.testing.conformance_suite import bound_checks
 
 CLAM = {"dim": 16, "attention": 8}
+LAB_RRT = {"dim": 16, "variant": "mil-lab", "landmarks": 8}
 METHODS = [
     (MeanInstance, {"dim": 16}),
     (MeanInstance, {"dim": 16, "activation": "gelu"}),
@@ -52,7 +53,7 @@ METHODS = [
         RRT,
         {"dim": 16, "regions": 1, "slot_mlp": True, "gated": True, "bias": True, "cross_heads": 1},
     ),
-    (RRT, {"dim": 16, "variant": "mil-lab", "layers": 3, "embed_activation": "gelu"}),
+    (RRT, {**LAB_RRT, "layers": 3, "embed_activation": "gelu"}),
     (ILRA, {"dim": 16}),
     (ILRA, {"dim": 16, "rank": 3, "norm": False, "layers": 1}),
     (ILRA, {"dim": 16, "variant": "mil-lab"}),

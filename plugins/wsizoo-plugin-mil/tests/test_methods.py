@@ -44,7 +44,7 @@ FURTHER = {  # variants, without golden files: the parity cases hold them
     "dsmil-uni": ["aggregator.variant=mil-lab", "aggregator.dim=8"],
     "transmil-uni": ["aggregator.variant=mil-lab"],
     "dtfd-uni": ["aggregator.variant=mil-lab", "aggregator.distill=maxmins"],
-    "rrt-uni": ["aggregator.variant=mil-lab"],
+    "rrt-uni": ["aggregator.variant=mil-lab", "aggregator.landmarks=8"],
     "ilra-uni": ["aggregator.variant=mil-lab"],
     "wikg-uni": ["aggregator.variant=mil-lab"],
     "mhim-abmil-uni": ["aggregator.version=v1"],
