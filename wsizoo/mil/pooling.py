@@ -71,6 +71,12 @@ class _Pooling(Aggregator):
         return Aggregated(slide, scores, instances)
 
 
+def projection(patches: Tensor, slide: Tensor) -> Tensor:
+    """(N, E), (E,) -> (N,): how far each patch lies along the slide's vector."""
+    along: Tensor = patches @ slide / (slide.norm() + 1e-12)
+    return along
+
+
 class MeanPooling(_Pooling):
     """The mean of the embedded patches. `scores`: projection of a patch on the slide vector."""
 
@@ -82,8 +88,7 @@ class MeanPooling(_Pooling):
         return pooled
 
     def scores(self, instances: Tensor, slide: Tensor) -> Tensor:
-        along: Tensor = instances @ slide / (slide.norm() + 1e-12)
-        return along
+        return projection(instances, slide)
 
 
 class MaxPooling(_Pooling):

@@ -14,7 +14,7 @@ from wsizoo import Aggregated, Bag
 from wsizoo.errors import DataError
 from wsizoo.mil.options import check_sizes
 from wsizoo_plugin_mil.neighbours import best
-from wsizoo_plugin_mil.packed import Packed, label_of, split
+from wsizoo_plugin_mil.packed import Packed, label_of, projections, split
 
 TARGETS = {"survival": "time", "regression": "value"}  # by task; of all others "label"
 PRIOR = 0.5  # weight of the mean training slide beside k neighbours: it breaks ties, no more
@@ -132,12 +132,8 @@ class KNN(Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         parts = split(features, bags)
         slide = torch.stack([part.mean(0) for part in parts])  # (B, D)
-
-        def scores() -> Tensor:
-            along = F.normalize(slide.detach(), dim=1)
-            return torch.cat([part @ one for part, one in zip(parts, along, strict=True)])
-
-        return Aggregated(slide, scores, logits=self.logits(slide.detach(), bags))
+        logits = self.logits(slide.detach(), bags)
+        return Aggregated(slide, lambda: projections(features, slide, bags), logits=logits)
 
     def logits(self, slide: Tensor, bags: Sequence[Bag]) -> Tensor | None:
         """(B, D) -> (B, C)."""

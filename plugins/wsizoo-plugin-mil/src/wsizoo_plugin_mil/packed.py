@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+from wsizoo.mil.pooling import projection
 
 
 class Packed(Aggregator):
@@ -43,6 +44,12 @@ class Packed(Aggregator):
 def split(rows: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, ...]:
     """(N_total, ...) -> the rows of each slide, as views."""
     return torch.split(rows, [len(bag) for bag in bags])
+
+
+def projections(rows: Tensor, slides: Tensor, bags: Sequence[Bag]) -> Tensor:
+    """(N_total, E), (B, E) -> (N_total,): how far each patch lies along its slide's vector."""
+    pairs = zip(split(rows.detach(), bags), slides.detach(), strict=True)
+    return torch.cat([projection(own, slide) for own, slide in pairs])
 
 
 def label_of(bag: Bag, n: int) -> int | None:

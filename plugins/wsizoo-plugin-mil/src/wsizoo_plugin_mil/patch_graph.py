@@ -14,7 +14,7 @@ from wsizoo import Aggregated, Bag
 from wsizoo.mil.options import check_shares
 from wsizoo.ops import RowLinear, segment_mean, transpose_rulebook
 from wsizoo_plugin_mil.initialisation import begin
-from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.packed import Packed, projections
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,10 +109,4 @@ class OnGraph(Packed):
             h = layer(self.drop(F.relu(h)) if i else h, graph)
         offsets = torch.tensor([0, *map(len, bags)], device=h.device).cumsum(0)
         slide = segment_mean(h, offsets)  # (B, E)
-
-        def scores() -> Tensor:
-            vectors = slide.detach() / (slide.detach().norm(dim=1, keepdim=True) + 1e-12)
-            rows = zip(split(h.detach(), bags), vectors, strict=True)
-            return torch.cat([own @ vector for own, vector in rows])
-
-        return Aggregated(slide, scores, h)
+        return Aggregated(slide, lambda: projections(h, slide, bags), h)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.pooling import projection
 from wsizoo.ops import RowLinear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.neighbours import most_similar
@@ -175,6 +176,6 @@ def shown(patches: Tensor, share: Tensor | None, slide: Tensor, pool: str) -> Te
     if share is not None:
         return share.detach()
     if pool == "mean":
-        return patches @ slide / (slide.norm() + 1e-12)
+        return projection(patches, slide)
     winners = patches == slide  # (n, E)
     return (winners / winners.sum(0)).mean(1)
