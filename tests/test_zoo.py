@@ -161,6 +161,14 @@ class Owner(Mean):
         return aggregated
 
 
+class Told(Owner):
+    """It asks what its head's task is."""
+
+    def __init__(self, in_dim: int, n_outputs: int | None, task: str | None = None) -> None:
+        super().__init__(in_dim, n_outputs)
+        self.task = task
+
+
 class Wide(wsizoo.Aggregator):
     """Vectors of patches that are wider than the slide's."""
 
@@ -230,6 +238,7 @@ def components() -> list[Component]:
     parts = {
         ("selector", "best-half"): "BestHalf",
         ("aggregator", "owner"): "Owner",
+        ("aggregator", "told"): "Told",
         ("aggregator", "taught"): "Taught",
         ("aggregator", "copies"): "Copies",
         ("aggregator", "wide"): "Wide",
@@ -355,6 +364,18 @@ def test_a_per_patch_head_needs_an_aggregator_that_gives_instances(registry: Reg
         match=r"'segmentation' of .* reads one vector a patch, which .*'taught' of .* does not",
     ):
         wsizoo.build("toy-teacher", "head=segmentation", "head.classes=[a,b]", registry=registry)
+
+
+def test_an_owner_that_asks_is_told_the_task_of_its_head(registry: Registry) -> None:
+    for head, task in {
+        "{name: classification, classes: [a, b]}": "classification",
+        "cox": "survival",
+        "null": None,
+    }.items():
+        given = "toy-owner", "aggregator=told", f"head={head}"
+        assert wsizoo.build(*given, registry=registry).aggregator.task == task
+    with pytest.raises(SpecError, match=r"aggregator 'told' of 'toy-owner' has no argument 'task'"):
+        wsizoo.build("toy-owner", "aggregator={name: told, task: survival}", registry=registry)
 
 
 def test_an_owner_without_head_is_made_without_outputs(registry: Registry) -> None:

@@ -92,3 +92,8 @@ def test_cox_compares_further_predictions_with_one_another(name):
     names = [name for name in terms if "/" in name]
     assert (len(output.predictions), len(names)) == (3, 1)
     assert float(terms[names[0]].detach()) > 0.1
+
+
+def test_knn_votes_on_what_the_head_reads():
+    for head, target in {"cox": "time", "regression": "value", "null": "label"}.items():
+        assert wsizoo.build("knn-uni", f"head={head}").aggregator.target == target
