@@ -72,13 +72,14 @@ def training_losses(
 def _asked_together(
     predictions: Mapping[str, Prediction], alone: bool
 ) -> list[dict[str, Prediction]]:
-    """Predictions of one call each: one; or the k-th ones of all slides, where weights agree."""
+    """Predictions of one call each: one; or the k-th ones of all slides, where they are alike."""
     if alone:
         return [{name: p} for name, p in predictions.items()]
-    found: dict[tuple[int, float], dict[str, Prediction]] = {}
+    found: dict[tuple[object, ...], dict[str, Prediction]] = {}
     of_slide: Counter[int] = Counter()
     for name, p in predictions.items():
-        found.setdefault((of_slide[p.slide], p.weight), {})[name] = p
+        alike = of_slide[p.slide], p.weight, type(p.target)
+        found.setdefault(alike, {})[name] = p
         of_slide[p.slide] += 1
     return list(found.values())
 

@@ -32,7 +32,7 @@ SMALL = {
     "gcn-uni": ["dim=8"],
     "gat-uni": ["dim=8"],
     "transformer-uni": ["dim=8", "heads=2", "mlp=8"],
-    "rrt-uni": ["dim=16", "regions=2", "landmarks=8"],
+    "rrt-uni": ["dim=16", "regions=2"],
     "ilra-uni": ["dim=8"],
     "wikg-uni": ["dim=8"],
     "knn-uni": ["capacity=4"],

@@ -26,13 +26,14 @@ def test_unknown_words_are_refused(options):
     [
         ({"heads": 3}, r"RRT's dim is 16, expected a multiple of its heads \(3\)"),
         ({"cross_heads": 5}, r"RRT's dim is 16, expected a multiple of its cross_heads \(5\)"),
+        ({"dim": 2, "slot_mlp": True}, "RRT's dim is 2, expected a whole number from 4 on"),
         ({"epeg": 4}, "RRT's epeg is 4, expected an odd number, or 0 for none"),
     ],
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(options, message):
     with pytest.raises(SpecError, match=message):
-        RRT(20, dim=16, **options)
+        RRT(20, **{"dim": 16, **options})
 
 
 def test_epeg_of_queries_is_that_of_scores_bias_and_all():

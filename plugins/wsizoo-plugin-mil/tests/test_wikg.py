@@ -23,6 +23,11 @@ def test_unknown_words_are_refused(options):
         WiKG(20, dim=16, **options)
 
 
+def test_a_width_that_has_no_half_is_refused():
+    with pytest.raises(SpecError, match="WiKG's dim is 1, expected a whole number from 2 on"):
+        WiKG(20, dim=1, pool="attention")
+
+
 @pytest.mark.parametrize("k", [1, 3, 9])
 def test_of_equals_the_first_are_neighbours(k):
     scores = torch.randint(0, 4, (50, 9), generator=torch.Generator().manual_seed(0)).float()

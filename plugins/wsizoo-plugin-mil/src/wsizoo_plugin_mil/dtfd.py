@@ -88,11 +88,7 @@ class DTFD(Packed):
         check_sizes("DTFD", 0, residuals=residuals, total=total)
         check_shares("DTFD", dropout=dropout)
         check_shares("DTFD", whole=True, bag_weight=bag_weight)
-        _check(variant, distill, groups, total, compat)
-        if shuffles > 1 and n_outputs == 1:
-            raise SpecError(
-                f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
-            )
+        _check(variant, distill, (groups, total), compat, shuffles if n_outputs == 1 else 1)
         set_to = dict(VARIANTS[variant])
         asked = {"residuals": residuals, "dropout": dropout}
         set_to |= {name: value for name, value in asked.items() if value is not None}
@@ -244,7 +240,15 @@ def averaged(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(logits)).log_softmax(1).logsumexp(0) - math.log(len(logits))
 
 
-def _check(variant: str, distill: str, groups: int, total: int, compat: str | None) -> None:
+def _check(
+    variant: str, distill: str, sizes: tuple[int, int], compat: str | None, shuffles: int
+) -> None:
+    """sizes: groups and total. shuffles: where there is one output."""
+    groups, total = sizes
+    if shuffles > 1:
+        raise SpecError(
+            f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
+        )
     if variant not in VARIANTS or distill not in DISTILL or compat not in (None, "published"):
         raise SpecError(
             f"DTFD's variant is {variant!r}, its distill {distill!r}, its compat {compat!r}; "

@@ -19,6 +19,7 @@ from wsizoo_plugin_mil.region_attention import AcrossRegions, WithinRegions
 from wsizoo_plugin_mil.transmil import Block
 
 VARIANTS = ("rrt", "mil-lab")
+LANDMARKS = 256  # of MIL-Lab's
 
 
 class Layer(nn.Module):
@@ -62,14 +63,14 @@ class RRT(Packed):
     Args:
         in_dim: width of the features. dim: width E of the tokens.
         variant: "rrt", the authors'; or "mil-lab", which has none of their attention: layers of
-            Nystrom attention, and pooling. It reads neither of the next eight.
+            Nystrom attention with 256 landmarks, and pooling. It reads neither of the next eight.
         regions: a side, of the layers within regions. epeg: reach of their EPEG, odd; 0: none.
         slots: vectors a region of the layer across regions, always of 8 x 8 regions.
         cross_heads: of that layer. slot_mlp: its scores are of two layers.
         shortcut: the embedding is added again before the last norm.
         ffn: each attention is followed by an MLP. layer_dropout: after each of both, training only.
         layers: of attention, the last of which is the one across regions. heads: of all others.
-        dim_head, landmarks: width of a head of MIL-Lab's, None: dim / heads; and its landmarks.
+        dim_head: width of a head of MIL-Lab's; None: dim / heads.
         activation: of the pooling: "tanh", "relu", "gelu". gated, bias: of the pooling.
         embed_activation: "relu" or "gelu". dropout: after the embedding, training only.
 
@@ -104,28 +105,22 @@ class RRT(Packed):
         layers: int = 2,
         heads: int = 8,
         dim_head: int | None = None,
-        landmarks: int = 256,
         activation: str = "tanh",
         gated: bool = False,
         bias: bool = False,
         embed_activation: str = "relu",
         dropout: float = 0.25,
     ) -> None:
-        check_sizes("RRT", dim=dim, heads=heads, cross_heads=cross_heads, layers=layers)
-        check_sizes("RRT", regions=regions, slots=slots, dim_head=dim_head, landmarks=landmarks)
-        check_sizes("RRT", 0, epeg=epeg)
-        check_shares("RRT", dropout=dropout, layer_dropout=layer_dropout)
-        check_heads("RRT", dim, heads=heads, cross_heads=cross_heads)
-        _check(variant, embed_activation, epeg)
+        within = dim, heads, layer_dropout, epeg, regions
+        across = dim, cross_heads, layer_dropout, slots, slot_mlp
+        _check(variant, embed_activation, within, across, layers, dim_head, dropout)
         super().__init__(in_dim, dim)
         self.lab = lab = variant == "mil-lab"
         self.shortcut = shortcut and not lab
         act = EMBEDDING_ACTIVATIONS[embed_activation]()
         self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
-        within = dim, heads, layer_dropout, epeg, regions
-        across = dim, cross_heads, layer_dropout, slots, slot_mlp
         made = (
-            [NystromLayer(dim, heads, 0.0, dim_head, landmarks) for _ in range(layers)]
+            [NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)]
             if lab
             else [Layer(each, dim, ffn, layer_dropout) for each in regional(layers, within, across)]
         )
@@ -153,11 +148,27 @@ class RRT(Packed):
         return [*found, cast(Tensor, self.norm(h + embedded if self.shortcut else h))]
 
 
-def _check(variant: str, embed_activation: str, epeg: int) -> None:
+def _check(
+    variant: str,
+    embed_activation: str,
+    within: tuple[int, int, float, int, int],
+    across: tuple[int, int, float, int, bool],
+    layers: int,
+    dim_head: int | None,
+    dropout: float,
+) -> None:
+    dim, heads, layer_dropout, epeg, regions = within
+    _, cross_heads, _, slots, slot_mlp = across
     if variant not in VARIANTS or embed_activation not in EMBEDDING_ACTIVATIONS:
         raise SpecError(
             f"RRT's variant is {variant!r} and its embed_activation {embed_activation!r}, expected "
             f"one of {', '.join(VARIANTS)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
         )
+    check_sizes("RRT", 4 if slot_mlp else 1, dim=dim)  # its MLP is a quarter as wide
+    check_sizes("RRT", heads=heads, cross_heads=cross_heads, layers=layers)
+    check_sizes("RRT", regions=regions, slots=slots, dim_head=dim_head)
+    check_sizes("RRT", 0, epeg=epeg)
+    check_shares("RRT", dropout=dropout, layer_dropout=layer_dropout)
+    check_heads("RRT", dim, heads=heads, cross_heads=cross_heads)
     if epeg and epeg % 2 == 0:
         raise SpecError(f"RRT's epeg is {epeg}, expected an odd number, or 0 for none")

@@ -74,7 +74,8 @@ class WiKG(Packed):
             )
         asked = {"k": k, "pool": pool, "dropout": dropout}
         told = {**VARIANTS[variant], **{key: v for key, v in asked.items() if v is not None}}
-        check_sizes("WiKG", dim=dim, k=k)
+        check_sizes("WiKG", 2 if told["pool"] == "attention" else 1, dim=dim)  # half as wide
+        check_sizes("WiKG", k=k)
         check_shares("WiKG", dropout=dropout)
         super().__init__(in_dim, dim)
         self.k, self.mix, self.pool = told["k"], mix, told["pool"]
