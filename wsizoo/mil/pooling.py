@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
-from wsizoo.ops import segment_max, segment_mean
+from wsizoo.ops import RowSequential, segment_max, segment_mean
 
 
 class _Pooling(Aggregator):
@@ -35,7 +35,7 @@ class _Pooling(Aggregator):
     ) -> None:
         widths = [in_dim, *hidden, *([] if dim is None else [dim])]
         super().__init__(in_dim, widths[-1])
-        self.embed = nn.Sequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()
+        self.embed = RowSequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()
 
     def pool(self, instances: Tensor) -> Tensor:
         """(N, E) of one slide -> (E,)."""

@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, label_of, split
@@ -93,7 +94,7 @@ class ClamSB(Packed):
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
         self.criterion = LOSSES[instance_loss]
         embedded = 0.0 if variant == "mil-lab" else dropout
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
+        self.embed = RowSequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
         self.attention = AttentionScores(dim, attention, rows, gated, score_dropout)
         self.classes = 2 if n_outputs == 1 else n_outputs or 0  # one logit is of two classes
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
@@ -102,10 +103,8 @@ class ClamSB(Packed):
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         instances = self.embed(features)  # (N_total, E)
-        parts = split(instances, bags)
         raw = split(self.attention(instances), bags)  # (n, rows) of each slide
-        weights, sums = pooled(raw, parts)
-        rows = torch.stack(sums)  # (B, rows, E)
+        weights, rows = pooled(raw, instances)  # rows: (B, rows, E)
         logits = self.logits(rows)
         found = Aggregated(
             slide=rows.flatten(1),
@@ -114,7 +113,7 @@ class ClamSB(Packed):
             logits=logits,
         )
         if self.training and self.judge is not None:
-            self.teach(found, raw, parts, bags)
+            self.teach(found, raw, instances, bags)
         return found
 
     def logits(self, rows: Tensor) -> Tensor | None:
@@ -126,25 +125,28 @@ class ClamSB(Packed):
         return (rows * self.classify.weight).sum(2) + self.classify.bias
 
     def teach(
-        self, found: Aggregated, raw: Sequence[Tensor], parts: Sequence[Tensor], bags: Sequence[Bag]
+        self, found: Aggregated, raw: Sequence[Tensor], instances: Tensor, bags: Sequence[Bag]
     ) -> None:
         """Add the instance loss, the mean over the slides that state a label."""
-        labels = [label_of(bag, self.classes) for bag in bags]
-        terms = [
-            self.instance_loss(scores.t(), patches, label)
-            for scores, patches, label in zip(raw, parts, labels, strict=True)
-            if label is not None
-        ]
+        terms, first = [], 0
+        for scores, bag in zip(raw, bags, strict=True):
+            label = label_of(bag, self.classes)
+            if label is not None:
+                terms.append(self.instance_loss(scores.t(), instances, label, first))
+            first += len(bag)
         if terms:
             found.task_weight = self.bag_weight
             found.losses = {
                 "instances": (1 - self.bag_weight) * torch.stack(terms).sum() / len(bags)
             }
 
-    def instance_loss(self, scores: Tensor, patches: Tensor, label: int) -> Tensor:
-        """scores: (rows, n), before their softmax. patches: (n, E)."""
+    def instance_loss(
+        self, scores: Tensor, instances: Tensor, label: int, first: int = 0
+    ) -> Tensor:
+        """scores: (rows, n), before their softmax, of patches that begin at instances[first]."""
         terms = [
-            self.criterion(self.judged(patches[index], i), target)
+            # a sparse gradient: a dense one would be as large as all instances
+            self.criterion(self.judged(F.embedding(first + index, instances, sparse=True), i), target)
             for i, (index, target) in self.chosen(scores, label).items()
         ]
         total = torch.stack(terms).sum()
