@@ -22,7 +22,15 @@ def as_many_threads_afterwards():
 def test_every_method_is_measured_and_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"N": 60, "TIMED": {"rounds": 1}, "BAGS": 2, "PATCHES": 20, "WARM": 20, "DIM": 64}
+    small = {
+        "N": 60,
+        "TIMED": {"rounds": 1},
+        "BAGS": 2,
+        "PATCHES": 20,
+        "FEWER": (5,),
+        "WARM": 20,
+        "DIM": 64,
+    }
     for name, value in small.items():
         monkeypatch.setattr(mil, name, value)
     monkeypatch.setattr(mil, "_fresh", lambda what, name: mil.measured(name, mil.N))
@@ -37,6 +45,7 @@ def test_every_method_is_measured_and_reported(
     assert "(goal 60% of torch.matmul's rate)" in printed
     assert matmuls == ["run"]
     assert "clam-mb, 2 bags of 20 in one pass" in printed
+    assert "clam-mb, 2 bags of 5, its products alone" in printed
     assert "abmil beside torchmil: left out: pip install torchmil" in printed
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from wsizoo.ops.memory import scratch
-from wsizoo.ops.products import FEW, chunks, outer, product
+from wsizoo.ops import products
+from wsizoo.ops.memory import scratch, zeros
+from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rows import RowLinear, drop_, fits, plain, share_of
 
 Activation = Callable[[Tensor], Tensor]
@@ -26,7 +27,7 @@ def attention_scores(
     value: nn.Linear,
     gate: nn.Linear | None,
     score: nn.Linear,
-    drop: nn.Dropout,
+    drop: nn.Dropout | None = None,
     activation: Activation = torch.tanh,
 ) -> Tensor:
     """score(drop(act(value(h))) * drop(sigmoid(gate(h)))), or score(drop(act(value(h)))).
@@ -44,14 +45,16 @@ def attention_scores(
     Source: Ilse, Tomczak and Welling, ICML 2018, Eq. 8 and 9, https://arxiv.org/abs/1802.04712
     """
     layers = [value, score] if gate is None else [value, score, gate]
-    readable = plain(drop, nn.Dropout) and all(plain(x, nn.Linear, RowLinear) for x in layers)
+    readable = all(plain(layer, nn.Linear, RowLinear) for layer in layers)
+    readable &= drop is None or plain(drop, nn.Dropout)
     share = share_of(drop)
-    if rows.ndim == 2 and activation in ACTIVATIONS and readable and share < 1:
-        if fits(rows, value.weight):
-            return map_scores(rows, value, gate, score, share, activation)
-    hidden = drop(activation(value(rows)))  # (N, A)
+    known = activation in ACTIVATIONS and rows.ndim == 2 and share < 1
+    if readable and known and fits(rows, value.weight):
+        return map_scores(rows, value, gate, score, share, activation)
+    dropped = nn.Identity() if drop is None else drop
+    hidden = dropped(activation(value(rows)))  # (N, A)
     if gate is not None:
-        hidden = hidden * drop(torch.sigmoid(gate(rows)))
+        hidden = hidden * dropped(torch.sigmoid(gate(rows)))
     scores: Tensor = score(hidden)
     return scores
 
@@ -94,7 +97,7 @@ class _Scores(torch.autograd.Function):
         keep: bool,
     ) -> Tensor:
         share = dropout if gate is None else 1 - (1 - dropout) ** 2
-        n = len(rows) if keep else min(len(rows), FEW)
+        n = len(rows) if keep else min(len(rows), products.FEW)
         acts = scratch(n, len(value), like=value)
         factors = None if gate is None and not share else scratch(*acts.shape, like=acts)
         scores = rows.new_empty(len(rows), len(score))
@@ -122,8 +125,8 @@ class _Scores(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         rows, value, gate, score, acts, factors = ctx.saved_tensors
         of_rows = scratch(*rows.shape, like=rows) if ctx.needs_input_grad[0] else None
-        of_value = torch.zeros_like(value), value.new_zeros(len(value))
-        of_gate = (None, None) if gate is None else tuple(map(torch.zeros_like, of_value))
+        layers = [value] if gate is None else [value, gate]
+        found = [(zeros(layer), layer.new_zeros(len(layer))) for layer in layers]
         of_score = torch.zeros_like(score)
         for _, some in chunks(0, len(rows)):
             act, part = acts[some], slope[some] @ score  # (n, A)
@@ -132,17 +135,17 @@ class _Scores(torch.autograd.Function):
                 hidden = act * factors[some]
                 part *= factors[some]
             of_score.addmm_(slope[some].t(), hidden)
-            ways = [(ctx.slope_of(part, act), value, of_value)]
+            parts = [ctx.slope_of(part, act)]
             if gate is not None:
                 part *= act
-                part.addcmul_(part, factors[some], value=-ctx.kept)  # times 1 - sigmoid
-                ways.append((part, gate, of_gate))
-            for i, (of_hidden, weight, (of_weight, of_bias)) in enumerate(ways):
-                outer(of_hidden, rows[some], of_weight)
-                of_bias += of_hidden.sum(0)
+                parts.append(part.addcmul_(part, factors[some], value=-ctx.kept))  # 1 - sigmoid
+            for i, (each, layer, found_of) in enumerate(zip(parts, layers, found, strict=True)):
+                outer(each, rows[some], found_of[0])
+                found_of[1].add_(each.sum(0))
                 if of_rows is not None:
                     to = of_rows[some]
-                    product(of_hidden, weight, added=to if i else None, out=to)
-        found = *of_value, *of_gate, of_score, slope.sum(0)
-        wanted = [x if need else None for x, need in zip(found, ctx.needs_input_grad[1:7], strict=True)]
-        return of_rows, *wanted, None, None, None
+                    product(each, layer, added=to if i else None, out=to)
+        of_gate = found[1] if gate is not None else (None, None)
+        given = of_rows, *found[0], *of_gate, of_score, slope.sum(0), None, None, None
+        needed = ctx.needs_input_grad
+        return tuple(x if need else None for x, need in zip(given, needed, strict=True))

@@ -47,6 +47,11 @@ def scratch(*shape: int, like: Tensor) -> Tensor:
     return piece.view(like.dtype).view(shape).data  # no view: autograd adds to it in place
 
 
+def zeros(like: Tensor) -> Tensor:
+    """As `scratch`, of the shape of `like`, and 0."""
+    return scratch(*like.shape, like=like).zero_()
+
+
 def give_back() -> None:
     """Free memory that the C library holds goes back to the system: glibc's; elsewhere nothing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -13,8 +13,10 @@ from torch.autograd.function import once_differentiable
 from wsizoo.ops import products
 from wsizoo.ops._dispatch import under_torch_func, wished_backend
 from wsizoo.ops.base_2 import keep_mask
-from wsizoo.ops.memory import scratch
+from wsizoo.ops.memory import scratch, zeros
 from wsizoo.ops.products import chunks, outer, product
+
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 class RowLinear(nn.Linear):
@@ -109,16 +111,16 @@ def observed() -> bool:
     return traced or under_torch_func() or wished_backend() == "reference"
 
 
-def plain(part: nn.Module, *kinds: type[nn.Module]) -> bool:
+def plain(part: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether a layer may be read instead of called: it is of one of these classes themselves, not
     a subclass (LoRA, quantisation, parametrisation), and no hook hangs on it (pruning, GradCAM)."""
     before = part._forward_pre_hooks or part._backward_pre_hooks
     return type(part) in kinds and not (before or part._forward_hooks or part._backward_hooks)
 
 
-def share_of(drop: nn.Dropout | None) -> float:
+def share_of(drop: nn.Module | None) -> float:
     """The share that a dropout drops now."""
-    return drop.p if drop is not None and drop.training else 0.0
+    return drop.p if isinstance(drop, nn.Dropout) and drop.training else 0.0
 
 
 class _MapRows(torch.autograd.Function):
@@ -141,7 +143,7 @@ class _MapRows(torch.autograd.Function):
         rows, weight, out = ctx.saved_tensors
         for_rows, for_weight, for_bias = ctx.needs_input_grad[:3]
         of_rows = scratch(*rows.shape, like=weight) if for_rows else None
-        of_weight = torch.zeros_like(weight) if for_weight else None
+        of_weight = zeros(weight) if for_weight else None
         of_bias = weight.new_zeros(len(weight)) if for_bias else None
         for _, some in chunks(0, len(rows)):
             part = slope[some]

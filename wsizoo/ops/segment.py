@@ -35,11 +35,12 @@ def segment_pool(weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
     Returns:
         (B, K, E); an empty slide gives 0. Nothing of the size (N, K, E) is made.
     """
+    dtype = torch.promote_types(weights.dtype, values.dtype)
     if len(offsets) == 2:  # one slide
-        return (weights.t() @ values)[None]
+        return (weights.t().to(dtype) @ values.to(dtype))[None]
     wide = _wide(values)
     sums = [_sum(each[:, None] * wide, offsets) for each in weights.unbind(1)]
-    return torch.stack(sums, 1).to(values.dtype)
+    return torch.stack(sums, 1).to(dtype)
 
 
 @op

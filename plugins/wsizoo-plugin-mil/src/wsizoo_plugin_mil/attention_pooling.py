@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -54,9 +55,7 @@ class AttentionScores(nn.Module):
 
     def forward(self, instances: Tensor) -> Tensor:
         activation = ACTIVATIONS[self.activation]
-        return attention_scores(
-            instances, self.value, self.gate, self.score, self.drop, activation
-        )
+        return attention_scores(instances, self.value, self.gate, self.score, self.drop, activation)
 
 
 def pooled(scores: Sequence[Tensor], instances: Tensor) -> tuple[list[Tensor], Tensor]:

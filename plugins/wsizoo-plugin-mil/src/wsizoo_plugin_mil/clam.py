@@ -144,11 +144,11 @@ class ClamSB(Packed):
         self, scores: Tensor, instances: Tensor, label: int, first: int = 0
     ) -> Tensor:
         """scores: (rows, n), before their softmax, of patches that begin at instances[first]."""
-        terms = [
-            # a sparse gradient: a dense one would be as large as all instances
-            self.criterion(self.judged(F.embedding(first + index, instances, sparse=True), i), target)
-            for i, (index, target) in self.chosen(scores, label).items()
-        ]
+        terms = []
+        for i, (index, target) in self.chosen(scores, label).items():
+            # as instances[first + index], whose gradient would be as large as all instances
+            patches = F.embedding(first + index, instances, sparse=True)
+            terms.append(self.criterion(self.judged(patches, i), target))
         total = torch.stack(terms).sum()
         return total / self.classes if self.subtyping else total
 
