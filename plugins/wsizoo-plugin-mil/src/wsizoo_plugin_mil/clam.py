@@ -136,9 +136,9 @@ class ClamSB(Packed):
             first += len(bag)
         if terms:
             found.task_weight = self.bag_weight
-            found.losses = {
-                "instances": (1 - self.bag_weight) * torch.stack(terms).sum() / len(bags)
-            }
+            # the slide's part is 0: of this loss alone the patches' gradient would be sparse
+            total = torch.stack(terms).sum() / len(bags) + 0 * found.slide.sum()
+            found.losses = {"instances": (1 - self.bag_weight) * total}
 
     def instance_loss(
         self, scores: Tensor, instances: Tensor, label: int, first: int = 0
