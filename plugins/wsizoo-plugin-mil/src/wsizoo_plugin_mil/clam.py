@@ -127,40 +127,50 @@ class ClamSB(Packed):
     def teach(
         self, found: Aggregated, raw: Sequence[Tensor], instances: Tensor, bags: Sequence[Bag]
     ) -> None:
-        """Add the instance loss, the mean over the slides that state a label."""
-        terms, first = [], 0
-        for scores, bag in zip(raw, bags, strict=True):
-            label = label_of(bag, self.classes)
-            if label is not None:
-                terms.append(self.instance_loss(scores.t(), instances, label, first))
-            first += len(bag)
-        if terms:
-            found.task_weight = self.bag_weight
+        """Add the instance loss, the mean over the slides, of which some state no label."""
+        labels = [label_of(bag, self.classes) for bag in bags]
+        total = self.instance_loss([scores.t() for scores in raw], instances, labels)
+        if total is not None:
             # the slide's part is 0: of this loss alone the patches' gradient would be sparse
-            total = torch.stack(terms).sum() / len(bags) + 0 * found.slide.sum()
-            found.losses = {"instances": (1 - self.bag_weight) * total}
+            mean = total / len(bags) + 0 * found.slide.sum()
+            found.task_weight = self.bag_weight
+            found.losses = {"instances": (1 - self.bag_weight) * mean}
 
     def instance_loss(
-        self, scores: Tensor, instances: Tensor, label: int, first: int = 0
-    ) -> Tensor:
-        """scores: (rows, n), before their softmax, of patches that begin at instances[first]."""
-        terms = []
-        for i, (index, target) in self.chosen(scores, label).items():
-            # as instances[first + index], whose gradient would be as large as all instances
-            patches = F.embedding(first + index, instances, sparse=True)
-            terms.append(self.criterion(self.judged(patches, i), target))
+        self, scores: Sequence[Tensor], instances: Tensor, labels: Sequence[int | None]
+    ) -> Tensor | None:
+        """The sum over the slides that have a label; None where none has.
+
+        Args:
+            scores: (rows, n) of each slide, before their softmax. instances: (N_total, E).
+        """
+        taught, rows, first = [], [], 0
+        for each, label in zip(scores, labels, strict=True):
+            for i, (index, target) in self.chosen(each, label).items():
+                taught.append((i, target))
+                rows.append(first + index)
+            first += each.shape[1]
+        if not rows:
+            return None
+        # as instances[...], whose gradient would be as large as all instances
+        patches = F.embedding(torch.cat(rows), instances, sparse=True)
+        parts = self.judged(patches).split([len(index) for index in rows])
+        terms = [
+            self.criterion(part[:, i], target)
+            for part, (i, target) in zip(parts, taught, strict=True)
+        ]
         total = torch.stack(terms).sum()
         return total / self.classes if self.subtyping else total
 
-    def judged(self, patches: Tensor, i: int) -> Tensor:
-        """(n, E) -> (n, 2): out of class i, and in it."""
+    def judged(self, patches: Tensor) -> Tensor:
+        """(n, E) -> (n, classes, 2): out of each class, and in it."""
         assert self.judge is not None
-        return self.judge(patches).unflatten(1, (self.classes, 2))[:, i]  # type: ignore[no-any-return]
+        return self.judge(patches).unflatten(1, (self.classes, 2))  # type: ignore[no-any-return]
 
-    def chosen(self, scores: Tensor, label: int) -> dict[int, tuple[Tensor, Tensor]]:
+    def chosen(self, scores: Tensor, label: int | None) -> dict[int, tuple[Tensor, Tensor]]:
         """For each class that is taught: which patches, and which of them are in it (1) or not."""
         found = {}
-        for i in range(self.classes):
+        for i in range(0 if label is None else self.classes):
             row = scores[i if len(scores) > 1 else 0]
             best = highest(row, self.k)
             out = torch.zeros_like(best)
