@@ -22,8 +22,16 @@ def as_many_threads_afterwards():
 def test_every_method_is_measured_and_reported(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = {"N": 60, "TIMED": {"rounds": 1}, "BAGS": 2, "PATCHES": 20, "WARM": 20, "DIM": 64}
-    small["THREADS"] = 1  # two that wait for one another on a busy machine take most of the time
+    small = {
+        "N": 60,
+        "TIMED": {"rounds": 1},
+        "BAGS": 2,
+        "PATCHES": 20,
+        "FEWER": (5,),
+        "WARM": 20,
+        "DIM": 64,
+        "THREADS": 1,  # two that wait for one another on a busy machine take most of the time
+    }
     for name, value in small.items():
         monkeypatch.setattr(mil, name, value)
     monkeypatch.setattr(mil, "_fresh", lambda what, name: mil.measured(name, mil.N))
@@ -38,6 +46,7 @@ def test_every_method_is_measured_and_reported(
     assert "(goal 60% of torch.matmul's rate)" in printed
     assert matmuls == ["run"]
     assert "clam-mb, 2 bags of 20 in one pass" in printed
+    assert "clam-mb, 2 bags of 5, its products alone" in printed
     assert "abmil beside torchmil: left out: pip install torchmil" in printed
 
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from wsizoo.bag import segment_ids
-from wsizoo.ops import segment_max, segment_mean, segment_softmax, segment_sum
+from wsizoo.ops import segment_max, segment_mean, segment_pool, segment_softmax, segment_sum
+from wsizoo.testing import check_op_backend
 
 LENGTHS = st.lists(st.integers(0, 5), min_size=1, max_size=6)
 TRAILING = st.sampled_from([(), (3,), (2, 3)])
@@ -35,6 +36,41 @@ def test_pooling_equals_a_loop(lengths: list[int], trailing: tuple[int, ...], se
         else:
             assert mean[i].abs().sum().item() == 0
             assert bool((most[i] == -torch.inf).all())
+
+
+@given(LENGTHS, st.integers(1, 3), SEEDS)
+def test_weighted_sums_equal_a_loop(lengths: list[int], k: int, seed: int) -> None:
+    weights, values = values_of(lengths, (k,), seed), values_of(lengths, (4,), seed + 1)
+    expected = [w.T @ v for w, v in zip(weights.split(lengths), values.split(lengths), strict=True)]
+    for backend in ("reference", "products"):
+        found = segment_pool.on(backend)(weights, values, offsets_of(lengths))
+        torch.testing.assert_close(found, torch.stack(expected))
+
+
+@pytest.mark.parametrize("lengths", [[7], [3, 1, 2], [0, 4, 0], [300, 500]])
+def test_products_give_the_weighted_sums_of_the_reference(lengths: list[int]) -> None:
+    def inputs() -> list[Any]:
+        n = sum(lengths)
+        return [torch.randn(n, 2), torch.randn(n, 300), offsets_of(lengths)]
+
+    check_op_backend(segment_pool, "products", inputs, dtypes=(torch.float32, torch.float64))
+
+
+def test_a_weighted_sum_is_of_the_wider_dtype() -> None:
+    weights, values = torch.rand(5, 2), torch.rand(5, 3).bfloat16()
+    for offsets in (torch.tensor([0, 5]), torch.tensor([0, 2, 5])):
+        found = segment_pool(weights, values, offsets)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found.sum(0), weights.T @ values.float())
+
+
+def test_one_of_several_inputs_may_be_without_gradient() -> None:
+    offsets = torch.tensor([0, 2, 5])
+    for learned in (0, 1):
+        inputs = [torch.randn(5, 2), torch.randn(5, 3)]
+        inputs[learned].requires_grad_()
+        segment_pool(*inputs, offsets).sum().backward()
+        assert inputs[learned].grad is not None and inputs[1 - learned].grad is None
 
 
 @given(LENGTHS, TRAILING, SEEDS)

@@ -132,6 +132,13 @@ BACKENDS = (
         for op in ("sparse_conv2d", "sparse_conv_transpose2d", "pixel_shuffle_linear")
     ),
     OpBackend(
+        "segment_pool",
+        "products",
+        target="wsizoo.ops.segment_products:segment_pool_products",
+        why_not="wsizoo.ops.segment_products:why_not",
+        priority=10,
+    ),
+    OpBackend(
         "selective_scan",
         "chunked",
         target="wsizoo.ops.scan_chunked:selective_scan_chunked",

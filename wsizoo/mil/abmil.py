@@ -12,7 +12,7 @@ from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
 from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.mil.standardise import Standardise
-from wsizoo.ops import RowLinear, segment_softmax, segment_sum
+from wsizoo.ops import RowLinear, RowSequential, attention_scores, segment_pool, segment_softmax
 
 
 class ABMIL(Aggregator):
@@ -60,7 +60,7 @@ class ABMIL(Aggregator):
         check_shares("ABMIL", score_dropout=score_dropout)
         super().__init__(in_dim, dim)
         self.standard = Standardise(in_dim) if standardise else None
-        self.embed = nn.Sequential(*layers([in_dim, *hidden, dim], dropout, last_dropout))
+        self.embed = RowSequential(*layers([in_dim, *hidden, dim], dropout, last_dropout))
         self.value = RowLinear(dim, attention)
         self.gate = RowLinear(dim, attention) if gated else None
         self.drop = nn.Dropout(score_dropout)
@@ -77,12 +77,14 @@ class ABMIL(Aggregator):
         if weights is not None:
             attention = attention * weights.to(attention)
             attention = attention / attention.sum().clamp(min=torch.finfo(attention.dtype).tiny)
-        return Aggregated(attention @ instances, attention, instances)
+        whole = torch.tensor([0, len(instances)], device=instances.device)
+        slide = segment_pool(attention[:, None], instances, whole)[0, 0]  # (E,)
+        return Aggregated(slide, attention, instances)
 
     def forward_packed(self, batch: BagBatch) -> Aggregated:
         instances, logits = self.attend(batch.features)
         weights = segment_softmax(logits, batch.offsets)  # (N_total,)
-        slide = segment_sum(weights[:, None] * instances, batch.offsets)  # (B, E)
+        slide = segment_pool(weights[:, None], instances, batch.offsets)[:, 0]  # (B, E)
         return Aggregated(slide, weights, instances)
 
     def attend(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,7 +92,5 @@ class ABMIL(Aggregator):
         if self.standard is not None:
             features = self.standard(features)
         instances = self.embed(features)  # (N, E)
-        hidden = self.drop(torch.tanh(self.value(instances)))  # (N, A)
-        if self.gate is not None:
-            hidden = hidden * self.drop(torch.sigmoid(self.gate(instances)))
-        return instances, self.score(hidden)[:, 0]
+        logits = attention_scores(instances, self.value, self.gate, self.score, self.drop)
+        return instances, logits[:, 0]

@@ -12,7 +12,7 @@ from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregated, Aggregator
 from wsizoo.mil.embedding import layers
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import segment_max, segment_mean
+from wsizoo.ops import RowSequential, segment_max, segment_mean
 
 
 class _Pooling(Aggregator):
@@ -38,7 +38,7 @@ class _Pooling(Aggregator):
         check_shares(type(self).__name__, dropout=dropout)
         widths = [in_dim, *hidden, *([] if dim is None else [dim])]
         super().__init__(in_dim, widths[-1])
-        self.embed = nn.Sequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()
+        self.embed = RowSequential(*layers(widths, dropout)) if widths[1:] else nn.Identity()
 
     def pool(self, instances: Tensor) -> Tensor:
         """(N, E) of one slide -> (E,)."""

@@ -8,6 +8,7 @@ from wsizoo.ops._dispatch import (
     use_backend,
     wished_backend,
 )
+from wsizoo.ops.attention_scores import attention_scores
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
@@ -16,9 +17,15 @@ from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
 from wsizoo.ops.products import chunks, outer, product
-from wsizoo.ops.rows import RowLinear, map_rows, observed, row_linear
+from wsizoo.ops.rows import RowLinear, RowSequential, map_rows, observed, row_linear, row_relu
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
-from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
+from wsizoo.ops.segment import (
+    segment_max,
+    segment_mean,
+    segment_pool,
+    segment_softmax,
+    segment_sum,
+)
 from wsizoo.ops.selective_scan import selective_scan
 from wsizoo.ops.soft_topk import SoftTopk, soft_topk
 from wsizoo.ops.sparse_conv import (
@@ -38,11 +45,13 @@ __all__ = [
     "OffsetBias",
     "Op",
     "RowLinear",
+    "RowSequential",
     "Rulebook",
     "SoftTopk",
     "Turns",
     "Windows",
     "alibi_slopes",
+    "attention_scores",
     "attention_weights",
     "causal_conv1d",
     "children",
@@ -61,10 +70,12 @@ __all__ = [
     "rotary_turns",
     "rotate",
     "row_linear",
+    "row_relu",
     "rulebook",
     "scratch",
     "segment_max",
     "segment_mean",
+    "segment_pool",
     "segment_softmax",
     "segment_sum",
     "selective_scan",

@@ -42,7 +42,14 @@ def scratch(*shape: int, like: Tensor) -> Tensor:
     if like.device.type != "cpu" or size < SMALLEST or (arena := _arena()) is None:
         return like.new_empty(shape)
     piece = arena.take(size)
-    return like.new_empty(shape) if piece is None else piece.view(like.dtype).view(shape)
+    if piece is None:
+        return like.new_empty(shape)
+    return piece.view(like.dtype).view(shape).data  # no view: autograd adds to it in place
+
+
+def zeros(like: Tensor) -> Tensor:
+    """As `scratch`, of the shape of `like`, and 0."""
+    return scratch(*like.shape, like=like).zero_()
 
 
 def give_back() -> None:

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from wsizoo.ops.memory import scratch
@@ -117,8 +116,12 @@ def _suits(left: Tensor, right: Tensor) -> bool:
 
 
 def _filled(x: Tensor) -> Tensor:
-    missing = -len(x) % UNIT
-    return F.pad(x, (0, 0, 0, missing)) if missing else x
+    n, missing = len(x), -len(x) % UNIT
+    if not missing:
+        return x
+    full = x.new_empty(n + missing, x.shape[1])
+    full[:n], full[n:] = x, 0
+    return full
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Sums, means, maxima and softmax over the slides of a packed batch.
+"""Sums, weighted sums, means, maxima and softmax over the slides of a packed batch.
 
 bfloat16 and float16 are summed in float32 and cast back: their own sums stop growing early.
 """
@@ -23,6 +23,24 @@ def segment_sum(values: Tensor, offsets: Tensor) -> Tensor:
         (B, ...); an empty slide gives 0.
     """
     return _sum(_wide(values), offsets).to(values.dtype)
+
+
+@op
+def segment_pool(weights: Tensor, values: Tensor, offsets: Tensor) -> Tensor:
+    """Weighted sums of each slide's rows.
+
+    Args:
+        weights: (N, K) float, K sums a slide. values: (N, E) float. offsets: (B+1,) int64.
+
+    Returns:
+        (B, K, E); an empty slide gives 0. Nothing of the size (N, K, E) is made.
+    """
+    dtype = torch.promote_types(weights.dtype, values.dtype)
+    if len(offsets) == 2:  # one slide
+        return (weights.t().to(dtype) @ values.to(dtype))[None]
+    wide = _wide(values)
+    sums = [_sum(each[:, None] * wide, offsets) for each in weights.unbind(1)]
+    return torch.stack(sums, 1).to(dtype)
 
 
 @op

@@ -63,7 +63,7 @@ def read(case, name):
     output, terms = losses(model, bag)
     instances, raw, weights = attention(model, x, bag)
     chosen = aggregator.chosen(raw, label)
-    judged = {i: aggregator.judged(instances[index], i) for i, (index, _) in chosen.items()}
+    judged = {i: aggregator.judged(instances[index])[:, i] for i, (index, _) in chosen.items()}
     found = {
         "out.logits": output.logits[None],
         "out.prob": output.logits.softmax(0)[None],
@@ -80,7 +80,7 @@ def read(case, name):
         "out.total_loss": terms["task"] + terms["instances"],
     }
     aggregator.criterion = LOSSES["svm"]
-    found["out.instance_loss_svm"] = aggregator.instance_loss(raw, instances, label)
+    found["out.instance_loss_svm"] = aggregator.instance_loss([raw], instances, [label])
     R.backward(case, found)
     return {**found, "grad.x": x.grad, **R.gradients(model, ClamOfficial())}
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import wsizoo
 from wsizoo import Bag, BagBatch
+from wsizoo.ops import products, use_backend
 
 GOLDEN = Path(__file__).parent / "golden"
 CLASSES = "head.classes=[a,b,c]"
@@ -143,6 +144,30 @@ def test_scores_are_made_when_somebody_asks(name):
     for output in (model(bag_of(9)), model.forward_packed(BagBatch.pack([bag_of(9), bag_of(4)]))):
         assert callable(output.scores_given)
         assert not output.scores.requires_grad
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_the_fast_products_have_the_gradients_of_the_reference(name, monkeypatch):
+    monkeypatch.setattr(products, "SMALL", 0)  # they are for small bags too
+    model = without_dropout(made(name, CLASSES))
+    batch = BagBatch.pack([bag_of(n, seed=n, label=n % 3) for n in (30, 600, 9)])
+    model.start_training(1, batch)
+    before, found = {k: v.clone() for k, v in model.state_dict().items()}, {}
+    for backend in ("auto", "reference"):
+        model.load_state_dict(before)
+        torch.manual_seed(0)
+        model.zero_grad()
+        with use_backend(backend):
+            sum(model.losses(model.forward_packed(batch), batch).values()).backward()
+        found[backend] = {k: p.grad for k, p in model.named_parameters()}
+    torch.testing.assert_close(found["auto"], found["reference"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["clam-sb-uni", "clam-mb-uni"])
+def test_the_patches_loss_of_clam_may_be_differentiated_alone(name):
+    model, bag = made(name, CLASSES).train(), bag_of(40, label=1)
+    model.losses(model(bag), bag)["instances"].backward()
+    assert float(model.aggregator.embed[0].weight.grad.abs().sum()) > 0
 
 
 def record(name):

@@ -38,7 +38,7 @@ def test_scores_of_several_rows(activation, gated):
 
 def test_sums_are_weighted_slide_by_slide():
     scores, h = torch.randn(7, 2), torch.randn(7, 3)
-    weights, sums = pooled(scores.split([4, 3]), h.split([4, 3]))
+    weights, sums = pooled(scores.split([4, 3]), h)
     torch.testing.assert_close(weights[1], scores[4:].softmax(0))
     expected = (scores[:4].softmax(0)[:, :, None] * h[:4, None]).sum(0)
     torch.testing.assert_close(sums[0], expected)

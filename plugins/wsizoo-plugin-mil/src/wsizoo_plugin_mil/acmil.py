@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.mil.options import check_heads, check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -79,7 +79,7 @@ class AcmilGA(Packed):
         dim = self.out_dim
         self.branches, self.masked, self.mask_drop = branches, masked, mask_drop
         self.outputs = n_outputs or 0
-        self.embed = nn.Sequential(RowLinear(self.in_dim, dim, bias=False), nn.ReLU())
+        self.embed = RowSequential(RowLinear(self.in_dim, dim, bias=False), nn.ReLU())
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
         self.branch = None
         if n_outputs and branches > 1:

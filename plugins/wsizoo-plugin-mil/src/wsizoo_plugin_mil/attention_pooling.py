@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from wsizoo.errors import SpecError
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, attention_scores, segment_pool
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -54,25 +54,23 @@ class AttentionScores(nn.Module):
         self.activation = activation
 
     def forward(self, instances: Tensor) -> Tensor:
-        hidden = self.drop(ACTIVATIONS[self.activation](self.value(instances)))  # (N, hidden)
-        if self.gate is not None:
-            hidden = hidden * self.drop(torch.sigmoid(self.gate(instances)))
-        return cast(Tensor, self.score(hidden))
+        activation = ACTIVATIONS[self.activation]
+        return attention_scores(instances, self.value, self.gate, self.score, self.drop, activation)
 
 
-def pooled(
-    scores: Sequence[Tensor], instances: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
+def pooled(scores: Sequence[Tensor], instances: Tensor) -> tuple[list[Tensor], Tensor]:
     """Softmax over the patches of each slide, and the sums that it weighs.
 
     Args:
-        scores: (n, K) of each slide. instances: (n, E) of each slide.
+        scores: (n, K) of each slide. instances: (N_total, E) of all, in their order.
 
     Returns:
-        weights (n, K) and sums (K, E) of each slide. Nothing of the size (N, K, E) is made.
+        weights (n, K) of each slide, and the sums (B, K, E).
     """
     weights = [torch.softmax(one, 0) for one in scores]
-    return weights, [w.t() @ h for w, h in zip(weights, instances, strict=True)]
+    ends = itertools.accumulate(len(one) for one in scores)
+    offsets = torch.tensor([0, *ends], device=instances.device)
+    return weights, segment_pool(torch.cat(weights), instances, offsets)
 
 
 def of_best_class(weights: Sequence[Tensor], logits: Tensor | None) -> list[Tensor]:

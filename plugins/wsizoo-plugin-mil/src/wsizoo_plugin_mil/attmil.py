@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, pooled
 from wsizoo_plugin_mil.packed import Packed, split
 
@@ -41,7 +41,7 @@ class AttMIL(Packed):
         check_sizes("attMIL", dim=dim, attention=attention)
         check_shares("attMIL", dropout=dropout)
         super().__init__(in_dim, dim)
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
+        self.embed = RowSequential(RowLinear(in_dim, dim), nn.ReLU())
         self.attention = AttentionScores(dim, attention, gated=False)
         self.norm = nn.BatchNorm1d(dim)
         self.drop = nn.Dropout(dropout)
@@ -49,8 +49,8 @@ class AttMIL(Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         instances = self.embed(features)  # (N_total, E)
         raw = split(self.attention(instances), bags)
-        weights, sums = pooled(raw, split(instances, bags))
-        slide = torch.cat(sums)  # (B, E)
+        weights, sums = pooled(raw, instances)
+        slide = sums[:, 0]  # (B, E)
         if len(slide) > 1:
             slide = self.norm(slide)
         else:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, label_of, split
@@ -92,7 +93,7 @@ class ClamSB(Packed):
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
         self.criterion = LOSSES[instance_loss]
         embedded = 0.0 if variant == "mil-lab" else dropout
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
+        self.embed = RowSequential(RowLinear(in_dim, dim), nn.ReLU(), nn.Dropout(embedded))
         self.attention = AttentionScores(dim, attention, rows, gated, score_dropout)
         self.classes = 2 if n_outputs == 1 else n_outputs or 0  # one logit is of two classes
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
@@ -101,10 +102,8 @@ class ClamSB(Packed):
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         instances = self.embed(features)  # (N_total, E)
-        parts = split(instances, bags)
         raw = split(self.attention(instances), bags)  # (n, rows) of each slide
-        weights, sums = pooled(raw, parts)
-        rows = torch.stack(sums)  # (B, rows, E)
+        weights, rows = pooled(raw, instances)  # rows: (B, rows, E)
         logits = self.logits(rows)
         found = Aggregated(
             slide=rows.flatten(1),
@@ -113,7 +112,7 @@ class ClamSB(Packed):
             logits=logits,
         )
         if self.training and self.judge is not None:
-            self.teach(found, raw, parts, bags)
+            self.teach(found, raw, instances, bags)
         return found
 
     def logits(self, rows: Tensor) -> Tensor | None:
@@ -125,39 +124,52 @@ class ClamSB(Packed):
         return (rows * self.classify.weight).sum(2) + self.classify.bias
 
     def teach(
-        self, found: Aggregated, raw: Sequence[Tensor], parts: Sequence[Tensor], bags: Sequence[Bag]
+        self, found: Aggregated, raw: Sequence[Tensor], instances: Tensor, bags: Sequence[Bag]
     ) -> None:
-        """Add the instance loss, the mean over the slides that state a label."""
+        """Add the instance loss, the mean over the slides, of which some state no label."""
         labels = [label_of(bag, self.classes) for bag in bags]
-        terms = [
-            self.instance_loss(scores.t(), patches, label)
-            for scores, patches, label in zip(raw, parts, labels, strict=True)
-            if label is not None
-        ]
-        if terms:
+        total = self.instance_loss([scores.t() for scores in raw], instances, labels)
+        if total is not None:
+            # the slide's part is 0: of this loss alone the patches' gradient would be sparse
+            mean = total / len(bags) + 0 * found.slide.sum()
             found.task_weight = self.bag_weight
-            found.losses = {
-                "instances": (1 - self.bag_weight) * torch.stack(terms).sum() / len(bags)
-            }
+            found.losses = {"instances": (1 - self.bag_weight) * mean}
 
-    def instance_loss(self, scores: Tensor, patches: Tensor, label: int) -> Tensor:
-        """scores: (rows, n), before their softmax. patches: (n, E)."""
+    def instance_loss(
+        self, scores: Sequence[Tensor], instances: Tensor, labels: Sequence[int | None]
+    ) -> Tensor | None:
+        """The sum over the slides that have a label; None where none has.
+
+        Args:
+            scores: (rows, n) of each slide, before their softmax. instances: (N_total, E).
+        """
+        taught, rows, first = [], [], 0
+        for each, label in zip(scores, labels, strict=True):
+            for i, (index, target) in self.chosen(each, label).items():
+                taught.append((i, target))
+                rows.append(first + index)
+            first += each.shape[1]
+        if not rows:
+            return None
+        # as instances[...], whose gradient would be as large as all instances
+        patches = F.embedding(torch.cat(rows), instances, sparse=True)
+        parts = self.judged(patches).split([len(index) for index in rows])
         terms = [
-            self.criterion(self.judged(patches[index], i), target)
-            for i, (index, target) in self.chosen(scores, label).items()
+            self.criterion(part[:, i], target)
+            for part, (i, target) in zip(parts, taught, strict=True)
         ]
         total = torch.stack(terms).sum()
         return total / self.classes if self.subtyping else total
 
-    def judged(self, patches: Tensor, i: int) -> Tensor:
-        """(n, E) -> (n, 2): out of class i, and in it."""
+    def judged(self, patches: Tensor) -> Tensor:
+        """(n, E) -> (n, classes, 2): out of each class, and in it."""
         assert self.judge is not None
-        return self.judge(patches).unflatten(1, (self.classes, 2))[:, i]  # type: ignore[no-any-return]
+        return self.judge(patches).unflatten(1, (self.classes, 2))  # type: ignore[no-any-return]
 
-    def chosen(self, scores: Tensor, label: int) -> dict[int, tuple[Tensor, Tensor]]:
+    def chosen(self, scores: Tensor, label: int | None) -> dict[int, tuple[Tensor, Tensor]]:
         """For each class that is taught: which patches, and which of them are in it (1) or not."""
         found = {}
-        for i in range(self.classes):
+        for i in range(0 if label is None else self.classes):
             row = scores[i if len(scores) > 1 else 0]
             best = highest(row, self.k)
             out = torch.zeros_like(best)

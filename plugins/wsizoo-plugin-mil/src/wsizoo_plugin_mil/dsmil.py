@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import of_best_class
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -75,12 +75,12 @@ class DSMIL(Packed):
         super().__init__(in_dim, rows * width)
         lab, q = variant == "mil-lab", set_to["query"]
         self.embed = (
-            nn.Sequential(RowLinear(in_dim, width), nn.ReLU()) if set_to["dim"] else nn.Identity()
+            RowSequential(RowLinear(in_dim, width), nn.ReLU()) if set_to["dim"] else nn.Identity()
         )
         self.instance = nn.Linear(width, rows)
         self.query: nn.Module = RowLinear(width, q)
         if set_to["nonlinear"]:
-            self.query = nn.Sequential(self.query, nn.ReLU(), RowLinear(q, q), nn.Tanh())
+            self.query = RowSequential(self.query, nn.ReLU(), RowLinear(q, q), nn.Tanh())
         self.drop = nn.Dropout(dropout_v)
         self.value = RowLinear(width, width) if set_to["passing_v"] else None
         self.value_act = nn.Identity() if lab else nn.ReLU()

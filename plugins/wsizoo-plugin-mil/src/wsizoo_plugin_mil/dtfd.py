@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -96,7 +96,7 @@ class DTFD(Packed):
         self.groups, self.per_group, self.distill = groups, total // groups, distill
         self.published, self.survival = compat == "published", task == SURVIVAL
         self.shuffles, self.bag_weight, self.mixed = shuffles, bag_weight, variant == "mil-lab"
-        self.embed = nn.Sequential(RowLinear(in_dim, dim, bias=self.mixed), nn.ReLU())
+        self.embed = RowSequential(RowLinear(in_dim, dim, bias=self.mixed), nn.ReLU())
         self.blocks = nn.Sequential(*(Residual(dim) for _ in range(set_to["residuals"])))
         self.attention = AttentionScores(dim, attention, dropout=set_to["dropout"])
         self.drop = nn.Dropout(set_to["dropout"])

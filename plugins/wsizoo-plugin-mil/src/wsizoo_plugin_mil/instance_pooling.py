@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_shares, check_sizes
-from wsizoo.ops import RowLinear, segment_max, segment_mean
+from wsizoo.ops import RowLinear, RowSequential, segment_max, segment_mean
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -57,7 +57,7 @@ class MeanInstance(Packed):
         check_sizes(type(self).__name__, dim=dim)
         check_shares(type(self).__name__, dropout=dropout)
         super().__init__(in_dim, dim)
-        self.embed = nn.Sequential(
+        self.embed = RowSequential(
             RowLinear(in_dim, dim), EMBEDDING_ACTIVATIONS[activation](), nn.Dropout(dropout)
         )
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None

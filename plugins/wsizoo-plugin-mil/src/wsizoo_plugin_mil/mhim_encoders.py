@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wsizoo import Bag
 from wsizoo.mil.options import check_heads
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.dsmil import DSMIL, critical_patches
 from wsizoo_plugin_mil.initialisation import begin
@@ -78,7 +78,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         act = EMBEDDING_ACTIVATIONS[activation]()
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
+        self.embed = RowSequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
         self.encoder = encoder
         begin(self, "xavier")
 
@@ -103,7 +103,7 @@ class AttentionEncoder(nn.Module):
         self.classify = nn.Linear(dim, n_outputs) if n_outputs else None
 
     def forward(self, tokens: Tensor) -> Encoded:
-        (weights,), (rows,) = pooled([self.scores(tokens)], [tokens])  # (n, 1), (1, E)
+        (weights,), (rows,) = pooled([self.scores(tokens)], tokens)  # (n, 1), (1, E)
         classify = self.classify
         if classify is None:
             return Encoded(rows, None, lambda: weights[:, 0], weights.t)

@@ -43,6 +43,8 @@ class Packed(Aggregator):
 
 def split(rows: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, ...]:
     """(N_total, ...) -> the rows of each slide, as views."""
+    if len(bags) == 1:
+        return (rows,)
     return torch.split(rows, [len(bag) for bag in bags])
 
 

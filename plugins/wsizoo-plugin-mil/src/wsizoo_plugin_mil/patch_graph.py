@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.mil.options import check_shares
-from wsizoo.ops import RowLinear, segment_mean, transpose_rulebook
+from wsizoo.ops import RowLinear, RowSequential, segment_mean, transpose_rulebook
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, projections
 
@@ -97,7 +97,7 @@ class OnGraph(Packed):
     def __init__(self, in_dim: int, dim: int, layers: Sequence[nn.Module], dropout: float) -> None:
         check_shares(type(self).__name__, dropout=dropout)
         super().__init__(in_dim, dim)
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
+        self.embed = RowSequential(RowLinear(in_dim, dim), nn.ReLU())
         self.layers = nn.ModuleList(layers)
         self.drop = nn.Dropout(dropout)
         begin(self, "xavier")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_heads, check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import Packed, split
@@ -118,7 +118,7 @@ class RRT(Packed):
         self.lab = lab = variant == "mil-lab"
         self.shortcut = shortcut and not lab
         act = EMBEDDING_ACTIVATIONS[embed_activation]()
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
+        self.embed = RowSequential(RowLinear(in_dim, dim), act, nn.Dropout(dropout))
         made = (
             [NystromLayer(dim, heads, 0.0, dim_head, LANDMARKS) for _ in range(layers)]
             if lab
@@ -132,9 +132,9 @@ class RRT(Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         parts = [self.steps(part)[-1] for part in split(self.embed(features), bags)]
         instances = torch.cat(parts)  # (N_total, E)
-        weights, sums = pooled(split(self.attention(instances), bags), parts)
+        weights, sums = pooled(split(self.attention(instances), bags), instances)
         return Aggregated(
-            slide=torch.cat(sums),
+            slide=sums[:, 0],
             scores=lambda: torch.cat([each.detach()[:, 0] for each in weights]),
             instances=instances,
         )

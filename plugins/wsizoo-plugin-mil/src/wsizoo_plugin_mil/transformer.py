@@ -12,7 +12,7 @@ from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.embedding import layers as embedding
 from wsizoo.mil.options import check_heads, check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, weights
 from wsizoo_plugin_mil.packed import Packed
@@ -28,7 +28,7 @@ class Block(nn.Module):
         self.norm = nn.LayerNorm(dim)
         self.attention = Multihead(dim, heads, dropout)
         self.norm2 = nn.LayerNorm(dim) if mlp else None
-        self.mlp = nn.Sequential(
+        self.mlp = RowSequential(
             *(RowLinear(dim, mlp), nn.ReLU(), nn.Dropout(dropout), RowLinear(mlp, dim), nn.ReLU())
             if mlp
             else ()
@@ -89,7 +89,7 @@ class Transformer(Packed):
             raise SpecError(f"Transformer's compat is {compat!r}, expected null or {COMPAT}")
         super().__init__(in_dim, dim)
         self.slip = compat == COMPAT
-        self.embed = nn.Sequential(*embedding([in_dim, *hidden, dim], dropout, last=0.0))
+        self.embed = RowSequential(*embedding([in_dim, *hidden, dim], dropout, last=0.0))
         self.token = nn.Parameter(torch.randn(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, mlp, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(dim)

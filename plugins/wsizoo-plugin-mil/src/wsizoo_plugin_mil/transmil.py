@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_heads, check_shares, check_sizes
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import Factors, NystromAttention
 from wsizoo_plugin_mil.ppeg import PPEG
@@ -88,7 +88,7 @@ class TransMIL(Aggregator):
             raise SpecError(f"TransMIL's dim is {dim}, expected twice its landmarks")
         super().__init__(in_dim, dim)
         self.by_product = variant == "mil-lab"
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), nn.ReLU())
+        self.embed = RowSequential(RowLinear(in_dim, dim), nn.ReLU())
         self.token = nn.Parameter(torch.randn(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
         self.positions = PPEG(dim)

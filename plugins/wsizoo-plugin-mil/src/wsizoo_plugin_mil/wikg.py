@@ -14,7 +14,7 @@ from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
 from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.mil.pooling import projection
-from wsizoo.ops import RowLinear
+from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.neighbours import most_similar
 from wsizoo_plugin_mil.packed import Packed, split
@@ -81,7 +81,7 @@ class WiKG(Packed):
         self.k, self.mix, self.pool = told["k"], mix, told["pool"]
         self.lab = variant == "mil-lab"
         act: nn.Module = nn.ReLU() if self.lab else nn.LeakyReLU()
-        self.embed = nn.Sequential(RowLinear(in_dim, dim), act)
+        self.embed = RowSequential(RowLinear(in_dim, dim), act)
         self.head, self.tail = RowLinear(dim, dim), RowLinear(dim, dim)
         wide = 2 * dim if mix == "sage" else dim
         self.mixes = nn.ModuleList(RowLinear(wide, dim) for _ in range(MIXES[mix]))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.errors import SpecError
+from wsizoo.ops import attention_scores
 from wsizoo.selection import check_option
 
 ROWS = 1024  # of a chunk where no gradient is asked for: its numbers stay in the cache
@@ -102,11 +103,7 @@ class Gated(Scorer):
 
     def rows(self, features: Tensor, shared: Tensor | None) -> Tensor:
         embedded = self.embed(features)  # (n, E)
-        hidden = torch.tanh(self.value(embedded))  # (n, h)
-        if self.gate is not None:
-            hidden = hidden * torch.sigmoid(self.gate(embedded))
-        found: Tensor = self.score(hidden)[:, 0]
-        return found
+        return attention_scores(embedded, self.value, self.gate, self.score)[:, 0]
 
 
 class Transformer(Scorer):
