@@ -8,6 +8,7 @@ from wsizoo.ops._dispatch import (
     use_backend,
     wished_backend,
 )
+from wsizoo.ops.attention import attention
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
@@ -43,6 +44,7 @@ __all__ = [
     "Turns",
     "Windows",
     "alibi_slopes",
+    "attention",
     "attention_weights",
     "causal_conv1d",
     "children",
