@@ -11,6 +11,7 @@ from wsizoo.ops._dispatch import (
 from wsizoo.ops.attention import attention
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
+from wsizoo.ops.dropout import Dropout
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.hard_topk import hard_topk
 from wsizoo.ops.memory import scratch
@@ -33,6 +34,7 @@ from wsizoo.ops.sparse_conv import (
 __all__ = [
     "ROTARY_BASE",
     "Disk",
+    "Dropout",
     "Everywhere",
     "Grids",
     "Neighbourhood",

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsizoo.ops.draws import Draws
 from wsizoo.ops.grid_attention import OffsetBias, check_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
@@ -58,41 +59,4 @@ def wide(values: Tensor) -> Tensor:
 def keep_mask(like: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
     """A bool mask of this shape, False with probability `dropout` to 1.5e-5."""
     kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
-    return Dropout(dropout, generator).into(kept)
-
-
-class Dropout:
-    """Draws of which entries of a tensor are kept.
-
-    Entries are dropped by random integers below a bound: of 8 bits where the share is a multiple
-    of 1/256, so 8 of 64 random bits; else of 16 bits. The share is exact, or to 1.5e-5.
-
-    Args:
-        share: of what is dropped, in [0, 1). generator: None: torch's own.
-    """
-
-    def __init__(self, share: float, generator: torch.Generator | None = None) -> None:
-        self.bits = 8 if (share * 256).is_integer() else 16
-        self.bound, self.generator = round(share * (1 << self.bits)), generator
-
-    @classmethod
-    def of(cls, share: float, seed: int, device: torch.device | str = "cpu") -> Dropout | None:
-        """The draws of a seed; None where nothing is dropped."""
-        return cls(share, torch.Generator(device).manual_seed(seed)) if share else None
-
-    @property
-    def kept(self) -> float:
-        """The probability that an entry is kept."""
-        return 1 - self.bound / (1 << self.bits)
-
-    def keep(self, like: Tensor) -> Tensor:
-        """1 where an entry is kept, else 0, of shape and dtype of `like`."""
-        return self.into(torch.empty_like(like, memory_format=torch.contiguous_format))
-
-    def into(self, out: Tensor) -> Tensor:
-        """The same in this memory, of any dtype."""
-        words = torch.empty(-(-out.numel() * self.bits // 64), dtype=torch.int64, device=out.device)
-        words.random_(-(1 << 63), None, generator=self.generator)
-        of = {8: torch.int8, 16: torch.int16}[self.bits]
-        draws = words.view(of)[: out.numel()].view(out.shape)
-        return torch.ge(draws, self.bound - (1 << (self.bits - 1)), out=out)
+    return Draws(dropout, generator).into(kept)

@@ -25,7 +25,8 @@ from torch.autograd.function import once_differentiable
 
 from wsizoo.ops._dispatch import under_torch_func
 from wsizoo.ops.attention import check_attention
-from wsizoo.ops.base_2 import LN_2, LOG2_E, Dropout
+from wsizoo.ops.base_2 import LN_2, LOG2_E
+from wsizoo.ops.draws import Draws, new_seed
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.products import exact
 
@@ -41,7 +42,7 @@ class _Head:
         q: (m, d). k: (n, d). v: (n, e). dropout: of its weights; they are drawn tile by tile.
     """
 
-    def __init__(self, q: Tensor, k: Tensor, v: Tensor, dropout: Dropout | None) -> None:
+    def __init__(self, q: Tensor, k: Tensor, v: Tensor, dropout: Draws | None) -> None:
         self.q = _filled(q * (LOG2_E / math.sqrt(q.shape[1])))
         self.k, self.v, self.n, self.dropout = _filled(k), _filled(v), len(k), dropout
         self.keys, self.queries = slices(len(self.k), KEYS), slices(len(self.q), QUERIES)
@@ -133,8 +134,8 @@ def _side_by_side(x: Tensor) -> Tensor:
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
-        ctx.drawn = dropout, int(torch.randint(1 << 62, ())) if dropout else 0
-        draws = Dropout.of(*ctx.drawn)
+        ctx.drawn = dropout, new_seed(dropout)
+        draws = Draws.of(*ctx.drawn)
         out = _side_by_side(q[..., :1].expand(*q.shape[:-1], v.shape[-1]))
         lse = q.new_empty(q.shape[:-1])
         for at in _places(q.shape[:-2]):
@@ -146,7 +147,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
-        draws = Dropout.of(*ctx.drawn)
+        draws = Draws.of(*ctx.drawn)
         slopes = [_side_by_side(x) for x in (q, k, v)]
         for at in _places(q.shape[:-2]):
             made = _Head(q[at], k[at], v[at], draws).backward(out[at], lse[at], slope[at])

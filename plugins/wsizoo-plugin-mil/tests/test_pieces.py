@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from wsizoo_plugin_mil.along import along
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
-from wsizoo_plugin_mil.nystrom import NystromAttention, along, pseudo_inverse
+from wsizoo_plugin_mil.nystrom import NystromAttention, pseudo_inverse
 from wsizoo_plugin_mil.packed import label_of
 from wsizoo_plugin_mil.ppeg import PPEG
 from wsizoo_plugin_mil.smooth_svm import smooth_top1_svm
