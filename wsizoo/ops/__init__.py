@@ -14,10 +14,10 @@ from wsizoo.ops.disks import Disk, Everywhere
 from wsizoo.ops.dropout import Dropout
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.hard_topk import hard_topk
-from wsizoo.ops.memory import scratch
+from wsizoo.ops.memory import scratch, side_by_side
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
-from wsizoo.ops.products import chunks, outer, product
+from wsizoo.ops.products import chunks, outer, product, stacked
 from wsizoo.ops.rows import RowLinear, map_rows, observed, row_linear
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import segment_max, segment_mean, segment_softmax, segment_sum
@@ -72,9 +72,11 @@ __all__ = [
     "segment_softmax",
     "segment_sum",
     "selective_scan",
+    "side_by_side",
     "soft_topk",
     "sparse_conv2d",
     "sparse_conv_transpose2d",
+    "stacked",
     "transpose_rulebook",
     "under_torch_func",
     "use_backend",

@@ -31,8 +31,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     Source: Vaswani et al., NeurIPS 2017, Section 3.2, https://arxiv.org/abs/1706.03762
     """
     check_attention(q, k, v, dropout)
-    attended: Tensor = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
-    return attended
+    rows = [x[None] if x.ndim == 3 else x for x in (q, k, v)]  # of three axes torch holds weights
+    attended = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
+    return attended.view(*q.shape[:-1], v.shape[-1])
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:

@@ -27,12 +27,13 @@ from wsizoo.ops._dispatch import under_torch_func
 from wsizoo.ops.attention import check_attention
 from wsizoo.ops.base_2 import LN_2, LOG2_E
 from wsizoo.ops.draws import Draws, new_seed
-from wsizoo.ops.memory import scratch
+from wsizoo.ops.memory import scratch, side_by_side
 from wsizoo.ops.products import exact
 
 KEYS, QUERIES = 1024, 256  # of a tile
 UNIT = 128  # rows are filled up to multiples of it, so that products have few shapes
 SAFE = 60.0
+FEW = 1 << 16  # pairs below which torch's kernel takes less time
 
 
 class _Head:
@@ -45,7 +46,10 @@ class _Head:
     def __init__(self, q: Tensor, k: Tensor, v: Tensor, dropout: Draws | None) -> None:
         self.q = _filled(q * (LOG2_E / math.sqrt(q.shape[1])))
         self.k, self.v, self.n, self.dropout = _filled(k), _filled(v), len(k), dropout
-        self.keys, self.queries = slices(len(self.k), KEYS), slices(len(self.q), QUERIES)
+        self.keys = _slices(len(self.k), KEYS)
+        # a whole unit of them, and more where keys are few
+        wide = KEYS * QUERIES // min(KEYS, len(self.k))
+        self.queries = _slices(len(self.q), wide - wide % UNIT)
         longest = (x.square().sum(1).amax().sqrt() for x in (self.q, self.k))
         self.safe = bool(math.prod(longest) <= SAFE)  # False also of NaN
 
@@ -84,36 +88,38 @@ class _Head:
             n = len(out[queries])
             out[queries], lse[queries] = mixed.t()[:n], level[:n]
 
-    def backward(self, out: Tensor, lse: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of q, k and v for `slope`, that of the output."""
-        slope, lse, delta = _filled(slope), _filled(lse), _filled(torch.linalg.vecdot(slope, out))
+    def backward(
+        self, out: Tensor | None, lse: Tensor, slope: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v for `slope`, that of the output.
+
+        Args:
+            out: None where all keys are in one tile, which tells the inner product of both.
+        """
+        inner = None if out is None else _filled(torch.linalg.vecdot(slope, out))
+        slope, lse = _filled(slope), _filled(lse)
         if self.dropout is not None:
             slope /= self.dropout.kept
         keyed = [self.k[keys].t().contiguous() for keys in self.keys]  # (d, K)
         of_q, of_k, of_v = (scratch(*x.shape, like=x).zero_() for x in (self.q, self.k, self.v))
         for queries in self.queries:
-            q, given, inner = self.q[queries], slope[queries], delta[queries]
+            q, given = self.q[queries], slope[queries]
             mine = q.new_zeros(q.shape[::-1])
             for keys, key in zip(self.keys, keyed, strict=True):
-                weights = self.weights(keys, queries, lse[queries])
-                kept, of_scores = self._slopes(weights, self.v[keys], given, inner)
+                weights = kept = self.weights(keys, queries, lse[queries])
+                if self.dropout is not None:
+                    kept = self.dropout.keep(weights).mul_(weights)
+                of_scores = exact(self.v[keys], given.t(), times=kept)
+                whole = of_scores.sum(0) if inner is None else inner[queries]
+                of_scores.addcmul_(weights, whole, value=-1)
                 of_v[keys] = exact(kept, given, added=of_v[keys])
                 of_k[keys] = exact(of_scores, q, added=of_k[keys])
                 mine = exact(key, of_scores, added=mine)
             of_q[queries] = mine.t()
         return of_q.mul_(1 / math.sqrt(q.shape[1])), of_k.mul_(LN_2), of_v
 
-    def _slopes(
-        self, weights: Tensor, v: Tensor, given: Tensor, inner: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(K, L) the weights that are not dropped, and the gradient of the scores."""
-        if self.dropout is None:
-            return weights, exact(v, given.t(), -inner, times=weights)
-        kept = self.dropout.keep(weights).mul_(weights)
-        return kept, exact(v, given.t(), times=kept).addcmul_(weights, inner, value=-1)
 
-
-def slices(size: int, step: int) -> list[slice]:
+def _slices(size: int, step: int) -> list[slice]:
     return [slice(at, min(at + step, size)) for at in range(0, size, step)]
 
 
@@ -125,22 +131,16 @@ def _places(lead: torch.Size) -> Iterator[tuple[int, ...]]:
     return itertools.product(*map(range, lead))
 
 
-def _side_by_side(x: Tensor) -> Tensor:
-    """Memory for (..., H, n, e), of which the heads of a row lie side by side."""
-    *lead, heads, n, e = x.shape
-    return scratch(*lead, n, heads, e, like=x).transpose(-3, -2).data
-
-
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout: float) -> Tensor:
         ctx.drawn = dropout, new_seed(dropout)
         draws = Draws.of(*ctx.drawn)
-        out = _side_by_side(q[..., :1].expand(*q.shape[:-1], v.shape[-1]))
+        out = side_by_side(q, v.shape[-1])
         lse = q.new_empty(q.shape[:-1])
         for at in _places(q.shape[:-2]):
             _Head(q[at], k[at], v[at], draws).attend(out[at], lse[at])
-        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.save_for_backward(q, k, v, out if k.shape[-2] > KEYS else None, lse)
         return out
 
     @staticmethod
@@ -148,9 +148,10 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, lse = ctx.saved_tensors
         draws = Draws.of(*ctx.drawn)
-        slopes = [_side_by_side(x) for x in (q, k, v)]
+        slopes = [side_by_side(x) for x in (q, k, v)]
         for at in _places(q.shape[:-2]):
-            made = _Head(q[at], k[at], v[at], draws).backward(out[at], lse[at], slope[at])
+            mixed = None if out is None else out[at]
+            made = _Head(q[at], k[at], v[at], draws).backward(mixed, lse[at], slope[at])
             for whole, own in zip(slopes, made, strict=True):
                 whole[at] = own[: whole.shape[-2]]
         return *slopes, None
@@ -162,15 +163,17 @@ def why_not(
     v: Tensor | None = None,
     dropout: float = 0.0,
 ) -> str | None:
-    """It needs a CPU, one of two dtypes, and rows."""
+    """It needs a CPU, one of two dtypes, and many pairs."""
     if under_torch_func() or torch.is_autocast_enabled("cpu"):
         return "torch.func and autocast run the reference only"
     given = [x for x in (q, k, v) if x is not None]
+    if len(given) == 3 and given[0].shape[-2] * given[1].shape[-2] < FEW:
+        return f"of fewer than {FEW} pairs"
     if any(x.device.type != "cpu" for x in given):
         return "it runs on CPUs only"
     if any(x.dtype not in (torch.float32, torch.float64) for x in given):
         return "it takes float32 and float64"
-    return None if all(x.numel() for x in given) else "there is nobody to attend"
+    return None
 
 
 def attention_tiled(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:

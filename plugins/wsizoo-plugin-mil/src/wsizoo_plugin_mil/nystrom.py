@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
-from wsizoo.ops import Dropout, RowLinear, attention, observed, row_linear
+from wsizoo.ops import Dropout, RowLinear, attention, observed, row_linear, stacked
 from wsizoo_plugin_mil.along import along
 
 EPS = 1e-8
@@ -142,18 +144,49 @@ def weights(q: Tensor, k: Tensor, rows: Tensor | None, columns: Tensor | None) -
 def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
     """Of the last two axes, by iterations that do not fully converge; scaled by maxima over all.
 
-    Of an iteration its result alone is kept for the backward pass, which does the rest again.
+    Of an iteration its result alone is kept for the backward pass, which makes the rest again.
     """
     size = a.abs()
     z = a.mT / (size.sum(-1).max() * size.sum(-2).max())
+    apply: Any = _Iteration.apply
+    nearer = _nearer if observed() else apply
     for _ in range(iterations):
-        if observed():
-            z = _nearer(a, z)
-        else:
-            z = checkpoint(_nearer, a, z, use_reentrant=False, preserve_rng_state=False)
+        z = nearer(a, z)
     return z
 
 
 def _nearer(a: Tensor, z: Tensor) -> Tensor:
-    one, y = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), a @ z
-    return 0.25 * z @ (13 * one - y @ (15 * one - y @ (7 * one - y)))
+    r = _terms(a, z)[-1]
+    return 0.25 * _times(z, r)
+
+
+def _terms(a: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """y = a z, p = 7 - y, q = 15 - y p, r = 13 - y q, of numbers that stand for the unit matrix."""
+    one, y = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), _times(a, z)
+    p = 7 * one - y
+    q = 15 * one - _times(y, p)
+    return y, p, q, 13 * one - _times(y, q)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    if observed():
+        return a @ b
+    return stacked(a.flatten(0, -3), b.flatten(0, -3)).view(a.shape)
+
+
+class _Iteration(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(a, z)
+        return _nearer(a, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        a, z = ctx.saved_tensors
+        y, p, q, r = _terms(a, z)
+        of_r = _times(z.mT, slope).mul_(0.25)
+        of_q = -_times(y.mT, of_r)
+        of_p = -_times(y.mT, of_q)
+        of_y = -(_times(of_r, q.mT) + _times(of_q, p.mT) + of_p)
+        return _times(of_y, z.mT), _times(slope, r.mT).mul_(0.25).add_(_times(a.mT, of_y))
