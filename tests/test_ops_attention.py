@@ -82,10 +82,10 @@ def test_all_sizes_cross_tiles(m: int, n: int, scale: float, shift: float) -> No
     torch.testing.assert_close((ours, *found), (theirs, *wanted), rtol=1e-8, atol=1e-9)
 
 
-@pytest.mark.parametrize("n", [5, 21])  # keys of one tile, and of three
+@pytest.mark.parametrize("n", [5, 17])  # keys of one tile, and of three
 @pytest.mark.parametrize("dropout", [0.0, 0.25, 0.1])
 def test_gradients_are_of_the_weights_that_were_drawn(small: None, n: int, dropout: float) -> None:
-    leaves = [x.double().requires_grad_() for x in rows(19, n)]
+    leaves = [x.double().requires_grad_() for x in rows(11, n, d=3, e=2)]
     assert torch.autograd.gradcheck(functools.partial(seeded, TILED, dropout), leaves)
 
 
@@ -163,7 +163,9 @@ def test_heads_of_a_row_lie_side_by_side() -> None:
 def test_whoever_cannot_take_tiles_gets_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = rows(6, 7)
     expected = explicit(q, k, v)
-    torch.testing.assert_close(torch.func.vmap(attention)(q[:, None], k[:, None], v[:, None])[:, 0], expected)
+    torch.testing.assert_close(
+        torch.func.vmap(attention)(q[:, None], k[:, None], v[:, None])[:, 0], expected
+    )
     with torch.autocast("cpu", torch.bfloat16):
         assert attention(q, k, v).shape == expected.shape
     with use_backend("reference"):

@@ -31,9 +31,9 @@ def attention(q: Tensor, k: Tensor, v: Tensor, dropout: float = 0.0) -> Tensor:
     Source: Vaswani et al., NeurIPS 2017, Section 3.2, https://arxiv.org/abs/1706.03762
     """
     check_attention(q, k, v, dropout)
-    rows = [x[None] if x.ndim == 3 else x for x in (q, k, v)]  # of three axes torch holds weights
-    attended = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
-    return attended.view(*q.shape[:-1], v.shape[-1])
+    if q.ndim == 3:  # of which torch holds all weights
+        return F.scaled_dot_product_attention(q[None], k[None], v[None], dropout_p=dropout)[0]
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
 
 def check_attention(q: Tensor, k: Tensor, v: Tensor, dropout: float) -> None:

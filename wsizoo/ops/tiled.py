@@ -1,9 +1,10 @@
 """`attention` on a CPU in tiles that its cache holds, forward and backward.
 
 A tile is the scores of `KEYS` keys and `QUERIES` queries of one head, keys first: so a number a
-query is added by the product that makes them, where a linear layer adds its bias, and no pass over
-the tile is for it alone. Scores are in base 2, see `base_2`. Nothing of a pair is kept: the backward
-pass makes the weights again, from the log-sum-exp of a query's scores, and draws the dropout again.
+query is added by the product that makes the scores, where a linear layer adds its bias, and no pass
+over the tile is for it alone. Scores are in base 2, see `base_2`. Nothing of a pair is kept: the
+backward pass makes the weights again, from the log-sum-exp of a query's scores, and draws the
+dropout again.
 
 A softmax subtracts the largest score, which takes a pass to find. Scores between -`SAFE` and `SAFE`
 need none, as neither exp2 nor sums of it leave what float32 can say; no score is beyond the longest

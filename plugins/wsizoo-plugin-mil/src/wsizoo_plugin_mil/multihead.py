@@ -31,7 +31,8 @@ class Multihead(nn.Module):
         """Also (n, 3 E) of each slide, its queries, keys and values, for who asks about weights."""
         parts = torch.split(self.qkv(rows), list(lengths))
         dropout = self.drop.p if self.training else 0.0
-        mixed = [attend(*part.unflatten(1, (3, -1)).unbind(1), self.heads, dropout) for part in parts]
+        three = (part.unflatten(1, (3, -1)).unbind(1) for part in parts)
+        mixed = [attend(*qkv, self.heads, dropout) for qkv in three]
         return self.out(torch.cat(mixed)), tuple(part.detach() for part in parts)
 
 
