@@ -42,7 +42,15 @@ def test_methods_are_compared_on_a_set(
     assert "absent: left out, no absent.npz" in told
 
 
-def test_a_run_that_cannot_begin_ends_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mil_methods, "methods", lambda: ["numbat"])
-    with pytest.raises(SystemExit, match="No model or aggregator named 'numbat'"):
-        mil_methods.table(made_up(), 1)
+def test_a_run_that_cannot_begin_ends_with_its_reason() -> None:
+    with pytest.raises(SystemExit, match="epochs"):
+        mil_methods.table(made_up(), 1, "train.epochs=-1")
+
+
+def test_all_methods_but_those_on_a_grid_are_asked_for_as_narrow_ones(tmp_path: Path) -> None:
+    models = mil_methods.asked(made_up(), tmp_path / "table.csv")["models"]
+    of = {each["name"]: each["overrides"] for each in models}
+    assert {"abmil", "transmil", "knn", "mhim-dsmil"} < set(of)
+    assert not {"gcn", "gat"} & set(of)
+    assert of["transmil"] == ["encoder={name: made-up, dim: 4}", "aggregator.dim=64"]
+    assert of["dsmil"] == ["encoder={name: made-up, dim: 4}"]
