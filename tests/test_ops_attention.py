@@ -160,6 +160,15 @@ def test_heads_of_a_row_lie_side_by_side() -> None:
     assert qkv.grad is not None
 
 
+def test_the_gradient_that_comes_in_stays_as_it_is(small: None) -> None:
+    leaves = [x.requires_grad_() for x in rows(12, 12, 1)]
+    out = TILED(*leaves, 0.25)
+    slope = torch.randn_like(out)
+    before = slope.clone()
+    torch.autograd.grad(out, leaves, slope)
+    assert torch.equal(slope, before)
+
+
 def test_whoever_cannot_take_tiles_gets_torchs_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = rows(6, 7)
     expected = explicit(q, k, v)

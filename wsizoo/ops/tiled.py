@@ -100,7 +100,7 @@ class _Head:
         inner = None if out is None else _filled(torch.linalg.vecdot(slope, out))
         slope, lse = _filled(slope), _filled(lse)
         if self.dropout is not None:
-            slope /= self.dropout.kept
+            slope = slope / self.dropout.kept
         keyed = [self.k[keys].t().contiguous() for keys in self.keys]  # (d, K)
         of_q, of_k, of_v = (scratch(*x.shape, like=x).zero_() for x in (self.q, self.k, self.v))
         for queries in self.queries:

@@ -153,6 +153,17 @@ def test_nystrom_attention_keeps_its_rows_five_times(monkeypatch):
     assert sum(rows) == 5  # given, queries, keys, values, and what the last layer takes
 
 
+def test_whoever_hears_or_replaces_a_layer_of_nystrom_attention_is_asked():
+    layer, x, heard = NystromAttention(12, 3, 4, landmarks=8), torch.randn(1, 9, 12), []
+    expected = layer(x)
+    hook = layer.qkv.register_forward_hook(lambda *_: heard.append(1))
+    torch.testing.assert_close(layer(x), expected)
+    hook.remove()
+    layer.qkv = nn.Sequential(layer.qkv)
+    torch.testing.assert_close(layer(x), expected)
+    assert heard == [1]
+
+
 def test_nystrom_attention_makes_no_map_of_all_by_all():
     largest = 0
 

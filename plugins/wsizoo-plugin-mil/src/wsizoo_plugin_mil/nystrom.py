@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -109,11 +110,18 @@ class NystromAttention(nn.Module):
         joined = mixed[:, :, f.padding :].transpose(1, 2).flatten(2)  # (B, n, H d)
         return self.drop(self.out(joined)), f
 
+    def three(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, T, E) -> queries, keys and values, (B, T, H d) each."""
+        heard = self.qkv._forward_hooks or self.qkv._forward_pre_hooks or self.qkv._backward_hooks
+        if type(self.qkv) is not RowLinear or heard:  # LoRA, quantisation; GradCAM
+            return self.qkv(x).chunk(3, 2)
+        # one by one: gradients of parts of one tensor would be put together into another
+        return [row_linear(x, weight) for weight in self.qkv.weight.chunk(3)]
+
     def factors(self, x: Tensor, mask: Tensor | None = None) -> Factors:
         m, padding = self.landmarks, -x.shape[1] % self.landmarks
         x = F.pad(x, (0, 0, padding, 0))  # (B, T, E)
-        # one by one: gradients of parts of one tensor would be put together into another
-        rows = [row_linear(x, weight) for weight in self.qkv.weight.chunk(3)]
+        rows = self.three(x)
         q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in rows)  # (B, H, T, d)
         if mask is None:
             ql, kl = (y.unflatten(2, (m, -1)).mean(3) for y in (q, k))
