@@ -199,7 +199,7 @@ def test_an_op_looks_like_its_reference() -> None:
 
 def test_the_core_s_ops_are_listed() -> None:
     names = [
-        *("causal_conv1d", "grid_attention", "hard_topk"),
+        *("attention", "causal_conv1d", "grid_attention", "hard_topk"),
         *("patch_merge", "pixel_shuffle", "pixel_shuffle_linear"),
         *("segment_max", "segment_mean", "segment_pool", "segment_softmax", "segment_sum"),
         *("selective_scan", "soft_topk", "sparse_conv2d", "sparse_conv_transpose2d"),

@@ -69,6 +69,22 @@ def test_an_outer_product_is_the_sum_over_its_rows(
     assert torch.equal(total, expected + c)
 
 
+@given(SIZES, SIZES, SIZES, LAYOUTS, LAYOUTS, st.integers(0, 1000))
+def test_a_product_as_it_is_may_be_added_to_or_multiplied(
+    n: int, k: int, m: int, left: str, right: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    a, b, c = (torch.randint(-9, 10, shape).float() for shape in ((n, k), (k, m), (n, m)))
+    bias, before = torch.randint(-9, 10, (m,)).float(), c.clone()
+    factors = laid_out(a, left), laid_out(b, right)
+    expected = (a.long() @ b.long()).float()
+    assert torch.equal(products.exact(*factors), expected)
+    assert torch.equal(products.exact(*factors, added=c), expected + c)
+    assert torch.equal(products.exact(*factors, bias, times=c), (expected + bias) * c)
+    assert torch.equal(products.exact(*factors, bias, added=c), expected + bias + c)
+    assert torch.equal(c, before)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_keep_theirs(dtype: torch.dtype) -> None:
     a, b = torch.ones(64, 64, dtype=dtype), torch.ones(64, 64, dtype=dtype)

@@ -12,7 +12,16 @@ from torch import Tensor
 from tests.test_ops_disks import slopes_times_distance
 from tests.test_ops_neighbourhoods import some_cells
 from wsizoo.errors import BackendError
-from wsizoo.ops import Disk, Everywhere, Windows, grid_attention, products, strips
+from wsizoo.ops import (
+    Disk,
+    Everywhere,
+    Windows,
+    attention,
+    grid_attention,
+    listening,
+    products,
+    strips,
+)
 from wsizoo.testing import check_op_backend
 
 FAST, REFERENCE = grid_attention.on("striped"), grid_attention.on("reference")
@@ -115,6 +124,17 @@ def test_in_float64_strips_are_the_definition_to_1e_12(
     args = args_of(Disk(cells + shift, radius), bias=bias)
     for mine, theirs in zip(of(FAST, args), of(REFERENCE, args), strict=True):
         assert float((mine - theirs).abs().max()) <= 1e-12 * max(1, float(theirs.abs().max()))
+
+
+def test_whole_slides_without_a_bias_attend_by_the_op_for_it() -> None:
+    with listening(attention) as calls:
+        FAST(*slides("none", 70, 0, 1, 200))
+        FAST(*slides("alibi", 70))
+    assert [tuple(call["q"].shape) for call in calls] == [(2, 70, 8), (2, 1, 8), (2, 200, 8)]
+    nobody = [x.requires_grad_() for x in torch.zeros(3, 0, 2, 8).unbind()]
+    FAST(
+        *nobody, Everywhere(torch.zeros(0, 2, dtype=torch.int64), torch.tensor([0]))
+    ).sum().backward()
 
 
 def test_who_is_too_far_is_found_once_unless_there_are_many_slices() -> None:

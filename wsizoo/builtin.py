@@ -108,6 +108,13 @@ def wsizoo_components() -> tuple[Component, ...]:
 
 BACKENDS = (
     OpBackend(
+        "attention",
+        "tiled",
+        target="wsizoo.ops.tiled:attention_tiled",
+        why_not="wsizoo.ops.tiled:why_not",
+        priority=10,
+    ),
+    OpBackend(
         "grid_attention",
         "blocked",
         target="wsizoo.ops.blocked:grid_attention_blocked",

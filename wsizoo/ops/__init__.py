@@ -8,15 +8,17 @@ from wsizoo.ops._dispatch import (
     use_backend,
     wished_backend,
 )
+from wsizoo.ops.attention import attention
 from wsizoo.ops.attention_scores import attention_scores
 from wsizoo.ops.causal_conv1d import causal_conv1d
 from wsizoo.ops.disks import Disk, Everywhere
+from wsizoo.ops.dropout import Dropout
 from wsizoo.ops.grid_attention import OffsetBias, attention_weights, grid_attention
 from wsizoo.ops.hard_topk import hard_topk
-from wsizoo.ops.memory import scratch
+from wsizoo.ops.memory import scratch, side_by_side
 from wsizoo.ops.neighbourhoods import Neighbourhood, Windows
 from wsizoo.ops.positions import ROTARY_BASE, Turns, alibi_slopes, rotary_turns, rotate
-from wsizoo.ops.products import chunks, outer, product
+from wsizoo.ops.products import chunks, outer, product, stacked
 from wsizoo.ops.rows import RowLinear, RowSequential, map_rows, observed, row_linear, row_relu
 from wsizoo.ops.rulebook import Grids, Rulebook, children, rulebook, transpose_rulebook
 from wsizoo.ops.segment import (
@@ -39,6 +41,7 @@ from wsizoo.ops.sparse_conv import (
 __all__ = [
     "ROTARY_BASE",
     "Disk",
+    "Dropout",
     "Everywhere",
     "Grids",
     "Neighbourhood",
@@ -51,6 +54,7 @@ __all__ = [
     "Turns",
     "Windows",
     "alibi_slopes",
+    "attention",
     "attention_scores",
     "attention_weights",
     "causal_conv1d",
@@ -79,9 +83,11 @@ __all__ = [
     "segment_softmax",
     "segment_sum",
     "selective_scan",
+    "side_by_side",
     "soft_topk",
     "sparse_conv2d",
     "sparse_conv_transpose2d",
+    "stacked",
     "transpose_rulebook",
     "under_torch_func",
     "use_backend",

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import products
+from wsizoo.ops.draws import Draws
 from wsizoo.ops.memory import scratch, zeros
 from wsizoo.ops.products import chunks, outer, product
 from wsizoo.ops.rows import RowLinear, drop_, fits, plain, share_of
@@ -117,7 +118,7 @@ class _Scores(torch.autograd.Function):
             scores += score_bias
         if keep:
             ctx.save_for_backward(rows, value, gate, score, acts, factors)
-        ctx.kept, ctx.slope_of = 1 - share, ACTIVATIONS[activation][1]
+        ctx.kept, ctx.slope_of = Draws(share).kept, ACTIVATIONS[activation][1]
         return scores
 
     @staticmethod

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsizoo.ops.draws import Draws
 from wsizoo.ops.grid_attention import OffsetBias, check_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
@@ -56,12 +57,6 @@ def wide(values: Tensor) -> Tensor:
 
 
 def keep_mask(like: Tensor, dropout: float, generator: torch.Generator | None = None) -> Tensor:
-    """A bool mask of this shape, False with probability `dropout` to 1.5e-5.
-
-    Four draws come out of 64 random bits.
-    """
-    words = torch.empty(-(-like.numel() // 4), dtype=torch.int64, device=like.device)
-    words.random_(-(1 << 63), None, generator=generator)
-    draws = words.view(torch.int16)[: like.numel()].view(like.shape)
+    """A bool mask of this shape, False with probability `dropout` to 1.5e-5."""
     kept = scratch(*like.shape, like=like.new_empty(0, dtype=torch.bool))
-    return torch.ge(draws, round(dropout * (1 << 16)) - (1 << 15), out=kept)
+    return Draws(dropout, generator).into(kept)

@@ -52,6 +52,16 @@ def zeros(like: Tensor) -> Tensor:
     return scratch(*like.shape, like=like).zero_()
 
 
+def side_by_side(like: Tensor, width: int | None = None) -> Tensor:
+    """(..., H, n, d) as of `like`, or of another width, where the heads of a row lie side by side.
+
+    Linear layers give and take rows in that way.
+    """
+    *lead, heads, n, d = like.shape
+    rows = scratch(*lead, n, heads, d if width is None else width, like=like)
+    return rows.transpose(-3, -2).data  # no view, so that it may change in place
+
+
 def give_back() -> None:
     """Free memory that the C library holds goes back to the system: glibc's; elsewhere nothing.
 

@@ -73,15 +73,41 @@ def outer(left: Tensor, right: Tensor, total: Tensor | None = None) -> Tensor:
     return total.copy_(fast.binary(sides[0], total, sides[1], None, "add"))
 
 
+def exact(
+    left: Tensor,
+    right: Tensor,
+    bias: Tensor | None = None,
+    *,
+    added: Tensor | None = None,
+    times: Tensor | None = None,
+) -> Tensor:
+    """left @ right + bias + added, or (left @ right + bias) * times; nothing is filled up.
+
+    Args:
+        left, right: (n, k), (k, m), of shapes that are few. bias: (m,).
+        added, times: (n, m), contiguous, at most one of them.
+    """
+    fast = _onednn() if _suits_as_it_is(left, right) else None
+    if fast is None:
+        made = left @ right if bias is None else torch.addmm(bias, left, right)
+        if added is not None:
+            made += added
+        return made if times is None else made.mul_(times)
+    left, right = _dense(left), _dense(right).t()
+    other, how = (added, "add") if times is None else (times, "mul")
+    found: Tensor = (
+        fast(left, right, bias, "none", [], "")
+        if other is None
+        else fast.binary(left, other, right, bias, how)
+    )
+    return found
+
+
 def stacked(left: Tensor, right: Tensor) -> Tensor:
     """(n, r, k) @ (n, k, m) -> (n, r, m), of shapes that are few: nothing is filled up."""
-    fast = _onednn() if _suits_as_it_is(left[0], right[0]) else None
-    if fast is None:
+    if _onednn() is None or not _suits_as_it_is(left[0], right[0]):
         return torch.bmm(left, right)
-    made = [
-        fast(_dense(a), _dense(b).t(), None, "none", [], "")
-        for a, b in zip(left, right, strict=True)
-    ]
+    made = [exact(a, b) for a, b in zip(left, right, strict=True)]
     return made[0][None] if len(made) == 1 else torch.stack(made)
 
 
@@ -144,7 +170,9 @@ def _onednn() -> Any:
         found = torch.ops.mkldnn._linear_pointwise
         tried = found(x, x, bias, "relu", [], "")
         sums = found.binary(x, expected, x, None, "add")
+        scaled = found.binary(x, expected, x, bias, "mul")
     except (AttributeError, RuntimeError, TypeError):
         return None
-    right = torch.equal(tried, expected) and torch.equal(sums, expected + x @ x.t())
-    return found if right else None
+    plain = x @ x.t()
+    pairs = (tried, expected), (sums, plain + expected), (scaled, (plain + bias) * expected)
+    return found if all(torch.equal(ours, theirs) for ours, theirs in pairs) else None

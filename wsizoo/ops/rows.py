@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from wsizoo.ops import products
 from wsizoo.ops._dispatch import under_torch_func, wished_backend
-from wsizoo.ops.base_2 import keep_mask
+from wsizoo.ops.draws import Draws
 from wsizoo.ops.memory import scratch, zeros
 from wsizoo.ops.products import chunks, outer, product
 
@@ -94,8 +94,8 @@ def map_rows(
 
 def drop_(rows: Tensor, dropout: float) -> None:
     """Dropout of contiguous rows in place, not differentiable, by draws that cost little."""
-    kept = keep_mask(rows, dropout)
-    rows.mul_(kept.view(torch.uint8)).mul_(1 / (1 - dropout))
+    draws = Draws(dropout)
+    rows.mul_(draws.keep(rows)).mul_(1 / draws.kept)
 
 
 def fits(rows: Tensor, weight: Tensor) -> bool:
@@ -134,7 +134,7 @@ class _MapRows(torch.autograd.Function):
             if dropout:
                 drop_(out[some], dropout)
         ctx.save_for_backward(rows, weight, out if relu else None)
-        ctx.scale = 1 / (1 - dropout)
+        ctx.scale = 1 / Draws(dropout).kept
         return out
 
     @staticmethod

@@ -8,6 +8,7 @@ and 0 times what is not finite is NaN: one NaN in v reaches all queries whose sl
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -16,8 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from wsizoo.ops._dispatch import why_not_under_torch_func
-from wsizoo.ops.base_2 import LN_2, LOG2_E, NEVER, NOBODY, keep_mask, run, wide
-from wsizoo.ops.grid_attention import OffsetBias, bias_at
+from wsizoo.ops.attention import attention
+from wsizoo.ops.base_2 import LN_2, LOG2_E, NEVER, NOBODY, run, wide
+from wsizoo.ops.disks import Everywhere
+from wsizoo.ops.draws import Draws, new_seed
+from wsizoo.ops.grid_attention import OffsetBias, bias_at, check_attention
 from wsizoo.ops.memory import scratch
 from wsizoo.ops.neighbourhoods import Neighbourhood
 from wsizoo.ops.products import stacked
@@ -117,7 +121,7 @@ class _Pass:
         self.dropout, self.dtype = dropout, like.dtype
         # on a CPU it hardly matters which keys of weight 0 lie in between where a sum is float64
         self.summing = torch.float64 if like.device.type == "cpu" else like.dtype
-        self.draws = torch.Generator(like.device).manual_seed(seed)
+        self.draws = Draws(dropout, torch.Generator(like.device).manual_seed(seed))
 
     def gathered(self, x: Tensor, rows: Tensor) -> Tensor:
         """(T, H, D) -> (H, n, D)."""
@@ -154,11 +158,11 @@ class _Pass:
             weights = torch.exp2(scores.sub_(highest), out=scores)
             total = weights.sum(-1, keepdim=True, dtype=self.summing).to(self.dtype)
             if self.dropout:
-                weights *= keep_mask(weights, self.dropout, self.draws)
+                weights *= self.draws.keep(weights)
             sums = _merged(sums, (stacked(weights, v[:, part]), total, highest))
         mixed, total, highest = sums
         alone = highest < NOBODY
-        mixed = mixed.div_(total * (1 - self.dropout)).masked_fill_(alone, 0)
+        mixed = mixed.div_(total * self.draws.kept).masked_fill_(alone, 0)
         return mixed, total.log2_().add_(highest).masked_fill_(alone, SILENT)
 
     def backward(self, saved: tuple[Tensor, ...], slope: Tensor, slopes: list[Tensor]) -> None:
@@ -179,9 +183,9 @@ class _Pass:
                     mine = stacked(given[:, some], values[:, part].mT)
                     kept = weights
                     if self.dropout:
-                        keep = keep_mask(weights, self.dropout, self.draws) / (1 - self.dropout)
-                        kept = weights * keep
+                        keep = self.draws.keep(weights).div_(self.draws.kept)
                         mine *= keep
+                        kept = keep.mul_(weights)
                     mine.sub_(inner[:, some]).mul_(weights)  # of the scores
                     self.added.take_slopes(mine, strip, some, part)
                     of[0][:, some] += stacked(mine, keys[:, part])
@@ -216,7 +220,7 @@ class _GridAttention(torch.autograd.Function):
         bias: Tensor | OffsetBias | None,
         dropout: float,
     ) -> Tensor:
-        ctx.rest = nearby, dropout, int(torch.randint(1 << 62, ())) if dropout else 0
+        ctx.rest = nearby, dropout, new_seed(dropout)
         lse = wide(q.new_empty(q.shape[:2]))
         out = scratch(*q.shape, like=lse)
         nearby, *drawn = ctx.rest
@@ -262,5 +266,21 @@ def grid_attention_striped(
     bias: Tensor | OffsetBias | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """As `grid_attention`; memory is linear in tokens."""
+    """As `grid_attention`; memory is linear in tokens.
+
+    Where all attend to all and nothing is added to scores, it is `attention`, slide by slide.
+    """
+    if bias is None and isinstance(neighbourhood, Everywhere):
+        check_attention(q, k, v, neighbourhood, bias)
+        return _of_slides(q, k, v, neighbourhood, dropout)
     return run(_GridAttention, q, k, v, neighbourhood, bias, dropout)
+
+
+def _of_slides(
+    q: Tensor, k: Tensor, v: Tensor, neighbourhood: Everywhere, dropout: float
+) -> Tensor:
+    sizes = [b - a for a, b in itertools.pairwise(neighbourhood.bounds)]
+    slides = (torch.split(wide(x).transpose(0, 1), sizes, 1) for x in (q, k, v))  # (H, n, D)
+    with torch.autocast(q.device.type, enabled=False):
+        mixed = [attention(*part, dropout) for part in zip(*slides, strict=True) if part[0].numel()]
+    return torch.cat(mixed or [v.transpose(0, 1)], 1).transpose(0, 1).to(q.dtype)

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from wsizoo_plugin_mil.along import along
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, pooled
 from wsizoo_plugin_mil.clam import ClamMB, ClamSB
 from wsizoo_plugin_mil.dsmil import DSMIL
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.instance_pooling import MaxInstance, MeanInstance
-from wsizoo_plugin_mil.nystrom import NystromAttention, along, pseudo_inverse
+from wsizoo_plugin_mil.nystrom import NystromAttention, pseudo_inverse
 from wsizoo_plugin_mil.packed import label_of
 from wsizoo_plugin_mil.ppeg import PPEG
 from wsizoo_plugin_mil.smooth_svm import smooth_top1_svm
@@ -20,7 +21,7 @@ from wsizoo_plugin_mil.windows import from_windows, to_windows
 
 from wsizoo import Bag
 from wsizoo.errors import SpecError
-from wsizoo.ops import use_backend
+from wsizoo.ops import tiled, use_backend
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "gelu"])
@@ -111,6 +112,56 @@ def test_a_convolution_along_the_sequence_is_torchs_with_its_gradients(length, k
     slope = torch.randn_like(v)
     found, wanted = (torch.autograd.grad(y, (v, kernels), slope) for y in (ours, theirs))
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 6])
+def test_the_pseudo_inverse_has_the_gradient_of_its_iterations(iterations):
+    a = torch.rand(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    ours = pseudo_inverse(a, iterations)
+    with use_backend("reference"):
+        theirs = pseudo_inverse(a, iterations)
+    torch.testing.assert_close(ours, theirs)
+    slope = torch.randn_like(a)
+    found, wanted = (torch.autograd.grad(y, a, slope)[0] for y in (ours, theirs))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_nystrom_attention_has_the_gradients_of_its_dense_definition(monkeypatch):
+    monkeypatch.setattr(tiled, "FEW", 0)
+    layer = NystromAttention(12, 3, 4, landmarks=8).double()
+    x = torch.randn(1, 37, 12, dtype=torch.float64, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    ours, theirs = layer(x), dense(layer, x)
+    torch.testing.assert_close(ours, theirs)
+    slope = torch.randn_like(ours)
+    found, wanted = (torch.autograd.grad(y, leaves, slope) for y in (ours, theirs))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_nystrom_attention_keeps_its_rows_five_times(monkeypatch):
+    monkeypatch.setattr(tiled, "FEW", 0)
+    layer = NystromAttention(16, 2, 8, landmarks=8, dropout=0.25)
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        layer(torch.randn(1, 4096, 16, requires_grad=True))
+    rows = [size // (4096 * 16) for size in kept.values()]
+    assert sum(rows) == 5  # given, queries, keys, values, and what the last layer takes
+
+
+def test_whoever_hears_or_replaces_a_layer_of_nystrom_attention_is_asked():
+    layer, x, heard = NystromAttention(12, 3, 4, landmarks=8), torch.randn(1, 9, 12), []
+    expected = layer(x)
+    hook = layer.qkv.register_forward_hook(lambda *_: heard.append(1))
+    torch.testing.assert_close(layer(x), expected)
+    hook.remove()
+    layer.qkv = nn.Sequential(layer.qkv)
+    torch.testing.assert_close(layer(x), expected)
+    assert heard == [1]
 
 
 def test_nystrom_attention_makes_no_map_of_all_by_all():

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsizoo.ops import Everywhere, RowLinear, grid_attention
+from wsizoo.ops import RowLinear, attention
 
 
 class Multihead(nn.Module):
@@ -32,25 +31,20 @@ class Multihead(nn.Module):
         """Also (n, 3 E) of each slide, its queries, keys and values, for who asks about weights."""
         parts = torch.split(self.qkv(rows), list(lengths))
         dropout = self.drop.p if self.training else 0.0
-        mixed = [attend(*part.chunk(3, 1), self.heads, dropout) for part in parts]
+        three = (part.unflatten(1, (3, -1)).unbind(1) for part in parts)
+        mixed = [attend(*qkv, self.heads, dropout) for qkv in three]
         return self.out(torch.cat(mixed)), tuple(part.detach() for part in parts)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int, dropout: float = 0.0) -> Tensor:
-    """(n, E), (m, E), (m, E) -> (n, E): heads one after the other in the columns.
+    """(n, E), (m, E), (m, E) -> (n, E): heads one after the other in the columns."""
+    mixed: Tensor = attention(*(by_head(x, heads) for x in (q, k, v)), dropout)
+    return mixed.transpose(0, 1).flatten(1)
 
-    Torch's kernel for CPUs has no dropout and would hold all weights: there, rows that attend to
-    themselves (n = m) go another way.
-    """
-    q, k, v = (x.unflatten(1, (heads, -1)) for x in (q, k, v))  # (n, H, E/H)
-    if not dropout or q.is_cuda or len(q) != len(k):
-        rows = (x.transpose(0, 1)[None] for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(*rows, dropout_p=dropout)
-        return mixed[0].transpose(0, 1).flatten(1)
-    anywhere = torch.zeros(len(q), 2, dtype=torch.int64)
-    near = Everywhere(anywhere, torch.tensor([0, len(q)]))
-    found: Tensor = grid_attention(q, k, v, near, None, dropout)
-    return found.flatten(1)
+
+def by_head(rows: Tensor, heads: int) -> Tensor:
+    """(n, E) -> (H, n, E/H), a view."""
+    return rows.unflatten(1, (heads, -1)).transpose(0, 1)
 
 
 def weights(q: Tensor, k: Tensor, heads: int) -> Tensor:

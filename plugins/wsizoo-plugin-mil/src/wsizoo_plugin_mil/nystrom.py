@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from wsizoo.ops import RowLinear
+from wsizoo.ops import Dropout, RowLinear, attention, observed, row_linear, stacked
+from wsizoo.ops.rows import plain
+from wsizoo_plugin_mil.along import along
 
 EPS = 1e-8
-BLOCK = 64  # rows of the sequence that one product of the residual convolution gives
 
 
 @dataclass(frozen=True)
 class Factors:
     """What attention is made of: softmax(q kl^T) inverse softmax(ql k^T), over T padded rows.
 
+    Each softmax is of products divided by sqrt(d).
+
     Args:
-        q, k, v: (B, H, T, d), q scaled. ql, kl: (B, H, m, d) landmarks. inverse: (B, H, m, m).
+        q, k, v: (B, H, T, d). ql, kl: (B, H, m, d) landmarks. inverse: (B, H, m, m).
         keys, landmarks: (B, T), (B, m) bool, which may be looked at; None: all.
         padding: rows of zeros before the first.
     """
@@ -41,8 +47,8 @@ class Factors:
     def rows(self, rows: slice) -> Tensor:
         """What these rows (of the padded sequence) pay to all: (B, H, rows, T); may be negative."""
         queries = None if self.keys is None else self.keys[:, rows]
-        left = _softmax(self.q[:, :, rows] @ self.kl.mT, queries, self.landmarks)
-        right = _softmax(self.ql @ self.k.mT, self.landmarks, self.keys)  # (B, H, m, T)
+        left = weights(self.q[:, :, rows], self.kl, queries, self.landmarks)
+        right = weights(self.ql, self.k, self.landmarks, self.keys)  # (B, H, m, T)
         return left @ self.inverse @ right
 
     def token_row(self, token: int) -> Tensor:
@@ -83,7 +89,7 @@ class NystromAttention(nn.Module):
         inner = heads * dim_head
         self.qkv = RowLinear(dim, 3 * inner, bias=False)
         self.out = RowLinear(inner, dim)
-        self.drop = nn.Dropout(dropout)
+        self.drop = Dropout(dropout)
         self.conv = nn.Conv2d(
             heads, heads, (kernel, 1), padding=(kernel // 2, 0), groups=heads, bias=False
         )
@@ -96,62 +102,46 @@ class NystromAttention(nn.Module):
         """As `forward`; also what the attention was made of, for who asks about rows of it."""
         f = self.factors(x, mask)
         if f.keys is None:
-            seen = F.scaled_dot_product_attention(f.ql, f.k, f.v, scale=1.0)  # (B, H, m, d)
-            mixed = F.scaled_dot_product_attention(f.q, f.kl, f.inverse @ seen, scale=1.0)
+            seen = attention(f.ql, f.k, f.v)  # (B, H, m, d)
+            mixed = attention(f.q, f.kl, f.inverse @ seen)
         else:
-            seen = _softmax(f.ql @ f.k.mT, f.landmarks, f.keys) @ f.v
-            mixed = _softmax(f.q @ f.kl.mT, f.keys, f.landmarks) @ (f.inverse @ seen)
+            seen = weights(f.ql, f.k, f.landmarks, f.keys) @ f.v
+            mixed = weights(f.q, f.kl, f.keys, f.landmarks) @ (f.inverse @ seen)
         mixed = mixed + along(f.v, self.conv.weight.flatten(1))  # (B, H, T, d)
         joined = mixed[:, :, f.padding :].transpose(1, 2).flatten(2)  # (B, n, H d)
         return self.drop(self.out(joined)), f
 
+    def three(self, x: Tensor) -> Sequence[Tensor]:
+        """(B, T, E) -> queries, keys and values, (B, T, H d) each."""
+        if not plain(self.qkv, RowLinear):
+            return cast(Tensor, self.qkv(x)).chunk(3, 2)
+        # one by one: gradients of parts of one tensor would be put together into another
+        return [row_linear(x, weight) for weight in self.qkv.weight.chunk(3)]
+
     def factors(self, x: Tensor, mask: Tensor | None = None) -> Factors:
-        b, n, _ = x.shape
-        m = self.landmarks
-        padding = -n % m
+        m, padding = self.landmarks, -x.shape[1] % self.landmarks
         x = F.pad(x, (0, 0, padding, 0))  # (B, T, E)
-        qkv = self.qkv(x).view(b, n + padding, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if mask is not None:
-            mask = F.pad(mask, (padding, 0), value=False)
-            qkv = qkv * mask[None, :, None, :, None]
-        q, k, v = qkv.unbind(0)  # (B, H, T, d)
-        q = q * q.shape[-1] ** -0.5
-        runs = (n + padding) // m
+        rows = self.three(x)
+        q, k, v = (y.unflatten(2, (self.heads, -1)).transpose(1, 2) for y in rows)  # (B, H, T, d)
         if mask is None:
-            ql, kl = (y.unflatten(2, (m, runs)).mean(3) for y in (q, k))
+            ql, kl = (y.unflatten(2, (m, -1)).mean(3) for y in (q, k))
             landmarks = None
         else:
-            count = mask.view(b, m, runs).sum(2)  # (B, m)
+            mask = F.pad(mask, (padding, 0), value=False)
+            q, k, v = (y * mask[:, None, :, None] for y in (q, k, v))
+            count = mask.unflatten(1, (m, -1)).sum(2)  # (B, m)
             share = 1 / (count + EPS)
             ql, kl = (
-                y.unflatten(2, (m, runs)).sum(3) * share[:, None, :, None].to(y) for y in (q, k)
+                y.unflatten(2, (m, -1)).sum(3) * share[:, None, :, None].to(y) for y in (q, k)
             )
             landmarks = count > 0
-        inverse = pseudo_inverse(_softmax(ql @ kl.mT, landmarks, landmarks), self.iterations)
+        inverse = pseudo_inverse(weights(ql, kl, landmarks, landmarks), self.iterations)
         return Factors(q, k, v, ql, kl, inverse, mask, landmarks, padding)
 
 
-def along(v: Tensor, kernels: Tensor) -> Tensor:
-    """The convolution of (B, H, T, d) along T with one kernel (H, K), K odd, a head; zero padding.
-
-    As products of a band matrix with blocks of rows, which a depthwise convolution is not fast at.
-    """
-    (b, heads, length, d), k = v.shape, kernels.shape[1]
-    rows = max(BLOCK, k - 1)
-    blocks = -(-length // rows)
-    after = (blocks + 1) * rows - length - k // 2
-    padded = F.pad(v, (0, 0, k // 2, after)).unflatten(2, (blocks + 1, rows))
-    side = padded.transpose(2, 3).reshape(b, heads, rows, -1)  # (B, H, rows, (blocks + 1) d)
-    # rows of a period one longer than the matrix is wide: each begins one column further on
-    period = F.pad(kernels, (0, rows)).repeat(1, rows)[:, : rows * (rows + k - 1)]
-    band = period.view(heads, rows, rows + k - 1)
-    own, next_ = side[..., : blocks * d], side[:, :, : k - 1, d:]
-    moved = band[..., :rows] @ own + band[..., rows:] @ next_  # (B, H, rows, blocks d)
-    return moved.unflatten(3, (blocks, d)).transpose(2, 3).flatten(2, 3)[:, :, :length]
-
-
-def _softmax(scores: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
-    """Over the last axis; only where row and column are allowed. rows: (B, r). columns: (B, c)."""
+def weights(q: Tensor, k: Tensor, rows: Tensor | None, columns: Tensor | None) -> Tensor:
+    """softmax(q k^T / sqrt(d)), only where row and column are allowed: (B, r), (B, c) bool."""
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
     if rows is not None and columns is not None:
         allowed = rows[:, None, :, None] & columns[:, None, None, :]
         scores = scores.masked_fill(~allowed, -torch.finfo(scores.dtype).max)
@@ -159,11 +149,51 @@ def _softmax(scores: Tensor, rows: Tensor | None, columns: Tensor | None) -> Ten
 
 
 def pseudo_inverse(a: Tensor, iterations: int) -> Tensor:
-    """Of the last two axes, by iterations that do not fully converge; scaled by maxima over all."""
+    """Of the last two axes, by iterations that do not fully converge; scaled by maxima over all.
+
+    Of an iteration its result alone is kept for the backward pass, which makes the rest again.
+    """
     size = a.abs()
     z = a.mT / (size.sum(-1).max() * size.sum(-2).max())
-    one = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    apply: Any = _Iteration.apply
+    nearer = _nearer if observed() else apply
     for _ in range(iterations):
-        y = a @ z
-        z = 0.25 * z @ (13 * one - y @ (15 * one - y @ (7 * one - y)))
+        z = nearer(a, z)
     return z
+
+
+def _nearer(a: Tensor, z: Tensor) -> Tensor:
+    r = _terms(a, z)[-1]
+    return 0.25 * _times(z, r)
+
+
+def _terms(a: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+    """y = a z, p = 7 - y, q = 15 - y p, r = 13 - y q, of numbers that stand for the unit matrix."""
+    one, y = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device), _times(a, z)
+    p = 7 * one - y
+    q = 15 * one - _times(y, p)
+    return y, p, q, 13 * one - _times(y, q)
+
+
+def _times(a: Tensor, b: Tensor) -> Tensor:
+    if observed():
+        return a @ b
+    return stacked(a.flatten(0, -3), b.flatten(0, -3)).view(a.shape)
+
+
+class _Iteration(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, z: Tensor) -> Tensor:
+        ctx.save_for_backward(a, z)
+        return _nearer(a, z)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor, Tensor]:
+        a, z = ctx.saved_tensors
+        y, p, q, r = _terms(a, z)
+        of_r = _times(z.mT, slope).mul_(0.25)
+        of_q = -_times(y.mT, of_r)
+        of_p = -_times(y.mT, of_q)
+        of_y = -(_times(of_r, q.mT) + _times(of_q, p.mT) + of_p)
+        return _times(of_y, z.mT), _times(slope, r.mT).mul_(0.25).add_(_times(a.mT, of_y))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo.ops import RowLinear
-from wsizoo_plugin_mil.nystrom import along
+from wsizoo_plugin_mil.along import along
 from wsizoo_plugin_mil.windows import from_windows, to_windows
 
 CROSS_REGIONS = 8  # a side; the published code hands no other number on

@@ -98,12 +98,13 @@ class Transformer(Packed):
             nn.init.xavier_uniform_(block.attention.qkv.weight)
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
-        h, asked = self.tokens(features, bags)
+        h, layers = self.tokens(features, bags)
+        asked = layers[-1]  # the others are kept by nobody
         parts = torch.split(h, [len(bag) + 1 for bag in bags])
         heads = self.blocks[-1].attention.heads
 
         def scores() -> Tensor:
-            pairs = [part.chunk(3, 1)[:2] for part in asked[-1]]
+            pairs = [part.chunk(3, 1)[:2] for part in asked]
             return torch.cat([weights(q[:1], k, heads)[0, 1:] for q, k in pairs])
 
         return Aggregated(

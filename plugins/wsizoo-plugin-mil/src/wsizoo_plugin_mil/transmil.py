@@ -105,9 +105,10 @@ class TransMIL(Aggregator):
         found = self.tokens(bag.features[None])
         n = len(bag)
         normed = found["normed"][0]
+        kept = {"first": found["first"]} if self.by_product else {"factors": found["factors"][-1:]}
 
         def scores() -> Tensor:
-            paid = self.paid(found)[0]  # (s^2,)
+            paid = self.paid(kept)[0]  # (s^2,)
             if self.by_product:
                 return paid[:n]
             twice = torch.zeros_like(paid[:n])
