@@ -53,7 +53,8 @@ def check_task(whose: str, task: str | None) -> None:
     if task == PER_PATCH:
         raise SpecError(
             f"{whose} classifies slides and no patches, so a {task} head has nothing to read; "
-            f"expected one of slides, or one of these methods: {', '.join(OF_PATCHES)}"
+            "expected one of slides, as head=classification, or one of these methods: "
+            f"{', '.join(OF_PATCHES)}"
         )
 
 
