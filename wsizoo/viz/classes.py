@@ -12,7 +12,6 @@ from wsizoo.errors import DataError
 from wsizoo.interfaces import SlideOutput
 from wsizoo.model import SlideModel
 
-
 NO_CLASSES = {"survival": "output.risk", "regression": "output.value"}  # what to read instead
 
 
@@ -30,10 +29,11 @@ class Classes:
 
 
 def read_classes(model: SlideModel, logits: Tensor) -> Classes:
-    """Softmax and the likeliest class; of one logit sigmoid, and the second class from the head's
+    """Softmax and the likeliest class; of one logit sigmoid, and the second class if that is high.
 
-    threshold on (0.5 where it states none). Of a head whose loss asks one question a class each
-    has a sigmoid, and their sum is made 1. Classes that the model does not name are numbered.
+    High is from the head's threshold on (0.5 where it states none). Of a head whose loss asks one
+    question a class, as DSMIL's, each has a sigmoid, and their sum is made 1. Classes that the
+    model does not name are numbered.
 
     Args:
         model: that gave the logits. logits: `output.logits`, or `output.instance_logits`.

@@ -112,8 +112,8 @@ def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
         DataError: another number of classes than the model names.
     """
     if output.risk is not None:
-        each_bin = [] if output.hazards is None else output.hazards  # Cox's head has no bins
-        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(each_bin)}
+        bins = [] if output.hazards is None else output.hazards.tolist()  # Cox's head has none
+        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(bins)}
         return {"risk": _number(output.risk), **hazards}
     if output.value is not None:
         return {"value": _number(output.value)}
