@@ -273,7 +273,7 @@ def their_step(name: str, n: int) -> Callable[[], None]:
 def side_by_side(name: str) -> None:
     """Our step and torchmil's in turn; their memory in processes of their own."""
     if find_spec("torchmil") is None or find_spec("tensordict") is None:
-        print(f"  {name} beside torchmil: left out: pip install torchmil")
+        print(f"  {name} beside torchmil: left out: torchmil is not here, see CONTRIBUTING.md")
         return
     mine, theirs = interleaved(step_of(*begun(name, N)), their_step(name, N), **TIMED)
     report_speed(f"{name}, forward + backward", mine, theirs, "torchmil", 1.0)

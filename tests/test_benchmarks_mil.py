@@ -47,7 +47,7 @@ def test_every_method_is_measured_and_reported(
     assert matmuls == ["run"]
     assert "clam-mb, 2 bags of 20 in one pass" in printed
     assert "clam-mb, 2 bags of 5, its products alone" in printed
-    assert "abmil beside torchmil: left out: pip install torchmil" in printed
+    assert "abmil beside torchmil: left out: torchmil is not here, see CONTRIBUTING.md" in printed
 
 
 def test_all_aggregators_of_the_plugin_are_found_and_train_a_step() -> None:

@@ -401,6 +401,8 @@ def test_every_task_becomes_a_row() -> None:
     assert row == {"prob_normal": 0.119203, "prob_tumour": 0.880797, "predicted": "tumour"}
     hazards = SlideOutput(logits=logits, hazards=torch.tensor([0.1, 0.2]), risk=torch.tensor(1.5))
     assert prediction_row(model, hazards) == {"risk": 1.5, "hazard_0": 0.1, "hazard_1": 0.2}
+    cox = SlideOutput(logits=logits[:1], risk=torch.tensor(-0.5))
+    assert prediction_row(model, cox) == {"risk": -0.5}
     assert prediction_row(model, SlideOutput(value=torch.tensor(3.25))) == {"value": 3.25}
     patches = SlideOutput(instance_logits=torch.tensor([[1.0, 0], [0, 1], [0, 1], [0, 1]]))
     assert prediction_row(model, patches) == {"share_normal": 0.25, "share_tumour": 0.75}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import wsizoo
 from wsizoo.bag import Bag, BagBatch
 from wsizoo.interfaces import Aggregator
 from wsizoo.mil.abmil import ABMIL
@@ -141,3 +142,12 @@ def test_dropout_acts_in_training_only() -> None:
     assert not torch.equal(filled(module(whole).slide), filled(module(whole).slide))
     module.eval()
     assert torch.equal(filled(module(whole).slide), filled(module(whole).slide))
+
+
+@pytest.mark.parametrize("entry", wsizoo.list_models("abmil-feather-*"))
+def test_feathers_configuration_trains_on_a_slide_of_many_patches(entry: str) -> None:
+    """Its dropout after the last layer is 0, a whole number."""
+    model = wsizoo.build(entry, "head={name: classification, classes: [a, b]}", seed=0).train()
+    whole = Bag(torch.randn(3000, model.in_dim), target={"label": 1})
+    model.losses(model(whole), whole)["task"].backward()
+    assert all(p.grad is not None for p in model.parameters())

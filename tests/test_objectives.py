@@ -229,12 +229,27 @@ def test_predictions_of_a_head_that_compares_slides_are_compared_with_one_anothe
     stated = collate(slides)
     expected = {
         **{f"{k}/0": head.loss(rows[:, k], stated) for k in (0, 1)},
-        "both/0": 0.5
-        * head.loss(
-            rows.flatten(0, 1), {n: value.repeat_interleave(2) for n, value in stated.items()}
-        ),
+        "both/0": 0.5 * (head.loss(rows[:, 0], stated) + head.loss(rows[:, 1], stated)) / 2,
     }
     assert set(found) == {"task", *expected}
     for name, value in expected.items():
         assert float(value) > 0
         torch.testing.assert_close(found[name], value)
+
+
+def test_rows_of_one_slide_are_not_compared_with_each_other() -> None:
+    head, rows = CoxHead(None), torch.randn(5, 1)
+    bag = slide({"time": 3.0, "event": 1})
+    output = SlideOutput(logits=torch.zeros(1), predictions={"tiers": Prediction(rows)})
+    assert float(terms(head, output, bag)["tiers"]) == 0
+
+
+def test_slides_of_fewer_rows_are_compared_where_they_have_some() -> None:
+    head, rows = CoxHead(None), torch.randn(3, 3, 1)
+    slides = [slide({"time": time, "event": 1}) for time in (3.0, 1.0, 2.0)]
+    lengths = 3, 1, 2
+    predictions = {f"t/{i}": Prediction(rows[i, :n], slide=i) for i, n in enumerate(lengths)}
+    found = terms(head, SlideOutput(torch.zeros(3, 1), predictions=predictions), *slides)
+    two = collate([slides[0], slides[2]])
+    expected = 3 * head.loss(rows[:, 0], collate(slides)) + 2 * head.loss(rows[[0, 2], 1], two)
+    torch.testing.assert_close(found["t/0"], expected / 6)  # the third row of one slide alone: 0

@@ -130,3 +130,27 @@ def test_whoever_looks_at_single_parts_sees_them_called() -> None:
         assert attention_scores(h, *layers).dtype == torch.bfloat16
     mapped = torch.func.vmap(lambda r: attention_scores(r[None], *layers)[0])(h)
     torch.testing.assert_close(mapped, before)
+
+
+def test_a_part_whose_forward_was_replaced_is_called() -> None:
+    layers, h = layers_of(6, 5), torch.randn(40, 6)
+    layers[0].forward = lambda rows: torch.zeros(len(rows), 5)
+    torch.testing.assert_close(attention_scores(h, *layers), layers[2].bias.expand(40, 1))
+
+
+@pytest.mark.parametrize("gated", [True, False])
+def test_dropout_of_nothing_may_be_a_whole_number(gated: bool) -> None:
+    layers, h = layers_of(6, 5, gated=gated), torch.randn(40, 6)
+    found = attention_scores(h, *layers, nn.Dropout(0))
+    assert torch.equal(found, attention_scores(h, *layers))
+    found.sum().backward()
+
+
+@pytest.mark.parametrize("wrong", ["rows", "gate", "score"])
+def test_of_another_width_torch_itself_says_what_is_wrong(wrong: str) -> None:
+    (value, gate, score), h = layers_of(6, 5), torch.randn(40, 6)
+    h = h[:, :4] if wrong == "rows" else h
+    gate = RowLinear(7, 5) if wrong == "gate" else gate
+    score = nn.Linear(3, 1) if wrong == "score" else score
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        attention_scores(h, value, gate, score)

@@ -7,7 +7,7 @@ from wsizoo.ops import Dropout, use_backend
 from wsizoo.ops.draws import Draws
 
 
-@pytest.mark.parametrize("share", [0.0, 0.25, 0.1, 0.5, 1 - 1 / 256])
+@pytest.mark.parametrize("share", [0, 0.0, 0.25, 0.1, 0.5, 1 - 1 / 256])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bool, torch.bfloat16])
 def test_draws_keep_what_is_not_dropped(share: float, dtype: torch.dtype) -> None:
     draws = Draws(share, torch.Generator().manual_seed(0))

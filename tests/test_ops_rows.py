@@ -1,5 +1,7 @@
 """Linear maps of many rows are `F.linear`, with its gradients, whichever library does them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -161,3 +163,32 @@ def test_a_part_with_a_hook_or_of_another_class_is_called() -> None:
     low.load_state_dict(stack[0].state_dict())
     stack[0] = low
     assert not torch.allclose(stack(x), before)
+
+
+@pytest.mark.parametrize("nothing", [0, 0.0])
+def test_dropout_of_nothing_may_be_a_whole_number(nothing: float) -> None:
+    x, parts = torch.randn(40, 6, requires_grad=True), [RowLinear(6, 7), nn.ReLU()]
+    stack, plain = RowSequential(*parts, nn.Dropout(nothing)), nn.Sequential(*parts)
+    found, wanted = stack.train()(x), plain(x)
+    torch.testing.assert_close(found, wanted)
+    of_found, of_wanted = (torch.autograd.grad(y.sum(), x)[0] for y in (found, wanted))
+    torch.testing.assert_close(of_found, of_wanted)
+
+
+@pytest.mark.parametrize("run", [row_linear, row_relu])
+def test_of_another_width_torch_itself_says_what_is_wrong(run: Callable[..., torch.Tensor]) -> None:
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied \(40x5 and 6x7\)"):
+        run(torch.randn(40, 5), torch.randn(7, 6))
+
+
+def test_a_part_whose_forward_was_replaced_is_called() -> None:
+    stack, x = stack_of().eval(), torch.randn(9, 6)
+    before, forward, heard = stack(x), stack[0].forward, []
+
+    def replaced(rows: torch.Tensor) -> torch.Tensor:
+        heard.append("linear")
+        return forward(rows)
+
+    stack[0].forward = replaced
+    torch.testing.assert_close(stack(x), before)
+    assert heard == ["linear"]

@@ -2,11 +2,18 @@ import pytest
 import torch
 
 from wsizoo.errors import DataError
-from wsizoo.mil.heads import ClassificationHead, SegmentationHead
+from wsizoo.interfaces import Head, SlideOutput
+from wsizoo.mil.heads import (
+    ClassificationHead,
+    CoxHead,
+    RegressionHead,
+    SegmentationHead,
+    SurvivalHead,
+)
 from wsizoo.mil.pooling import MeanPooling
 from wsizoo.model import SlideModel
 from wsizoo.spec import ModelSpec
-from wsizoo.viz.classes import read_classes
+from wsizoo.viz.classes import classes_of_patches, read_classes
 
 
 def model(classes: list[str], threshold: float | None = None) -> SlideModel:
@@ -67,3 +74,19 @@ def test_classes_that_nobody_names_are_numbered(count: int, names: list[str]) ->
 def test_another_number_of_names_is_never_guessed(count: int, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_classes(model(["a", "b", "c"]), torch.zeros(4, count))
+
+
+@pytest.mark.parametrize("head", [CoxHead(4), SurvivalHead(4, 3), RegressionHead(4)])
+def test_numbers_that_are_no_classes_are_not_read_as_some(head: Head) -> None:
+    other = model([])
+    other.head = head
+    with pytest.raises(DataError, match=f"'toy' has a {head.task} head, whose logits are no class"):
+        read_classes(other, torch.zeros(4, 2))
+    assert classes_of_patches(other, SlideOutput(instance_logits=torch.zeros(4, 2))) is None
+
+
+def test_classes_of_patches_are_there_where_a_model_gives_some() -> None:
+    logits = torch.randn(5, 2)
+    found = classes_of_patches(model(["a", "b"]), SlideOutput(instance_logits=logits))
+    assert found is not None and torch.equal(found.probabilities, logits.softmax(-1))
+    assert classes_of_patches(model(["a", "b"]), SlideOutput(logits=logits[0])) is None

@@ -45,6 +45,7 @@ _PUBLIC = {
     "predict": "wsizoo.inference",
     "push": "wsizoo.publish",
     "read_bag": "wsizoo.formats.read",
+    "read_classes": "wsizoo.viz.classes",
     "read_weights": "wsizoo.conversion",
     "save": "wsizoo.publish",
     "show": "wsizoo.catalogue",
@@ -91,6 +92,7 @@ if TYPE_CHECKING:
     from wsizoo.selection import SoftSelector as SoftSelector
     from wsizoo.slides.reader import open_slide as open_slide
     from wsizoo.slides.store import write_bag as write_bag
+    from wsizoo.viz.classes import read_classes as read_classes
     from wsizoo.weight_formats import WeightLayout as WeightLayout
     from wsizoo.zoo import adapt as adapt
     from wsizoo.zoo import build as build

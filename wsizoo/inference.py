@@ -21,7 +21,7 @@ from wsizoo.slides.extract import Progress, Request
 from wsizoo.slides.manifest import SlideEntry
 from wsizoo.slides.store import EMBEDDING
 from wsizoo.sources import FEATURES, FeatureSource, Needs, list_inputs, meet
-from wsizoo.viz.classes import read_classes
+from wsizoo.viz.classes import classes_of_patches
 from wsizoo.viz.predicted import Drawing, PatchAnswers, write_pictures, write_scores
 from wsizoo.viz.table import Table, prediction_row
 from wsizoo.zoo import load
@@ -200,9 +200,7 @@ def _predict_one(
     bag, meeting = meet(model, taken.bag, force)
     with torch.inference_mode():
         output = model(bag)
-        logits = output.instance_logits
-        found = None if logits is None else read_classes(model, logits)
-        answers = PatchAnswers.of(output, len(bag), found)
+        answers = PatchAnswers.of(output, len(bag), classes_of_patches(model, output))
     row = {"slide": name, **prediction_row(model, output)}
     row |= {"forced": meeting.forced} if meeting.forced else {}
     drawing = Drawing(out, name, taken.own, taken.frame == LEVEL0, meeting.forced)

@@ -28,8 +28,10 @@ def training_losses(
 
     The task's loss is called once for the whole batch: with a row of raw outputs a slide, or a row
     a patch of all slides (a per-patch head's mean is over all labelled patches). Each further
-    prediction is one more call with its own rows, and counts 1/B; those of a head that compares
-    slides are one call for all slides. A method that weighs the task's loss against its own terms
+    prediction is one more call with its own rows, and counts 1/B. A head that compares slides is
+    asked for all slides at once, never for several rows of one: once for their first rows, once for
+    their second, ...; the mean counts each call by its rows, so that a slide of fewer rows than
+    others is missing in the later ones. A method that weighs the task's loss against its own terms
     says so by `task_weight`.
 
     Args:
@@ -62,8 +64,7 @@ def training_losses(
         for p in several.values():
             rows = p.logits.reshape(-1, p.logits.shape[-1])  # (n, C)
             asked.append((rows, _targets_of(p, len(rows), targets, slides, output)))
-        value = loss(*_joined(asked))
-        total = torch.stack(list(value.values())).sum() if isinstance(value, Mapping) else value
+        total = _total(loss(*_joined(asked))) if alone else _between_slides(loss, asked)
         name, first = next(iter(several.items()))
         terms = merged(terms, {name: first.weight * total * len(several) / len(slides)})
     return merged(terms, output.losses)
@@ -82,6 +83,22 @@ def _asked_together(
         found.setdefault(alike, {})[name] = p
         of_slide[p.slide] += 1
     return list(found.values())
+
+
+def _between_slides(loss: TaskLoss, asked: Sequence[tuple[Tensor, Mapping[str, Tensor]]]) -> Tensor:
+    """The loss () of the slides' first rows, of their second, ..., and the mean by rows."""
+    rows, targets = _joined(asked)
+    place = torch.cat([torch.arange(len(each)) for each, _ in asked])
+    total = rows.new_zeros(())
+    for i in range(max(len(each) for each, _ in asked)):
+        at = (place == i).nonzero()[:, 0]
+        value = _total(loss(rows[at], {name: value[at] for name, value in targets.items()}))
+        total = total + value * (len(at) / len(rows))
+    return total
+
+
+def _total(value: Tensor | Mapping[str, Tensor]) -> Tensor:
+    return torch.stack(list(value.values())).sum() if isinstance(value, Mapping) else value
 
 
 def _joined(

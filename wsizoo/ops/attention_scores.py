@@ -50,7 +50,7 @@ def attention_scores(
     readable &= drop is None or plain(drop, nn.Dropout)
     share = share_of(drop)
     known = activation in ACTIVATIONS and rows.ndim == 2 and share < 1
-    if readable and known and fits(rows, value.weight):
+    if readable and known and fits(rows, value.weight) and _agree(value, gate, score):
         return map_scores(rows, value, gate, score, share, activation)
     dropped = nn.Identity() if drop is None else drop
     hidden = dropped(activation(value(rows)))  # (N, A)
@@ -58,6 +58,12 @@ def attention_scores(
         hidden = hidden * dropped(torch.sigmoid(gate(rows)))
     scores: Tensor = score(hidden)
     return scores
+
+
+def _agree(value: nn.Linear, gate: nn.Linear | None, score: nn.Linear) -> bool:
+    """Whether the layers fit one another; or else torch itself says what is wrong."""
+    alike = gate is None or gate.weight.shape == value.weight.shape
+    return alike and score.weight.shape[1] == len(value.weight)
 
 
 def map_scores(

@@ -20,7 +20,7 @@ class Draws:
     """
 
     def __init__(self, share: float, generator: torch.Generator | None = None) -> None:
-        self.bits = 8 if (share * 256).is_integer() else 16
+        self.bits = 8 if float(share * 256).is_integer() else 16
         self.bound, self.generator = round(share * (1 << self.bits)), generator
 
     @classmethod

@@ -99,8 +99,9 @@ def drop_(rows: Tensor, dropout: float) -> None:
 
 
 def fits(rows: Tensor, weight: Tensor) -> bool:
-    """Whether the fast way is taken: float32 on a CPU, unless somebody looks at the single ops."""
-    exact = rows.dtype == weight.dtype == torch.float32
+    """Whether the fast way is taken: float32 on a CPU, of widths that agree (or else torch itself
+    says what is wrong), unless somebody looks at the single ops."""
+    exact = rows.dtype == weight.dtype == torch.float32 and rows.shape[-1:] == weight.shape[1:]
     large = rows.numel() * len(weight) >= products.SMALL
     return exact and large and rows.device.type == weight.device.type == "cpu" and not observed()
 
@@ -113,9 +114,11 @@ def observed() -> bool:
 
 def plain(part: nn.Module, *kinds: type[Kind]) -> TypeGuard[Kind]:
     """Whether a layer may be read instead of called: it is of one of these classes themselves, not
-    a subclass (LoRA, quantisation, parametrisation), and no hook hangs on it (pruning, GradCAM)."""
-    before = part._forward_pre_hooks or part._backward_pre_hooks
-    return type(part) in kinds and not (before or part._forward_hooks or part._backward_hooks)
+    a subclass (LoRA, quantisation, parametrisation), no hook hangs on it (pruning, GradCAM), and
+    its `forward` is that of its class (accelerate replaces it)."""
+    hooks = part._forward_pre_hooks or part._backward_pre_hooks
+    hooks = hooks or part._forward_hooks or part._backward_hooks
+    return type(part) in kinds and not hooks and "forward" not in vars(part)
 
 
 def share_of(drop: nn.Module | None) -> float:

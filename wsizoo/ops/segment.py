@@ -65,6 +65,8 @@ def segment_max(values: Tensor, offsets: Tensor) -> Tensor:
 @op
 def segment_softmax(logits: Tensor, offsets: Tensor) -> Tensor:
     """Softmax over each slide's rows, (N, ...) -> (N, ...), stable for any finite logits."""
+    if len(offsets) == 2:  # one slide
+        return torch.softmax(logits, 0)
     ids = segment_ids(offsets, len(logits))
     wide = _wide(logits)
     highest: Tensor = segment_max.reference(wide.detach(), offsets)

@@ -18,7 +18,7 @@ from wsizoo.train.cohort import Cohort, read_cohort
 from wsizoo.train.config import load_config
 from wsizoo.train.run_folder import CONFIG
 from wsizoo.train.samples import Sample, Samples
-from wsizoo.viz.classes import read_classes
+from wsizoo.viz.classes import classes_of_patches
 from wsizoo.viz.predicted import Drawing, PatchAnswers, write_heatmap
 from wsizoo.zoo import load
 
@@ -106,9 +106,7 @@ def _draw(folder: Path, cohort: Cohort, samples: Samples, index: int, model: Sli
     model.eval()
     with torch.inference_mode():
         output = model(bag)
-        logits = output.instance_logits
-        found = None if logits is None else read_classes(model, logits)
-        answers = PatchAnswers.of(output, len(bag), found)
+        answers = PatchAnswers.of(output, len(bag), classes_of_patches(model, output))
     file = write_heatmap(Drawing(folder, sample.name, own_file(cohort, sample)), bag, answers)
     if file is None:
         raise DataError(

@@ -111,8 +111,9 @@ def prediction_row(model: SlideModel, output: SlideOutput) -> dict[str, Any]:
     Raises:
         DataError: another number of classes than the model names.
     """
-    if output.hazards is not None and output.risk is not None:
-        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(output.hazards)}
+    if output.risk is not None:
+        bins = [] if output.hazards is None else output.hazards.tolist()  # Cox's head has none
+        hazards = {f"hazard_{i}": _number(h) for i, h in enumerate(bins)}
         return {"risk": _number(output.risk), **hazards}
     if output.value is not None:
         return {"value": _number(output.value)}

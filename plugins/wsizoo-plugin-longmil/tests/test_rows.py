@@ -66,6 +66,9 @@ def test_parts_that_somebody_watches_are_called():
     part.register_forward_hook(lambda *_: seen.append("called"))
     linear(x, part)
     assert seen == ["called"]
+    other = nn.Linear(16, 16)
+    other.forward = torch.zeros_like
+    assert not linear(x, other).any()
     assert not fits(x, nn.utils.parametrizations.weight_norm(nn.Linear(16, 16)))
 
 

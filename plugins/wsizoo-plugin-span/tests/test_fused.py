@@ -207,6 +207,9 @@ def test_parts_that_are_more_than_their_weights_are_called(runs):
     assert torch.allclose(outputs(made, [bag]), plain)
     assert heard
     handle.remove()
+    layer.k1.forward = torch.zeros_like
+    assert not torch.allclose(outputs(made, [bag]), plain)
+    del layer.k1.forward
     low = LowRank(32, 32).double()
     low.load_state_dict(layer.v1.state_dict())
     layer.v1 = low

@@ -31,7 +31,8 @@ def fits(rows: Tensor, *parts: nn.Module) -> bool:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Neither a subclass (LoRA, quantisation, parametrisation) nor hooked (pruning, GradCAM)."""
+    """Neither a subclass (LoRA, quantisation, parametrisation), nor hooked (pruning, GradCAM), nor
+    with a `forward` of its own (accelerate)."""
     hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
-    hooked = any(hooks) or bool(part._backward_pre_hooks)
-    return type(part) is nn.Linear and not hooked
+    changed = any(hooks) or bool(part._backward_pre_hooks) or "forward" in vars(part)
+    return type(part) is nn.Linear and not changed

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo.errors import SpecError
-from wsizoo.ops import RowLinear, attention_scores, segment_pool
+from wsizoo.ops import RowLinear, attention_scores, segment_pool, segment_softmax
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
@@ -67,10 +67,10 @@ def pooled(scores: Sequence[Tensor], instances: Tensor) -> tuple[list[Tensor], T
     Returns:
         weights (n, K) of each slide, and the sums (B, K, E).
     """
-    weights = [torch.softmax(one, 0) for one in scores]
-    ends = itertools.accumulate(len(one) for one in scores)
-    offsets = torch.tensor([0, *ends], device=instances.device)
-    return weights, segment_pool(torch.cat(weights), instances, offsets)
+    lengths = [len(one) for one in scores]
+    offsets = torch.tensor([0, *itertools.accumulate(lengths)], device=instances.device)
+    weights = segment_softmax(torch.cat(list(scores)), offsets)  # (N_total, K)
+    return list(weights.split(lengths)), segment_pool(weights, instances, offsets)
 
 
 def of_best_class(

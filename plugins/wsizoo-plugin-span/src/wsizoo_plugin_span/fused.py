@@ -30,10 +30,11 @@ def fits(tokens: Tensor, *parts: nn.Module) -> bool:
 
 
 def _is_plain(part: nn.Module) -> bool:
-    """Neither a subclass (LoRA, quantisation, parametrisation) nor hooked (pruning, GradCAM)."""
+    """Neither a subclass (LoRA, quantisation, parametrisation), nor hooked (pruning, GradCAM), nor
+    with a `forward` of its own (accelerate)."""
     hooks = part._forward_hooks, part._forward_pre_hooks, part._backward_hooks
-    hooked = any(hooks) or bool(part._backward_pre_hooks)
-    return type(part) in (nn.Linear, nn.LayerNorm, nn.ReLU) and not hooked
+    changed = any(hooks) or bool(part._backward_pre_hooks) or "forward" in vars(part)
+    return type(part) in (nn.Linear, nn.LayerNorm, nn.ReLU) and not changed
 
 
 def _observed() -> bool:
