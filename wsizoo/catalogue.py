@@ -62,8 +62,8 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     (released, not pinned, or none released), `commercial`, and the encoder's catalogue entry.
 
     An encoder of the catalogue, where no model is called so: its fields, `runs_here`, `why_not`,
-    `weights_state` and `commercial`. Another part, such as an aggregator: `kind`, `from`, `summary`,
-    `source`, `options` with their defaults, `description` (its docstring) and `models` of it.
+    `weights_state` and `commercial`. Another part, such as an aggregator: `kind`, `from`,
+    `summary`, `source`, `options` with their defaults, `description` (its docstring) and `models`.
 
     Raises:
         NotFoundError, SpecError.

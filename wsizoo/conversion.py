@@ -11,7 +11,7 @@ from torch import Tensor
 
 from wsizoo.card import NOT_STATED
 from wsizoo.checkpoints import PICKLED, check_kind, read_content, tensors_of
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, WeightsError
 from wsizoo.files import replacing, replacing_folder, sha256_of
 from wsizoo.model import SlideModel
 from wsizoo.publish import Verified, check_free, save, verify

@@ -15,7 +15,7 @@ from wsizoo.mil.options import check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores
 from wsizoo_plugin_mil.initialisation import begin
-from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.packed import Packed, check_task, split
 
 HIDDEN_SCORE = -1e9
 EPS = 1e-8
@@ -31,6 +31,7 @@ class AcmilGA(Packed):
         branches: K attentions; 1: ABMIL as this code has it, without the losses of the others.
         masked, mask_drop: in training each attention hides that share of its so many best patches,
             drawn anew each time, the share rounded down; masked=0: none.
+        task: the head's.
 
     In training each attention's own prediction counts as much as the slide's (their mean), and the
     mean cosine between attentions, `diversity`, is added.
@@ -61,7 +62,9 @@ class AcmilGA(Packed):
         branches: int = 5,
         masked: int = 10,
         mask_drop: float = 0.6,
+        task: str | None = None,
     ) -> None:
+        check_task("ACMIL", task)
         self.check(dim, branches, masked, mask_drop)
         check_sizes("ACMIL", attention=attention)
         super().__init__(in_dim, dim)
@@ -169,7 +172,9 @@ class AcmilMHA(AcmilGA):
         masked: int = 10,
         mask_drop: float = 0.6,
         dropout: float = 0.1,
+        task: str | None = None,
     ) -> None:
+        check_task("ACMIL", task)
         self.check(dim, branches, masked, mask_drop)
         check_sizes("ACMIL", heads=heads)
         check_shares("ACMIL", dropout=dropout)

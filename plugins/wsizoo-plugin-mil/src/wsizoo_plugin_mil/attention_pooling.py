@@ -73,12 +73,17 @@ def pooled(scores: Sequence[Tensor], instances: Tensor) -> tuple[list[Tensor], T
     return weights, segment_pool(torch.cat(weights), instances, offsets)
 
 
-def of_best_class(weights: Sequence[Tensor], logits: Tensor | None) -> list[Tensor]:
+def of_best_class(
+    weights: Sequence[Tensor], logits: Tensor | None, survival: bool = False
+) -> list[Tensor]:
     """Of each slide (n,): the attention of the class with the largest logit, or the only one.
 
     Args:
         weights: (n, K) of each slide, K = C or 1. logits: (B, C); None: the first is taken.
+        survival: logits are of bins of time, of which none is the slide's: the mean is taken.
     """
+    if survival:
+        return [each.mean(1) for each in weights]
     if logits is None or weights[0].shape[1] == 1:
         return [each[:, 0] for each in weights]
     return [each[:, i] for each, i in zip(weights, logits.argmax(1).tolist(), strict=True)]

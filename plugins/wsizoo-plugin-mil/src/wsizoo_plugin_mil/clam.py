@@ -15,8 +15,9 @@ from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
-from wsizoo_plugin_mil.packed import Packed, label_of, split
+from wsizoo_plugin_mil.packed import Packed, check_task, label_of, split
 from wsizoo_plugin_mil.smooth_svm import smooth_top1_svm
+from wsizoo_plugin_mil.survival import SURVIVAL
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
@@ -42,9 +43,10 @@ class ClamSB(Packed):
         instance_loss: "ce", or "svm" (smooth top-1, which CLAM's commands set).
         bag_weight: share of the task's loss; the instance loss has the rest.
         variant: "clam"; or "mil-lab": no dropout after the embedding, MIL-Lab's initialisation.
+        task: the head's. Of another than classification there is no instance loss.
 
-    The instance loss needs the slide's label; slides whose target has none (survival, regression)
-    train by the task's loss alone, in full.
+    The instance loss needs the slide's label; slides whose target has none train by the task's
+    loss alone, in full.
 
     Returns (forward): `slide` (E,), `scores` (N,) the attention, which sums to 1, `instances`
     (N, E), `logits` (C,).
@@ -78,7 +80,9 @@ class ClamSB(Packed):
         instance_loss: str = "ce",
         bag_weight: float = 0.7,
         variant: str = "clam",
+        task: str | None = None,
     ) -> None:
+        check_task("CLAM", task)
         check_choice("CLAM", LOSSES, instance_loss=instance_loss)
         check_choice("CLAM", VARIANTS, variant=variant)
         check_sizes("CLAM", dim=dim, attention=attention, k=k)
@@ -86,6 +90,7 @@ class ClamSB(Packed):
         check_shares("CLAM", whole=True, bag_weight=bag_weight)
         rows = 1 if self.one_row else n_outputs or 1
         super().__init__(in_dim, rows * dim, dim)
+        self.survival, self.labelled = task == SURVIVAL, task in (None, "classification")
         self.k, self.subtyping, self.bag_weight = k, subtyping, bag_weight
         self.criterion = LOSSES[instance_loss]
         embedded = 0.0 if variant == "mil-lab" else dropout
@@ -103,11 +108,11 @@ class ClamSB(Packed):
         logits = self.logits(rows)
         found = Aggregated(
             slide=rows.flatten(1),
-            scores=lambda: torch.cat(of_best_class(weights, logits)),
+            scores=lambda: torch.cat(of_best_class(weights, logits, self.survival)),
             instances=instances,
             logits=logits,
         )
-        if self.training and self.judge is not None:
+        if self.training and self.labelled and self.judge is not None:
             self.teach(found, raw, instances, bags)
         return found
 
@@ -181,7 +186,7 @@ class ClamMB(ClamSB):
     """One attention a class, each with its own sum and its own line of the classifier.
 
     As `ClamSB`, with `slide` (C E,), and `scores` the attention of the class with the largest
-    logit.
+    logit; of survival the mean over the bins.
     """
 
     classifier_tensors: ClassVar[tuple[str, ...]] = (

@@ -14,7 +14,8 @@ from wsizoo.mil.options import check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import of_best_class
 from wsizoo_plugin_mil.initialisation import begin
-from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.packed import PER_PATCH, Packed, split
+from wsizoo_plugin_mil.survival import SURVIVAL
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "dsmil": {"dim": None, "query": 128, "nonlinear": True, "passing_v": False},
@@ -34,12 +35,14 @@ class DSMIL(Packed):
         query: width of the queries. nonlinear: of two layers, with tanh at the end; or linear.
         passing_v: values are a layer of the patches (ReLU with the authors); or the patches.
         dropout_v: before that layer, training only.
+        task: the head's.
 
     In training the best patch's logits of each class are a further prediction, which counts as
-    much as the slide's. The authors' loss is `head.one_vs_rest=true`.
+    much as the slide's; not under a head that reads patches. The authors' loss is
+    `head.one_vs_rest=true`.
 
     Returns (forward): `slide` (C E,) the class vectors, `scores` (N,) the attention of the class
-    with the largest logit, which sums to 1, `logits` (C,), `instance_logits` (N, C).
+    with the largest logit, of survival their mean, which sums to 1, `logits` (C,), `instance_logits` (N, C).
 
     Cost: N (2 E C + E Q + Q^2 + Q C) multiply-adds, with D E for an embedding.
     Source: Li, Li and Eliceiri, CVPR 2021, https://arxiv.org/abs/2011.08939, and
@@ -61,6 +64,7 @@ class DSMIL(Packed):
         nonlinear: bool | None = None,
         passing_v: bool | None = None,
         dropout_v: float = 0.0,
+        task: str | None = None,
     ) -> None:
         if variant not in VARIANTS:
             raise SpecError(
@@ -86,7 +90,8 @@ class DSMIL(Packed):
         self.value_act = nn.Identity() if lab else nn.ReLU()
         self.norm = nn.LayerNorm(width) if lab else nn.Identity()
         self.classify = nn.Conv1d(rows, n_outputs, width) if n_outputs else None
-        self.mixed = lab
+        self.mixed, self.survival = lab, task == SURVIVAL
+        self.further = not lab and task != PER_PATCH
         begin(self, "he" if lab else "orthogonal")
 
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
@@ -111,11 +116,11 @@ class DSMIL(Packed):
             logits = (logits + best) / 2
         found = Aggregated(
             slide=rows.flatten(1),
-            scores=lambda: torch.cat(of_best_class(weights, logits)),
+            scores=lambda: torch.cat(of_best_class(weights, logits, self.survival)),
             logits=logits,
             instance_logits=judged,
         )
-        if self.training and not self.mixed:
+        if self.training and self.further:
             found.task_weight = 0.5
             found.predictions = {
                 f"best patches/{i}": Prediction(row, weight=0.5, slide=i)

@@ -15,7 +15,7 @@ from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
-from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.packed import Packed, check_task, split
 from wsizoo_plugin_mil.survival import SURVIVAL, mean_hazards, risk
 
 DISTILL = ("afs", "maxs", "maxmins")
@@ -84,6 +84,7 @@ class DTFD(Packed):
         compat: str | None = None,
         task: str | None = None,
     ) -> None:
+        check_task("DTFD", task)
         check_sizes("DTFD", dim=dim, attention=attention, groups=groups, shuffles=shuffles)
         check_sizes("DTFD", 0, residuals=residuals, total=total)
         check_shares("DTFD", dropout=dropout)

@@ -11,14 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 from wsizoo.mil.options import check_sizes
+from wsizoo.mil.standardise import Standardise
 from wsizoo_plugin_mil.neighbours import best
-from wsizoo_plugin_mil.packed import Packed, label_of, projections, split
+from wsizoo_plugin_mil.packed import Packed, check_task, label_of, projections, split
 
 TARGETS = {"survival": "time", "regression": "value"}  # by task; of all others "label"
 PRIOR = 0.5  # weight of the mean training slide beside k neighbours: it breaks ties, no more
 EPS = 1e-6
+FEW = 10  # neighbours, where there are four times as many training slides
 
 
 class KNN(Packed):
@@ -31,8 +33,12 @@ class KNN(Packed):
 
     Args:
         in_dim: width D of the features. n_outputs: C, of the head; None: no logits.
-        k: neighbours; of fewer training slides all vote.
+        k: neighbours; of fewer training slides all vote. None: 10, but of few training slides a
+            quarter.
         capacity: training slides that there is room for.
+        standardise: mean patches are, channel by channel, by those of the training slides; raw ones
+            of most encoders all point one way.
+        temperature: votes weigh as exp(cosine / temperature); None: all alike.
         task: the head's, which tells what is voted on: a label, a time with its event (hazards of
             bins, or Cox's), or a value.
 
@@ -45,8 +51,8 @@ class KNN(Packed):
     `logits` (C,).
 
     Cost: N D + M D multiply-adds, with M training slides.
-    Source: Cover and Hart, 1967; on frozen features as in DINOv2, https://arxiv.org/abs/2304.07193
-    (there k is 20 and votes are weighed). No paper states the prior, nor the factor: they are ours.
+    Source: Cover and Hart, 1967; on frozen features as in DINOv2, https://arxiv.org/abs/2304.07193,
+    whose temperature this is (there k is 20). Standardisation, the prior and the factor are ours.
     """
 
     owns_classifier = True
@@ -62,13 +68,19 @@ class KNN(Packed):
         self,
         in_dim: int,
         n_outputs: int | None,
-        k: int = 10,
+        k: int | None = None,
         capacity: int = 2048,
+        standardise: bool = True,
+        temperature: float | None = 0.07,
         task: str | None = None,
     ) -> None:
+        check_task("kNN", task)
         check_sizes("kNN", k=k, capacity=capacity)
+        if temperature is not None and not temperature > 0:
+            raise SpecError(f"kNN's temperature is {temperature}, expected more than 0, or null")
         super().__init__(in_dim, in_dim)
-        self.k, self.n_outputs = k, n_outputs
+        self.k, self.n_outputs, self.temperature = k, n_outputs, temperature
+        self.standardise = Standardise(in_dim) if standardise else None
         self.target = TARGETS.get(task or "", "label")
         rows = n_outputs or 1
         self.log_factor = nn.Parameter(torch.zeros(())) if n_outputs else None
@@ -102,10 +114,19 @@ class KNN(Packed):
                     f"kNN has room for {i} training slides and there are more. Set "
                     "aggregator.capacity to their number"
                 )
-            self.vectors[i] = F.normalize(bag.features.to(self.vectors).mean(0), dim=0)
+            self.vectors[i] = bag.features.to(self.vectors).mean(0)
             self.answers[i], self.exposures[i] = (x.to(self.answers) for x in told)
             self.names[i] = named(bag)
             self.filled += 1
+        if m := int(self.filled):
+            stored = self.vectors[:m]
+            if self.standardise is not None:
+                self.standardise.measure([Bag(stored)])
+            stored.copy_(self.directions(stored))
+
+    def directions(self, slide: Tensor) -> Tensor:
+        """(B, D) mean patches -> of length 1, whose products are how alike they are."""
+        return F.normalize(slide if self.standardise is None else self.standardise(slide), dim=1)
 
     def told(self, bag: Bag) -> tuple[Tensor, Tensor] | None:
         """What a training slide answers (C,), and how much it counts in each (C,)."""
@@ -152,18 +173,23 @@ class KNN(Packed):
         return mean + self.log_factor.exp() * (self.link(told / of.clamp(min=EPS)) - mean)
 
     def neighbours(self, slide: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, Tensor]:
-        """(B, k) int64 rows of the store, and (B, k) which of them vote: 1 or 0.
+        """(B, k) int64 rows of the store, and (B, k) their votes, which add up to their number.
 
-        In training no slide is its own neighbour.
+        In training no slide is its own neighbour: its vote is 0.
         """
         m = int(self.filled)
-        likeness = F.normalize(slide, dim=1) @ self.vectors[:m].t()
+        likeness = self.directions(slide) @ self.vectors[:m].t()
         if self.training:
             asking = torch.tensor([named(bag) for bag in bags], device=slide.device)
             own = asking[:, None] == self.names[:m]
             likeness = likeness.masked_fill(own, -torch.inf)
-        index = best(likeness, min(self.k, m))
-        return index, (likeness.gather(1, index) > -torch.inf).to(slide)
+        index = best(likeness, min(self.k or max(1, min(FEW, m // 4)), m))
+        near = likeness.gather(1, index)
+        votes = (near > -torch.inf).to(slide)
+        if self.temperature is None:
+            return index, votes
+        shares = torch.softmax((near / self.temperature).clamp(min=-1e4), 1) * votes
+        return index, shares * votes.sum(1, keepdim=True)
 
     def link(self, share: Tensor) -> Tensor:
         """Shares or means (B, C) -> logits as the head reads them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import wsizoo
 from wsizoo import Aggregated, Bag, Prediction
-from wsizoo.errors import SpecError
+from wsizoo.errors import SpecError, WsizooError
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.mhim_encoders import (
     AttentionEncoder,
@@ -25,7 +26,10 @@ from wsizoo_plugin_mil.mhim_encoders import (
 from wsizoo_plugin_mil.mhim_masking import Share, cosine, kept_patches
 from wsizoo_plugin_mil.mhim_merging import Merging
 from wsizoo_plugin_mil.mhim_options import Options
-from wsizoo_plugin_mil.packed import Packed, split
+from wsizoo_plugin_mil.packed import Packed, check_task, split
+
+log = logging.getLogger(__name__)
+BASELINE = "aggregator.high=0 aggregator.at_random=0 aggregator.queries=0 aggregator.alpha=0"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,9 @@ class MhimABMIL(Packed):
             random and merges none. task: the head's; of survival patches are ranked by risk where
             they are ranked by class. options: those of `Options` that are not to be the version's.
 
-    Several slides are embedded in one pass; masks and merging are slide by slide.
+    Several slides are embedded in one pass; masks and merging are slide by slide. Without a trained
+    `teacher` the first `warm_up` of the steps train the baseline: nothing is masked or merged, and
+    the teacher is the student; then it lags behind. No epoch of them is chosen as the best.
 
     Returns (forward): `slide` (E,), `scores` (N,) the student's attention (0 of masked patches),
     `logits` (C,).
@@ -55,7 +61,8 @@ class MhimABMIL(Packed):
     Source: Tang et al., ICCV 2023, https://arxiv.org/abs/2307.15254, and 2025,
     https://arxiv.org/abs/2509.11526; https://github.com/DearCaat/MHIM-MIL at 5377eb6 and 9d0c91a.
     Differs: patches keep their order, there that of a set of Python. A slide of which nothing would
-    be left is not masked. v2 runs without masks and without merging too.
+    be left is not masked. v2 runs without masks and without merging too. The warm-up is ours; there
+    a baseline is trained first, and its student begins anew but for the embedding.
     """
 
     owns_classifier = True
@@ -76,9 +83,11 @@ class MhimABMIL(Packed):
         task: str | None = None,
         **options: Any,
     ) -> None:
+        check_task("MHIM", task)
         o = Options.of(version, options)
         super().__init__(in_dim, self.vectors(n_outputs) * o.dim)
         self.version, self.options = version, o
+        self.plain = not (o.alpha or o.queries or o.shares(o.high))  # the baseline
         self.by_class = o.by_class and (n_outputs or 0) > 1
         encoder = self.encoder(o.dim, n_outputs, o.pooling, task)
         self.student = Network(in_dim, o.dim, o.activation, o.dropout, encoder)
@@ -95,6 +104,14 @@ class MhimABMIL(Packed):
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.steps.copy_(torch.tensor([0, total_steps]))
+        if not (self.plain or self.options.teacher or self.warm_steps):
+            log.warning(
+                "MHIM begins with a teacher that has learned nothing, and holds the student to it. "
+                "Train a baseline first (%s) and begin as it: aggregator.teacher=RUN/model; or warm "
+                "up: aggregator.warm_up=%s",
+                BASELINE,
+                Options.warm_up,
+            )
         found = self.student if self.options.teacher is None else self.loaded(self.options.teacher)
         own = dict(self.student.named_parameters())
         wanted = {"all": "", "embedding": "embed."}.get(self.options.student)
@@ -110,24 +127,37 @@ class MhimABMIL(Packed):
         Raises:
             SpecError: it has not. NotFoundError, WeightsError: as `wsizoo.load`.
         """
-        part = wsizoo.load(name).aggregator
+        try:
+            part = wsizoo.load(name).aggregator
+        except WsizooError as error:
+            told = f"MHIM's teacher (aggregator.teacher) cannot be loaded: {error}"
+            raise type(error)(told) from error
         found = part.student if isinstance(part, MhimABMIL) else None
         if found is None or shapes(found) != shapes(self.student):
             what = type(part).__name__ if found is None else "of another size or number of outputs"
             raise SpecError(
                 f"MHIM's teacher '{name}' is {what}, expected a trained {type(self).__name__} with "
-                "the same dim and outputs. Train one: aggregator.high=0 aggregator.at_random=0 "
-                "aggregator.queries=0 aggregator.alpha=0"
+                f"the same dim and outputs. Train one: {BASELINE}"
             )
         return found
 
+    @property
+    def warm_steps(self) -> int:
+        """How many of the steps train the baseline."""
+        if self.plain or self.options.teacher is not None:
+            return 0
+        return int(self.options.warm_up * int(self.steps[1]))
+
+    @property
+    def ready(self) -> bool:
+        return not (warm := self.warm_steps) or int(self.steps[0]) > warm
+
     def after_step(self, step: int, total_steps: int) -> None:
-        done = (step - 1) / total_steps
-        momentum = (
-            cosine(self.options.momentum, 1.0, done)
-            if self.options.rising
-            else self.options.momentum
-        )
+        warm, momentum = self.warm_steps, self.options.momentum
+        if step <= warm:
+            momentum = 0.0
+        elif self.options.rising:
+            momentum = cosine(momentum, 1.0, (step - 1 - warm) / (total_steps - warm))
         with torch.no_grad():
             for theirs, ours in zip(self.teacher.buffers(), self.student.parameters(), strict=True):
                 theirs.lerp_(ours, 1 - momentum)
@@ -141,7 +171,7 @@ class MhimABMIL(Packed):
     def run(self, features: Tensor, bags: Sequence[Bag]) -> Aggregated:
         taught: list[Encoded] = []
         plans: list[Plan | None] = [None] * len(bags)
-        if self.training and (self.options.alpha or self.shares() or self.merging is not None):
+        if self.training and not self.plain and int(self.steps[0]) >= self.warm_steps:
             taught = self.taught(features, bags)
             plans = [self.plan(each.hardness(self.by_class)) for each in taught]
         parts = self.embedded(features, bags, plans)
@@ -192,8 +222,8 @@ class MhimABMIL(Packed):
         """What is masked at the present step."""
         high = self.options.high
         if self.options.fading:
-            done, of = self.steps.tolist()
-            high = cosine(high, 0.0, done / max(1, of))
+            warm, (done, of) = self.warm_steps, self.steps.tolist()
+            high = cosine(high, 0.0, max(0, done - warm) / max(1, of - warm))
         return self.options.shares(high)
 
     def embedded(
@@ -209,7 +239,8 @@ class MhimABMIL(Packed):
 
     def tokens(self, part: Tensor, plan: Plan | None) -> Tensor:
         """(n, E) embedded patches of a plan -> the tokens that the student encodes."""
-        if self.merging is None or (plan is None and not self.options.merge_test):
+        unplanned = plan is None and (self.training or not self.options.merge_test)
+        if self.merging is None or unplanned:
             return part
         first = 0 if plan is None else len(plan.kept)
         return torch.cat([part if plan is None else part[:first], self.merging(part[first:])])

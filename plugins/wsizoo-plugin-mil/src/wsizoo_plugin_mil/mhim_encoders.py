@@ -174,7 +174,7 @@ class DSMILEncoder(nn.Module):
     def __init__(self, dim: int, n_outputs: int | None, activation: str, task: str | None) -> None:
         super().__init__()
         self.dim, self.task = dim, task
-        self.dsmil = DSMIL(dim, n_outputs, passing_v=True)
+        self.dsmil = DSMIL(dim, n_outputs, passing_v=True, task=task)
         if self.dsmil.classify is not None:
             self.dsmil.classify.reset_parameters()
 

@@ -36,8 +36,10 @@ class Options:
         alpha: weight of the consistency. temperature: of the teacher's vectors in it.
         momentum: of the teacher. rising: it rises to 1 along a cosine in training.
         teacher: a trained model of this kind, by its name or folder, as which the teacher begins; a
-            baseline is one with high=0 at_random=0 queries=0 alpha=0. None: it begins as the
-            student. student: what the student takes of it then, "none", "embedding" or "all".
+            baseline is one with high=0 at_random=0 queries=0 alpha=0. None: see warm_up.
+            student: what the student takes of it then, "none", "embedding" or "all".
+        warm_up: without a teacher, share of the steps that train the baseline. It is ours; half, as
+            the authors train both networks equally long.
     """
 
     dim: int = 512
@@ -60,6 +62,7 @@ class Options:
     rising: bool = False
     teacher: str | None = None
     student: str = "embedding"
+    warm_up: float = 0.5
 
     @classmethod
     def of(cls, version: str, given: Mapping[str, Any]) -> Options:
@@ -84,7 +87,7 @@ class Options:
         check_choice("MHIM", EMBEDDING_ACTIVATIONS, activation=self.activation)
         check_sizes("MHIM", dim=self.dim)
         check_sizes("MHIM", 0, queries=self.queries)
-        for name in ("dropout", "high", "at_random", "low", "keep"):
+        for name in ("dropout", "high", "at_random", "low", "keep", "warm_up"):
             check_shares("MHIM", **{name: getattr(self, name)})
         for name in ("high_among", "momentum", "merge_momentum"):
             check_shares("MHIM", whole=True, **{name: getattr(self, name)})

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from wsizoo import Aggregated, Aggregator, Bag, BagBatch
+from wsizoo.errors import SpecError
 from wsizoo.mil.pooling import projection
+
+PER_PATCH = "segmentation"  # the task of heads that read patches
+OF_PATCHES = (  # methods, of the core too, that such heads fit
+    *("abmil", "attmil", "dsmil", "gat", "gcn", "ilra", "max", "max-instance", "mean"),
+    *("mean-instance", "rrt", "transformer", "transmil", "wikg"),
+)
 
 
 class Packed(Aggregator):
@@ -39,6 +46,15 @@ class Packed(Aggregator):
                 method's losses, which are means over the slides.
         """
         raise NotImplementedError
+
+
+def check_task(whose: str, task: str | None) -> None:
+    """Raise SpecError for a head that reads patches: the method classifies slides alone."""
+    if task == PER_PATCH:
+        raise SpecError(
+            f"{whose} classifies slides and no patches, so a {task} head has nothing to read; "
+            f"expected one of slides, or one of these methods: {', '.join(OF_PATCHES)}"
+        )
 
 
 def split(rows: Tensor, bags: Sequence[Bag]) -> tuple[Tensor, ...]:
