@@ -24,7 +24,7 @@ def test_the_one_name_that_is_unknown_is_told_alone(value: Any) -> None:
     told = rf"^X's two is {re.escape(repr(value))}, expected one of a, b$"
     with pytest.raises(SpecError, match=told):
         check_choice("X", {"a": 1, "b": 2}, one="a", two=value)
-    with pytest.raises(SpecError, match="expected one of a, null$"):
+    with pytest.raises(SpecError, match=r"expected one of a, null$"):
         check_choice("X", ("a", None), one="null" if value is None else value)
 
 

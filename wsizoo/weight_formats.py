@@ -201,14 +201,18 @@ def _other_outputs(
     ours = model.head.n_outputs if model.head else None
     shapes = [(expected[name].shape, found[name].shape) for name in set(expected) & set(found)]
     sides = {pair for a, b in shapes for pair in zip(a, b, strict=False) if pair[0] != pair[1]}
-    if ours is None or any(len(a) != len(b) for a, b in shapes) or {a for a, _ in sides} != {ours}:
+    theirs = {n for _, n in sides}
+    if (
+        {n for n, _ in sides} != {ours}
+        or len(theirs) > 1
+        or any(len(a) != len(b) for a, b in shapes)
+    ):
         return None
-    theirs = {b for _, b in sides}
-    if len(theirs) > 1:
-        return None
-    named = f"the {ours} classes {', '.join(model.classes)}" if model.classes else f"{ours} outputs"
-    what = "head.classes so many names" if model.classes else "the head so many"
-    return f"The file is of {theirs.pop()}, '{model.name}' has {named}: give {what}"
+    (n,), classes = theirs, ", ".join(model.classes)
+    if classes:
+        own = f"'{model.name}' has {ours} ({classes})"
+        return f"The file is of {n} classes, {own}: give head.classes {n} names"
+    return f"The file is of {n} outputs, '{model.name}' has {ours}: override head"
 
 
 def _typed(override: str) -> str:
