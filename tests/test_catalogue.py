@@ -116,7 +116,7 @@ def test_show_tells_the_options_of_a_part(registry: Registry) -> None:
     facts = show("mean", registry)
     assert (facts["kind"], facts["from"]) == ("aggregator", "wsizoo")
     assert facts["models"] == ["a-mean", "missing-selector"]
-    assert facts["options"] == {"dim": 512, "dropout": 0.0, "hidden": []}
+    assert facts["options"] == {"dim": 512, "dropout": 0.0, "hidden": ()}
     assert facts["description"].startswith("The mean of the embedded patches.")
     assert "Args:" in facts["description"]
     assert show("survival", registry)["models"] == ["a-max"]

@@ -19,7 +19,7 @@ from wsizoo.errors import DataError, DigestError, NotFoundError, WeightsError
 from wsizoo.files import sha256_of
 from wsizoo.model import SlideModel
 from wsizoo.plugins import discover
-from wsizoo.publish import golden_bag
+from wsizoo.publish import as_published, golden_bag
 from wsizoo.registry import Entry, Registry
 from wsizoo.spec import model_spec
 from wsizoo.testing.hub import HubDouble

@@ -121,7 +121,7 @@ def _show_encoder(name: str, registry: Registry) -> dict[str, Any]:
 
 def _show_part(part: Component, registry: Registry) -> dict[str, Any]:
     made = registry.plugins.load(part.kind, part.name)
-    described = (made, *inspect.getmro(getattr(made, "options_type", object))[:-1])
+    described = (*_told(made), *_told(getattr(made, "options_type", object)))
     return {
         "name": part.name,
         "kind": part.kind,
@@ -130,8 +130,15 @@ def _show_part(part: Component, registry: Registry) -> dict[str, Any]:
         "source": part.source,
         "models": [n for n, e in sorted(registry.models.items()) if e.part(part.kind) == part.name],
         "options": options_of(made),
-        "description": "\n\n".join(inspect.cleandoc(each.__doc__ or "") for each in described),
+        "description": "\n\n".join(described),
     }
+
+
+def _told(made: type) -> list[str]:
+    """Docstrings of a class and of the bases that it is explained by: up to plain ones."""
+    own = [each for each in inspect.getmro(made) if each.__module__.partition(".")[0] != "torch"]
+    told = [each for each in own if each.__module__ not in ("wsizoo.interfaces", "builtins", "abc")]
+    return [inspect.cleandoc(each.__doc__) for each in told if each.__doc__]
 
 
 def why_not_here(entry: Entry, registry: Registry) -> str | None:

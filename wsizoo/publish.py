@@ -274,7 +274,7 @@ def _record(model: SlideModel) -> dict[str, Any]:
 def _disclosed(model: SlideModel) -> dict[str, list[str]]:
     """What its parts say that trained weights hold of the training slides, if they do."""
     parts = (model.selector, model.aggregator, model.head, model.whole)
-    told = [part.discloses for part in parts if hasattr(part, "discloses")]
+    told = [str(held) for part in parts if (held := getattr(part, "discloses", None))]
     return {"discloses": told} if told and model.trained else {}
 
 
