@@ -165,6 +165,12 @@ def test_recipes_of_the_classic_methods_have_the_numbers_of_their_codes() -> Non
         *(10, 30, None, None),
         *(20, 30, None),
     ]
+    assert {name: one.train.min_epochs for name, one in found.items() if name not in ALIKE} == {
+        **dict.fromkeys(found.keys() - ALIKE.keys(), 1),
+        **{"clam": 52, "rrt": 132, "mhim": 102, "mhim-v1": 132},
+    }
+    fallen = found["dtfd"].schedule
+    assert (fallen.name, fallen.falls, fallen.fall_factor) == ("step", [100], 0.2)
     for name, like in ALIKE.items():
         assert dataclasses.replace(found[name], model="", recipe="") == dataclasses.replace(
             found[like], model="", recipe=""

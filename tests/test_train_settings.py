@@ -29,7 +29,7 @@ from wsizoo.train.settings import TrainSettings
     [
         ({"precision": "fp16"}, "precision is 'fp16', expected one of 32-true, bf16-mixed, 16-mi"),
         ({"optimiser": "lion"}, "optimiser is 'lion', expected one of adamw, adam, radam, sgd"),
-        ({"schedule": "step"}, "schedule is 'step', expected one of cosine, constant"),
+        ({"schedule": "line"}, "schedule is 'line', expected one of cosine, constant, step"),
         ({"checkpoint": "first"}, "checkpoint is 'first', expected one of best, last"),
         (
             {"loggers": ("mlflow",)},
@@ -43,6 +43,13 @@ from wsizoo.train.settings import TrainSettings
         ({"clip": -1.0}, "clip is -1.0, expected more than 0"),
         ({"betas": (0.9,)}, r"betas is \(0.9,\), expected two from 0 to below 1"),
         ({"betas": (0.9, 1.0)}, r"betas is \(0.9, 1.0\), expected two from 0 to below 1"),
+        (
+            {"schedule": "step"},
+            r"falls is \(\), expected epochs from 1 on, and at least one with s",
+        ),
+        ({"falls": (0,)}, r"falls is \(0,\), expected epochs from 1 on, .* schedule.falls=\[100\]"),
+        ({"fall_factor": -1.0}, "fall_factor is -1.0, expected 0 or more"),
+        ({"min_epochs": 0}, "min_epochs is 0, expected 1 or more"),
         ({"ema": 1.0}, "ema is 1.0, expected a decay between 0 and 1, as 0.999"),
     ],
 )
@@ -54,7 +61,7 @@ def test_a_value_without_a_meaning_is_refused(changes: dict[str, Any], told: str
 def test_every_key_of_a_config_reaches_the_loop() -> None:
     loop = {
         "epochs": 3, "batch_size": 2, "accumulate": 4, "clip": 0.5, "precision": "bf16-mixed",
-        "ema": 0.9, "patience": 7, "workers": 1, "device": "cpu", "max_patches": 5,
+        "ema": 0.9, "patience": 7, "min_epochs": 2, "workers": 1, "device": "cpu", "max_patches": 5,
         "checkpoint_steps": 6, "loggers": ["wandb"],
     }  # fmt: skip
     asked = {
@@ -63,12 +70,15 @@ def test_every_key_of_a_config_reaches_the_loop() -> None:
             "name": "sgd", "lr": 0.25, "weight_decay": 0.5, "betas": [0.5, 0.75], "momentum": 0.3,
             "lookahead": 5,
         },
-        "schedule": {"name": "constant", "warmup_epochs": 1.5, "end_factor": 0.125},
+        "schedule": {
+            "name": "step", "warmup_epochs": 1.5, "end_factor": 0.125, "falls": [2],
+            "fall_factor": 0.75,
+        },
         "selection": {"metric": "auc", "checkpoint": "last"},
     }  # fmt: skip
     found = settings_of(load_config({"model": "m", "data": {"table": "t"}, **asked}), seed=8)
     told = {key: value for group in asked.values() for key, value in group.items() if key != "name"}
-    told |= {"seed": 8, "optimiser": "sgd", "schedule": "constant"}
+    told |= {"seed": 8, "optimiser": "sgd", "schedule": "step", "falls": (2,)}
     told |= {"loggers": ("wandb",), "betas": (0.5, 0.75)}
     assert dataclasses.asdict(found) == told
     before = dataclasses.asdict(TrainSettings())
@@ -95,6 +105,17 @@ def test_the_cosine_is_that_of_torch() -> None:
         optimiser.step()
         theirs.step()
     assert factors(end_factor=0.1) == pytest.approx(expected)
+
+
+def test_steps_down_are_those_of_torch() -> None:
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    theirs = torch.optim.lr_scheduler.MultiStepLR(optimiser, [1, 3], gamma=0.2)
+    expected = []
+    for _ in range(4):
+        expected += 5 * theirs.get_last_lr()
+        optimiser.step()
+        theirs.step()
+    assert factors(schedule="step", falls=(1, 3), fall_factor=0.2) == pytest.approx(expected)
 
 
 def test_warming_up_is_linear_and_the_cosine_begins_after_it() -> None:

@@ -179,6 +179,14 @@ def test_training_stops_when_nothing_gets_better(tmp_path: Path) -> None:
     assert (trained.best_epoch, trained.epoch, trained.stopped_early) == (2, 2, True)
 
 
+def test_patience_ends_nothing_before_the_least_number_of_epochs(tmp_path: Path) -> None:
+    settings = replace(PLAIN, epochs=9, patience=1, min_epochs=4, metric="auc", checkpoint="best")
+    values = iter([0.5, 0.4, 0.4, 0.3, 0.9])
+    measure: Any = lambda *_: {"auc": next(values)}  # noqa: E731
+    trained = train_model(plain_model(), ToySlides(3), None, settings, tmp_path, measure=measure)
+    assert (len(trained.history), trained.best_epoch, trained.stopped_early) == (4, 1, True)
+
+
 def test_of_an_error_less_is_better(tmp_path: Path) -> None:
     values = iter([0.5, 0.3, 0.4])
     settings = replace(PLAIN, epochs=3, metric="mae", checkpoint="best")

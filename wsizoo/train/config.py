@@ -118,11 +118,15 @@ class OptimiserConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the learning rate goes: up over `warmup_epochs`, then down to `end_factor` of itself."""
+    """How the learning rate goes: up over `warmup_epochs`, then by a cosine to `end_factor` of
+    itself, or ("step") to `fall_factor` of itself after each of the epochs `falls`.
+    """
 
-    name: str = _one_of("cosine", "cosine", "constant")
+    name: str = _one_of("cosine", "cosine", "constant", "step")
     warmup_epochs: float = _number(0.0, 0)
     end_factor: float = _number(0.0, 0, 1)
+    falls: list[int] = field(default_factory=list)
+    fall_factor: float = _number(0.1, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ class TrainConfig:
         clip: largest norm of a gradient. ema: decay of the mean of weights.
         precision: "32-true", "bf16-mixed", "16-mixed", as Lightning Fabric has it.
         patience: epochs without a better value of the selection's metric before the end.
+        min_epochs: before which patience ends nothing.
         workers: threads that read features.
         class_weights: "inverse": of the classes' frequency in the training part, 1 in the mean
             over its slides; also where one slide is a step.
@@ -149,6 +154,7 @@ class TrainConfig:
     precision: str = _one_of("32-true", "32-true", "bf16-mixed", "16-mixed")
     ema: float | None = _number(None, 0, 1)
     patience: int | None = _number(None, 1)
+    min_epochs: int = _number(1, 1)
     workers: int = _number(2, 0)
     device: str = "auto"
     class_weights: str | None = _one_of(None, "inverse")

@@ -58,6 +58,9 @@ def lr_factor(settings: TrainSettings, step: int, steps_per_epoch: int) -> float
         return (step + 1) / warm
     if settings.schedule == "constant":
         return 1.0
+    if settings.schedule == "step":
+        fallen = sum(step >= epoch * steps_per_epoch for epoch in settings.falls)
+        return float(settings.fall_factor**fallen)
     done = (step - warm) / max(1, settings.epochs * steps_per_epoch - warm)
     return settings.end_factor + (1 - settings.end_factor) * (1 + math.cos(math.pi * done)) / 2
 

@@ -9,7 +9,7 @@ from wsizoo.errors import SpecError
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 OPTIMISERS = ("adamw", "adam", "radam", "sgd")
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "step")
 LOGGERS = ("tensorboard", "wandb")
 COUNTS = (
     "epochs",
@@ -17,10 +17,13 @@ COUNTS = (
     "accumulate",
     "max_patches",
     "patience",
+    "min_epochs",
     "checkpoint_steps",
     "lookahead",
 )
-NOT_BELOW_0 = ("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "workers")
+NOT_BELOW_0 = (
+    *("seed", "weight_decay", "momentum", "warmup_epochs", "end_factor", "fall_factor", "workers"),
+)
 CHANGE_NO_NUMBER = frozenset({"workers", "device", "loggers", "checkpoint_steps"})
 """What a training, a run and a cell of a benchmark may differ in and be the same."""
 
@@ -42,11 +45,13 @@ class TrainSettings:
         optimiser: "adamw", "adam", "radam" or "sgd". lr: of groups that name none of their own.
             betas: of the Adams. momentum: of sgd. lookahead: steps after which the weights go back
             to the middle of old and new ones; None: never.
-        schedule: "cosine" falls towards `end_factor` x lr, "constant" stays; both rise linearly
-            during the first `warmup_epochs` (may be a fraction).
+        schedule: "cosine" falls towards `end_factor` x lr, "constant" stays, "step" is multiplied
+            by `fall_factor` after each of the epochs `falls`; all rise linearly during the first
+            `warmup_epochs` (may be a fraction).
         metric: which choice is made by: "loss" of validation, or a name that `measure` gives.
         checkpoint: whose weights the model ends with: of the "best" epoch by metric, or the "last".
         patience: epochs without a better metric after which training stops; None: never.
+            min_epochs: it stops after no fewer.
         checkpoint_steps: write `last.ckpt` also every so many optimiser steps; None: after epochs.
         workers: threads that read slides ahead; 0: none. device: "auto", "cpu", "cuda", "cuda:1".
         loggers: of "tensorboard", "wandb"; epochs.csv and log.jsonl are written in any case.
@@ -72,9 +77,12 @@ class TrainSettings:
     schedule: str = "cosine"
     warmup_epochs: float = 0.0
     end_factor: float = 0.0
+    falls: tuple[int, ...] = ()
+    fall_factor: float = 0.1
     metric: str = "loss"
     checkpoint: Literal["best", "last"] = "best"
     patience: int | None = None
+    min_epochs: int = 1
     checkpoint_steps: int | None = None
     workers: int = 2
     device: str = "auto"
@@ -111,6 +119,11 @@ class TrainSettings:
                 raise SpecError(f"{name} is {value}, expected more than 0")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise SpecError(f"betas is {self.betas}, expected two from 0 to below 1")
+        if any(epoch < 1 for epoch in self.falls) or (self.schedule == "step" and not self.falls):
+            raise SpecError(
+                f"falls is {self.falls}, expected epochs from 1 on, and at least one with schedule "
+                "step: in a run schedule.falls=[100]"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise SpecError(f"ema is {self.ema}, expected a decay between 0 and 1, as 0.999")
 

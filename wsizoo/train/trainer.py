@@ -296,7 +296,8 @@ class _Training:
 
     def _patience_is_over(self) -> bool:
         patience = self.settings.patience
-        if patience is None or self.best_epoch is None:
+        early = len(self.history) < self.settings.min_epochs
+        if patience is None or self.best_epoch is None or early:
             return False
         return len(self.history) - self.best_epoch >= patience
 

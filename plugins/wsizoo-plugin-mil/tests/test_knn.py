@@ -8,7 +8,7 @@ from wsizoo_plugin_mil.knn import KNN
 
 import wsizoo
 from wsizoo import Bag
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, SpecError
 
 WAYS = torch.eye(4)
 
@@ -20,7 +20,8 @@ def slide(way, name="S", **target):
 
 
 def trained(n_outputs, task, slides, **options):
-    model = KNN(4, n_outputs, task=task, **{"capacity": 9, "k": 2, **options})
+    plain = {"capacity": 9, "k": 2, "standardise": False, "temperature": None}
+    model = KNN(4, n_outputs, task=task, **{**plain, **options})
     model.start_training(1, slides)
     return model.eval()
 
@@ -99,6 +100,44 @@ def test_regression_is_the_mean_of_the_neighbours():
     torch.testing.assert_close(
         trained(1, "regression", slides)(slide(0)).logits, torch.tensor([(6 + 0.5 * 5) / 2.5])
     )
+
+
+def test_votes_weigh_by_likeness_and_add_up_to_their_number():
+    model = trained(3, "classification", CLASSES, k=3, temperature=0.5)
+    index, votes = model.neighbours(slide(0).features.mean(0)[None], [slide(0, "x")])
+    near = model.vectors[index[0]] @ torch.nn.functional.normalize(WAYS[0] + 0.01, dim=0)
+    torch.testing.assert_close(votes[0], 3 * torch.softmax(near / 0.5, 0))
+    own = model.train().neighbours(slide(1).features.mean(0)[None], [slide(1, "c")])[1][0]
+    torch.testing.assert_close(own, torch.tensor([1.0, 1.0, 0.0]))
+    alone = trained(3, "classification", CLASSES[:1], temperature=0.5).train()
+    assert alone.neighbours(WAYS[:1], CLASSES[:1])[1].tolist() == [[0.0]]
+
+
+def test_mean_patches_are_standardised_by_the_training_slides():
+    ways = [0, 0, 1, 1]
+    shift = torch.tensor([500.0, 0, 0, 0])
+    slides = [
+        Bag(slide(w).features + shift, target={"label": w}, slide_id=str(i))
+        for i, w in enumerate(ways)
+    ]
+    model = trained(2, "classification", slides, standardise=True)
+    means = torch.stack([bag.features.mean(0) for bag in slides])
+    rows = means - means.mean(0)
+    rows[:, :2] /= means.std(0, correction=0)[:2]
+    torch.testing.assert_close(model.vectors[:4], torch.nn.functional.normalize(rows, dim=1))
+    assert model(slides[0]).logits.argmax() == 0 and model(slides[3]).logits.argmax() == 1
+
+
+@pytest.mark.parametrize(("m", "expected"), [(3, 1), (20, 5), (60, 10)])
+def test_of_few_training_slides_a_quarter_votes(m, expected):
+    slides = [slide(i % 4, str(i), label=i % 2) for i in range(m)]
+    model = trained(2, "classification", slides, k=None, capacity=m)
+    assert model.neighbours(WAYS[:1], slides[:1])[0].shape == (1, expected)
+
+
+def test_a_temperature_is_above_0():
+    with pytest.raises(SpecError, match="kNN's temperature is 0, expected more than 0, or null"):
+        KNN(4, 2, temperature=0)
 
 
 def test_the_factor_changes_no_call():

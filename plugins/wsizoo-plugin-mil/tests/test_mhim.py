@@ -9,7 +9,7 @@ from wsizoo_plugin_mil.mhim_merging import Merging
 
 import wsizoo
 from wsizoo import Bag, BagBatch
-from wsizoo.errors import SpecError
+from wsizoo.errors import NotFoundError, SpecError
 from wsizoo.losses import cross_entropy
 
 BASELINE = {"high": 0, "at_random": 0, "queries": 0, "alpha": 0}
@@ -58,7 +58,9 @@ def test_a_cosine_goes_from_one_end_to_the_other():
 
 
 def test_hard_patches_fade_and_the_momentum_rises():
-    module = MhimABMIL(6, 2, dim=8, version="v1", at_random=0.0, fading=True, rising=True)
+    module = MhimABMIL(
+        6, 2, dim=8, version="v1", at_random=0.0, fading=True, rising=True, warm_up=0
+    )
     module.start_training(4, [])
     assert [share.ratio for share in module.shares()] == [0.01]
     module.after_step(2, 4)
@@ -104,6 +106,64 @@ def test_the_teacher_is_a_trained_baseline_and_the_student_takes_some_of_it(stud
         "none": [0, 1, 0, 0, 0, 1],
     }
     assert taken == expected[student]  # all biases begin as 0
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_without_a_teacher_it_first_trains_its_own_baseline(version):
+    module = MhimABMIL(6, 2, dim=8, dropout=0.0, version=version, merge_test=True).train()
+    plain = MhimABMIL(6, 2, dim=8, dropout=0.0, version=version, **BASELINE).train()
+    plain.student.load_state_dict(module.student.state_dict())
+    module.start_training(6, [])
+    slide = bag()
+    for step in (1, 2, 3):
+        found = module(slide)
+        assert (dict(found.losses), module.ready) == ({}, False)
+        torch.testing.assert_close(found.logits, plain(slide).logits)
+        assert all(share.ratio == module.options.high for share in module.shares()[-1:])
+        module.after_step(step, 6)
+    with torch.no_grad():
+        module.student.embed[0].bias.fill_(3.0)
+    module.after_step(3, 6)
+    assert bool((module.teacher.embed[0].bias == 3).all())
+    assert (set(module(slide).losses), module.ready) == ({"consistency"}, False)
+    module.after_step(4, 6)
+    assert module.ready
+
+
+def test_a_warm_up_postpones_what_rises_and_fades():
+    late = {"version": "v1", "fading": True, "rising": True, "at_random": 0.0}
+    module = MhimABMIL(6, 2, dim=8, **late)
+    module.start_training(8, [])
+    module.after_step(6, 8)
+    assert [share.ratio for share in module.shares()] == pytest.approx([0.005])
+    with torch.no_grad():
+        for parameter in module.student.parameters():
+            parameter.fill_(1.0)
+        for buffer in module.teacher.buffers():
+            buffer.fill_(0.0)
+    module.after_step(7, 8)
+    expected = torch.tensor(1 - cosine(0.9999, 1.0, 0.5))
+    assert all(torch.allclose(b, expected) for b in module.teacher.buffers())
+
+
+def test_a_teacher_that_has_learned_nothing_is_warned_of(caplog):
+    for options, told in (
+        ({}, False),
+        (BASELINE, False),
+        ({"warm_up": 0.0, **BASELINE}, False),
+        ({"warm_up": 0.0}, True),
+    ):
+        caplog.clear()
+        MhimABMIL(6, 2, dim=8, **options).start_training(4, [])
+        assert ("Train a baseline first (aggregator.high=0 " in caplog.text) is told
+    assert "or warm up: aggregator.warm_up=0.5" in caplog.text
+
+
+def test_a_teacher_that_is_nowhere_is_said_to_be_the_teacher():
+    part = MhimABMIL(6, 2, dim=8, teacher="nowhere")
+    told = r"MHIM's teacher \(aggregator\.teacher\) cannot be loaded: No model named 'nowhere'"
+    with pytest.raises(NotFoundError, match=told):
+        part.start_training(4, [])
 
 
 def test_teachers_of_another_kind_are_refused(tmp_path):
@@ -217,7 +277,7 @@ def test_consistency_is_the_mean_over_vectors():
 
 
 def test_teachers_get_no_gradient_and_are_moved():
-    module = MhimABMIL(6, 2, dim=8, momentum=0.5).train()
+    module = MhimABMIL(6, 2, dim=8, momentum=0.5, warm_up=0).train()
     module.start_training(2, [])
     before = module.teacher.embed[0].weight.clone()
     batch = BagBatch.pack([bag(12), bag(9)])
@@ -240,6 +300,7 @@ def test_teachers_get_no_gradient_and_are_moved():
         ({"student": "half"}, "^MHIM's student is 'half', expected one of all, embedding, none$"),
         ({"activation": "elu"}, "^MHIM's activation is 'elu', expected one of relu, gelu"),
         ({"pooling": "elu"}, "activation is 'elu', expected one of"),
+        ({"warm_up": 1.0}, "MHIM's warm_up is 1.0, expected a share from 0 to below 1"),
         ({"keep": 1.0}, "MHIM's keep is 1.0, expected a share from 0 to below 1"),
         ({"momentum": 2.0}, "MHIM's momentum is 2.0, expected a share from 0 to 1"),
         ({"temperature": 0.0}, "^MHIM's temperature is 0.0, expected more than 0$"),

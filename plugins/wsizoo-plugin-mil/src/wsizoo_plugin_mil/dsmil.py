@@ -42,7 +42,8 @@ class DSMIL(Packed):
     `head.one_vs_rest=true`.
 
     Returns (forward): `slide` (C E,) the class vectors, `scores` (N,) the attention of the class
-    with the largest logit, of survival their mean, which sums to 1, `logits` (C,), `instance_logits` (N, C).
+    with the largest logit, of survival their mean, which sums to 1, `logits` (C,),
+    `instance_logits` (N, C).
 
     Cost: N (2 E C + E Q + Q^2 + Q C) multiply-adds, with D E for an embedding.
     Source: Li, Li and Eliceiri, CVPR 2021, https://arxiv.org/abs/2011.08939, and

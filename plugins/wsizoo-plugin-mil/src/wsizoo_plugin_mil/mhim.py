@@ -104,11 +104,11 @@ class MhimABMIL(Packed):
 
     def start_training(self, total_steps: int, slides: Iterable[Bag]) -> None:
         self.steps.copy_(torch.tensor([0, total_steps]))
-        if not (self.plain or self.options.teacher or self.warm_steps):
+        if not (self.plain or self.options.teacher or self.options.warm_up):
             log.warning(
                 "MHIM begins with a teacher that has learned nothing, and holds the student to it. "
-                "Train a baseline first (%s) and begin as it: aggregator.teacher=RUN/model; or warm "
-                "up: aggregator.warm_up=%s",
+                "Train a baseline first (%s) and begin as it: aggregator.teacher=RUN/model; or "
+                "warm up: aggregator.warm_up=%s",
                 BASELINE,
                 Options.warm_up,
             )
