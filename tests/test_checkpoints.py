@@ -134,7 +134,9 @@ def test_what_a_refusal_says_to_type_writes_a_file_that_is_read(
 def test_a_bare_pickle_is_refused_in_our_words_alone(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     path.write_bytes(pickle.dumps({"x": torch.ones(2)}, protocol=4))
-    with pytest.raises(WeightsError, match=r"It is a pickle that torch\.save did not write") as told:
+    with pytest.raises(
+        WeightsError, match=r"It is a pickle that torch\.save did not write"
+    ) as told:
         read_content(path)
     assert "likely succeed" not in str(told.value)
 
