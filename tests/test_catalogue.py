@@ -112,6 +112,18 @@ def test_show_of_an_unknown_model_suggests_the_near_one(registry: Registry) -> N
         show("a-meen", registry)
 
 
+def test_show_tells_the_options_of_a_part(registry: Registry) -> None:
+    facts = show("mean", registry)
+    assert (facts["kind"], facts["from"]) == ("aggregator", "wsizoo")
+    assert facts["models"] == ["a-mean", "missing-selector"]
+    assert facts["options"] == {"dim": 512, "dropout": 0.0, "hidden": ()}
+    assert facts["description"].startswith("The mean of the embedded patches.")
+    assert "Args:" in facts["description"]
+    assert show("survival", registry)["models"] == ["a-max"]
+    with pytest.raises(NotFoundError, match="No model named 'meen'"):
+        show("meen", registry)
+
+
 def test_show_tells_everything_about_an_encoder(registry: Registry) -> None:
     facts = show("free", registry)
     assert (facts["name"], facts["kind"], facts["licence"]) == ("free", "encoder", "Apache-2.0")

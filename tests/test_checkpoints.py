@@ -2,6 +2,9 @@
 
 import argparse
 import pickle
+import subprocess
+import sys
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ class Canary:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "x.pth", "x.pt"])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin", "x.pth", "x.ckpt"])
 def test_tensors_are_read_by_name(file: str, tmp_path: Path) -> None:
     path = tmp_path / file
     save_file(TENSORS, path) if path.suffix == ".safetensors" else torch.save(TENSORS, path)
@@ -80,7 +83,7 @@ def test_a_pickle_that_would_run_code_is_refused_and_does_not(where: str, tmp_pa
     told = r"pytorch_model\.bin holds more than tensors, and reading it could run code, so nothing"
     with pytest.raises(WeightsError, match=told) as caught:
         read_content(path, ["teacher"])
-    assert "safetensors.torch.save_file" in str(caught.value)
+    assert "write its tensors alone, in an environment of its own" in str(caught.value)
     assert not canary.exists()
     torch.load(path, weights_only=False)
     assert canary.exists()  # it would have
@@ -94,6 +97,62 @@ def test_what_a_refused_pickle_asks_for_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(WeightsError, match=r"It asks for (os|posix)\.system\. Where you trust"):
         read_content(path)
+
+
+CHECKPOINTS: dict[str, Any] = {
+    "beside a configuration": {"model": TENSORS, "epoch": 3, "config": argparse.Namespace(lr=1)},
+    "of several parts": {"one": TENSORS, "two": OrderedDict(TENSORS), "best": Path("x")},
+    "a module": torch.nn.Linear(2, 1),
+    "bare": {**TENSORS, "config": argparse.Namespace(lr=1)},
+}
+
+
+@pytest.mark.parametrize("what", CHECKPOINTS)
+@pytest.mark.parametrize("name", ["a b.pth", "it's.ckpt"])
+def test_what_a_refusal_says_to_type_writes_a_file_that_is_read(
+    what: str, name: str, tmp_path: Path
+) -> None:
+    path, content = tmp_path / name, CHECKPOINTS[what]
+    if what == "bare":
+        path.write_bytes(pickle.dumps(content, protocol=4))
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError, match="and give that file:\npython -c ") as caught:
+        read_content(path)
+    command = str(caught.value).partition("file:\n")[2].replace("python", sys.executable, 1)
+    subprocess.run(command, shell=True, check=True)
+    written = path.with_name(f"{path.stem}-tensors.pt")
+    found = tensors_of(written, read_content(written, ["model"]))
+    if what == "a module":
+        assert set(found) == {"weight", "bias"}
+    elif what == "of several parts":
+        assert set(found) == {f"{part}.{name}" for part in ("one", "two") for name in TENSORS}
+    else:
+        assert found.keys() == TENSORS.keys()
+
+
+def test_a_bare_pickle_is_refused_in_our_words_alone(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    path.write_bytes(pickle.dumps({"x": torch.ones(2)}, protocol=4))
+    with pytest.raises(
+        WeightsError, match=r"It is a pickle that torch\.save did not write"
+    ) as told:
+        read_content(path)
+    assert "likely succeed" not in str(told.value)
+
+
+def test_a_file_that_is_none_of_torch_says_how_it_begins(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    for content, told in (
+        (b"hello there", "torch.save: it begins with b'hello there'$"),
+        (b"<!doctype html><html><head>", "torch.save: it begins with b'<!doctype html><html><he'$"),
+        (b"", "torch.save: it is empty$"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(WeightsError, match=told):
+            read_content(path)
+    with pytest.raises(WeightsError, match=r"nowhere\.pt cannot be read: .*No such file"):
+        read_content(tmp_path / "nowhere.pt")
 
 
 def test_a_bare_pickle_is_refused_too(tmp_path: Path) -> None:

@@ -279,6 +279,18 @@ def test_show_and_plugins_tell_what_is_known() -> None:
     assert json.loads(invoke("plugins", "--json").output)[0]["plugin"] == "wsizoo"
 
 
+def test_show_tells_of_a_part_what_may_be_overridden() -> None:
+    text = invoke("show", "abmil").output
+    assert re.search(r"^kind +aggregator$", text, re.M)
+    assert re.search(r"^models +.*abmil-demo, .*abmil-uni", text, re.M)
+    assert "\n  aggregator.gated=true\n" in text and "\n  aggregator.hidden=[]\n" in text
+    assert "in_dim=" not in text
+    assert "Each patch is embedded, weighted by a small attention network" in text
+    assert "Options:   wsizoo show abmil" in invoke("show", "abmil-uni").output
+    facts = json.loads(invoke("show", "abmil", "--json").output)
+    assert facts["options"]["dim"] == 512
+
+
 def test_show_tells_of_an_encoder_how_to_load_it(monkeypatch: pytest.MonkeyPatch) -> None:
     text = invoke("show", "uni").output
     assert re.search(r"^precision +fp16$", text, re.M)

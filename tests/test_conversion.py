@@ -21,7 +21,14 @@ from wsizoo.registry import Registry
 from wsizoo.weights import read_tensors, write_tensors
 
 FORMAT = "toy-official"
-ENDINGS = (".safetensors", ".pt", ".pth", ".bin")
+ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+class Inside(Toy):
+    """The tensors are under `model`, in pickles."""
+
+    def container(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {"model": tensors}
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +121,37 @@ def test_a_training_checkpoint_is_read(
     assert_same(read(tmp_path / "x.pt", registry), model)
 
 
+def test_a_pickle_is_laid_out_as_their_code_loads_it(model: SlideModel, tmp_path: Path) -> None:
+    registry = toy_registry(weight_format(FORMAT, Inside))
+    pickled, flat = (
+        wsizoo.write_weights(model, tmp_path / name, FORMAT, registry=registry)
+        for name in ("x.pt", "x.safetensors")
+    )
+    assert tensors_of(pickled).keys() == {"model"}
+    assert tensors_of(flat).keys() == Toy().write(model).keys()
+    for path in (pickled, flat):
+        assert_same(read(path, registry), model)
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pt"])
+def test_numbers_that_are_none_are_refused(
+    registry: Registry, model: SlideModel, tmp_path: Path, ending: str
+) -> None:
+    path = wsizoo.write_weights(model, tmp_path / f"x{ending}", FORMAT, registry=registry)
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(path).items()}
+    tensors["loss.weight"][1] = torch.nan  # which nothing reads
+    save = torch.save if ending == ".pt" else lambda t, p: write_tensors(p, t, {})
+    save(tensors, path)
+    with pytest.raises(
+        WeightsError, match=r"x\.\w+' holds NaN or infinite values in loss\.weight:"
+    ):
+        read(path, registry)
+    tensors["fc.bias"][0] = torch.inf
+    save(tensors, path)
+    with pytest.raises(WeightsError, match=r"values in fc\.bias and 1 more: its training failed"):
+        read(path, registry)
+
+
 def test_a_damaged_or_foreign_file_is_named(
     registry: Registry, published: Path, tmp_path: Path
 ) -> None:
@@ -149,7 +187,7 @@ def test_files_are_not_replaced_by_accident(
     other = build(registry, seed=2)
     wsizoo.write_weights(other, published, FORMAT, overwrite=True, registry=registry)
     assert_same(read(published, registry), other)
-    with pytest.raises(DataError, match=r"x\.onnx' must end in \.safetensors, \.bin, \.pt, \.pth"):
+    with pytest.raises(DataError, match=r"x\.onnx' must end in \.safetensors, \.bin, \.ckpt, \.pt"):
         wsizoo.write_weights(model, published.with_name("x.onnx"), FORMAT, registry=registry)
 
 

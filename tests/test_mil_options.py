@@ -1,12 +1,13 @@
 """wsizoo.mil.options: every number that is none is refused, whose it is, and what was expected."""
 
 import math
+import re
 from typing import Any
 
 import pytest
 
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_heads, check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_heads, check_shares, check_sizes
 
 
 def test_what_fits_passes() -> None:
@@ -15,6 +16,16 @@ def test_what_fits_passes() -> None:
     check_shares("X", dropout=0, more=0.99, none=None)
     check_shares("X", whole=True, momentum=1.0)
     check_heads("X", 12, heads=4, cross_heads=1)
+    check_choice("X", ("a", None), one="a", two=None)
+
+
+@pytest.mark.parametrize("value", ["c", None, ["a"], 1])
+def test_the_one_name_that_is_unknown_is_told_alone(value: Any) -> None:
+    told = rf"^X's two is {re.escape(repr(value))}, expected one of a, b$"
+    with pytest.raises(SpecError, match=told):
+        check_choice("X", {"a": 1, "b": 2}, one="a", two=value)
+    with pytest.raises(SpecError, match=r"expected one of a, null$"):
+        check_choice("X", ("a", None), one="null" if value is None else value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, math.nan])

@@ -16,7 +16,13 @@ def test_describe_names_the_kind_of_an_error() -> None:
 def test_suggestions_ignore_case_and_are_cut() -> None:
     assert suggest("ABMIL", ["abmil", "mean"], "") == "Did you mean 'abmil'?"
     listed = suggest("zzz", [f"name{i:02d}" for i in range(20)], "Known: ")
-    assert listed.startswith("Known: name00, ") and listed.endswith("name11 ....")
+    assert listed.startswith("Known: name00, ") and listed.endswith("name11, ...")
+
+
+def test_what_begins_as_was_typed_is_suggested() -> None:
+    known = ["clam-official", "clamp", "mil-lab"]
+    assert suggest("CLAM", known[::2], "") == "Did you mean 'clam-official'?"
+    assert suggest("mil", known, "") == "Did you mean 'mil-lab'?"
 
 
 def test_a_taken_name_names_both_owners() -> None:

@@ -19,7 +19,7 @@ from wsizoo.errors import DataError, DigestError, NotFoundError, WeightsError
 from wsizoo.files import sha256_of
 from wsizoo.model import SlideModel
 from wsizoo.plugins import discover
-from wsizoo.publish import golden_bag
+from wsizoo.publish import as_published, golden_bag
 from wsizoo.registry import Entry, Registry
 from wsizoo.spec import model_spec
 from wsizoo.testing.hub import HubDouble
@@ -501,6 +501,24 @@ def test_the_card_tells_the_hub_and_the_reader(model: SlideModel, tmp_path: Path
     ):
         assert told in body
     assert "- limits" not in body
+
+
+def test_what_trained_weights_hold_of_the_training_slides_is_told(
+    model: SlideModel,
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(type(model.aggregator), "discloses", "the label of each", raising=False)
+    model.trained = True
+    folder = wsizoo.save(model, tmp_path / "model")
+    assert config_of(folder)["discloses"] == ["the label of each"]
+    with as_published(folder, registry=registry) as prepared:
+        assert "**Its weights hold the label of each.**" in (prepared / "README.md").read_text()
+    assert "the weights of 'toy' hold the label of each: they are published" in caplog.text
+    model.trained = False
+    assert "discloses" not in config_of(wsizoo.save(model, tmp_path / "random"))
 
 
 def test_the_card_says_what_is_not_stated(registry: Registry, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from wsizoo.errors import PluginError, SpecError
-from wsizoo.targets import call, load_target
+from wsizoo.targets import REQUIRED, call, load_target, options_of
 
 
 def raising(error: BaseException) -> Callable[[str], Any]:
@@ -14,6 +14,30 @@ def raising(error: BaseException) -> Callable[[str], Any]:
         raise error
 
     return load
+
+
+class Base:
+    def __init__(self, in_dim: int, out_dim: int, k: int = 3, *, bias: bool = True) -> None: ...
+
+
+class Handing(Base):
+    def __init__(self, in_dim: int, lm: str, k: int = 5, **options: Any) -> None: ...
+
+
+class Own(Base):
+    def __init__(self, in_dim: int, n_outputs: int | None, task: str | None = None) -> None: ...
+
+
+class Typed(Base):
+    options_type = Base
+
+    def __init__(self, in_dim: int, **options: Any) -> None: ...
+
+
+def test_options_are_those_that_wsizoo_does_not_give() -> None:
+    assert options_of(Handing) == {"lm": REQUIRED, "k": 5, "bias": True}
+    assert options_of(Own) == {}
+    assert options_of(Typed) == {"k": 3, "bias": True}
 
 
 def test_ctrl_c_passes_through_a_component_s_import(monkeypatch: pytest.MonkeyPatch) -> None:

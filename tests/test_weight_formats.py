@@ -97,13 +97,31 @@ def test_what_does_not_fit_is_told_after_what_the_file_tells(registry: Registry)
 
 
 def test_where_a_layout_tells_nothing_the_configuration_is_still_named(registry: Registry) -> None:
+    published = Toy().write(build(registry, "aggregator.attention=3"))
+    with pytest.raises(
+        StrictnessError,
+        match=r"It is of another configuration than 'toy' was built with: override that; 5 "
+        r"misshapen: attention_U\.bias \(3,\), expected \(4,\), ",
+    ):
+        fill(build(registry), published, Toy(), "'x'")
+
+
+def test_another_number_of_classes_is_told(registry: Registry) -> None:
     published = Toy().write(build(registry, "head.classes=[a,b,c]"))
     with pytest.raises(
         StrictnessError,
-        match=r"It is of another configuration than 'toy' was built with: override that; 2 "
-        r"misshapen: classifier\.bias \(3,\), expected \(2,\), ",
+        match=r"The file is of 3 classes, 'toy' has 2 \(normal, tumour\): give head\.classes 3 "
+        r"names; 2 misshapen: classifier\.bias \(3,\), expected \(2,\), ",
     ):
         fill(build(registry), published, Toy(), "'x'")
+    bins = [build(registry, "head=survival", f"head.bins={n}") for n in (3, 4)]
+    with pytest.raises(
+        StrictnessError, match=r"The file is of 3 outputs, 'toy' has 4: override he"
+    ):
+        fill(bins[1], Toy().write(bins[0]), Toy(), "'x'")
+    wider = Toy().write(build(registry, "head.classes=[a,b,c]", "aggregator.attention=3"))
+    with pytest.raises(StrictnessError, match="It is of another configuration than"):
+        fill(build(registry), wider, Toy(), "'x'")
 
 
 @pytest.mark.parametrize("tensors", [{}, {"layer1.conv.weight": torch.ones(3)}])
@@ -165,7 +183,9 @@ def test_an_unknown_format_suggests_the_near_one(registry: Registry) -> None:
         r"See: wsizoo list --parts weight-format",
     ):
         find_layout("toy-oficial", model, registry.plugins)
-    with pytest.raises(NotFoundError, match=r"Known weight formats: none\."):
+    with pytest.raises(NotFoundError, match=r"Weight formats of abmil: toy-official\. See"):
+        find_layout("theirs", model, registry.plugins)
+    with pytest.raises(NotFoundError, match=r"Weight formats of abmil: none\."):
         find_layout("toy-official", model, discover([], allow=""))
 
 
@@ -184,6 +204,7 @@ def test_a_layout_that_is_not_there_names_its_format() -> None:
 def test_a_base_layout_tells_nothing_and_does_nothing(registry: Registry, tmp_path: Path) -> None:
     model = build(registry)
     assert (list(WeightLayout().overrides({})), list(WeightLayout().unused(model))) == ([], [])
+    assert WeightLayout().container({"x": torch.ones(1)}).keys() == {"x"}
     with pytest.raises(NotImplementedError):
         WeightLayout().write(model)
     with pytest.raises(NotImplementedError):

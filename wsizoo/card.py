@@ -40,6 +40,7 @@ def model_card(config: dict[str, Any]) -> str:
             if spec["licence"] == NOT_STATED
             else []
         ),
+        *(f"**Its weights hold {held}.**" for held in config.get("discloses", ())),
         "## Training and results",
         *([] if config["trained"] else ["**Not trained: its weights are random.**"]),
         *(_stated(training) or ["Not stated by the publisher."]),

@@ -1,14 +1,20 @@
-"""What is in the zoo: names by pattern, and everything that is known of one. Imports no torch."""
+"""What is in the zoo: names by pattern, and everything that is known of one.
+
+Imports no torch, but for what is known of a part.
+"""
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
 import importlib.util
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from wsizoo.errors import NotFoundError
+from wsizoo.hookspecs import Component
 from wsizoo.registry import Entry, Registry, default
+from wsizoo.targets import options_of
 
 if TYPE_CHECKING:
     from wsizoo.spec import ModelSpec
@@ -56,7 +62,8 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     (released, not pinned, or none released), `commercial`, and the encoder's catalogue entry.
 
     An encoder of the catalogue, where no model is called so: its fields, `runs_here`, `why_not`,
-    `weights_state` and `commercial`.
+    `weights_state` and `commercial`. Another part, such as an aggregator: `kind`, `from`,
+    `summary`, `source`, `options` with their defaults, `description` (its docstring) and `models`.
 
     Raises:
         NotFoundError, SpecError.
@@ -69,6 +76,8 @@ def show(name: str, registry: Registry | None = None) -> dict[str, Any]:
     try:
         entry = registry.model(name)
     except NotFoundError as error:
+        if part := next((p for p in registry.plugins.components() if p.name == name), None):
+            return _show_part(part, registry)
         near = difflib.get_close_matches(name, registry.encoders, n=1)
         raise NotFoundError(f"{error}. Or the encoder '{near[0]}'?" if near else error) from error
     spec = registry.model_spec(entry.name)
@@ -108,6 +117,28 @@ def _show_encoder(name: str, registry: Registry) -> dict[str, Any]:
         "weights_state": state if entry.record.get("component") in LIBRARIES else None,
         "commercial": entry.record.get("licence") in COMMERCIAL_LICENCES,
     }
+
+
+def _show_part(part: Component, registry: Registry) -> dict[str, Any]:
+    made = registry.plugins.load(part.kind, part.name)
+    described = (*_told(made), *_told(getattr(made, "options_type", object)))
+    return {
+        "name": part.name,
+        "kind": part.kind,
+        "from": registry.plugins.owner(part).distribution,
+        "summary": part.summary,
+        "source": part.source,
+        "models": [n for n, e in sorted(registry.models.items()) if e.part(part.kind) == part.name],
+        "options": options_of(made),
+        "description": "\n\n".join(described),
+    }
+
+
+def _told(made: type) -> list[str]:
+    """Docstrings of a class and of the bases that it is explained by: up to plain ones."""
+    own = [each for each in inspect.getmro(made) if each.__module__.partition(".")[0] != "torch"]
+    told = [each for each in own if each.__module__ not in ("wsizoo.interfaces", "builtins", "abc")]
+    return [inspect.cleandoc(each.__doc__) for each in told if each.__doc__]
 
 
 def why_not_here(entry: Entry, registry: Registry) -> str | None:

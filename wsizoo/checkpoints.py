@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
+import shlex
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,16 @@ from torch import Tensor
 from wsizoo.errors import NotFoundError, WeightsError
 from wsizoo.weights import read_tensors
 
-PICKLED = frozenset({".bin", ".pt", ".pth"})
+PICKLED = frozenset({".bin", ".ckpt", ".pt", ".pth"})
 OBJECTS = frozenset({".pkl", ".pickle"})
 SAFE_TORCH = (2, 6)
+OF_TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9")  # how torch.save begins: a zip; before 1.6
+TENSORS_ALONE = """import pickle, torch
+is_tensor = torch.is_tensor
+def own(x): return x.state_dict() if hasattr(x, "state_dict") else x
+def fits(x): return is_tensor(x) or isinstance(x, dict) and all(map(is_tensor, x.values()))
+held = own({load})
+torch.save({{k: own(v) for k, v in held.items() if fits(own(v))}}, {out})"""
 
 
 def check_kind(path: Path) -> None:
@@ -90,16 +100,46 @@ def read_pickle(path: Path) -> Any:
             '(CVE-2025-32434). pip install --upgrade "torch>=2.6", or get model.safetensors'
         )
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickles that it refuses in the next moment
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"It asks for {refused[1]}" if refused else str(error).strip().splitlines()[0]
+        if refused is None and not _begins(path, (*OF_TORCH, b"\x80")):
+            raise _no_file_of_torch(path) from error
+        what = f"asks for {refused[1]}" if refused else "is a pickle that torch.save did not write"
         raise WeightsError(
             f"{path} holds more than tensors, and reading it could run code, so nothing of it was "
-            f"used. {what}. Where you trust its author: read it in an environment of its own with "
-            "torch.load(..., weights_only=False), write the tensors with "
-            "safetensors.torch.save_file as model.safetensors, and give that"
+            f"used. It {what}. Where you trust its author: write its tensors alone, in an "
+            "environment of its own that has the code it asks for, and give that file:\n"
+            f"{tensors_alone(path)}"
         ) from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error}") from error
     except Exception as error:  # damage shows in any way
+        if not _begins(path, OF_TORCH):
+            raise _no_file_of_torch(path) from error
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} cannot be read as a file of torch.save: {first}") from error
+
+
+def tensors_alone(path: Path) -> str:
+    """What to type for a file with the tensors of a pickle and nothing else; it runs its code."""
+    file, out = (
+        json.dumps(str(each)) for each in (path, path.with_name(f"{path.stem}-tensors.pt"))
+    )
+    read, bare = 'torch.load({}, "cpu", weights_only=False)', 'pickle.load(open({}, "rb"))'
+    load = (read if _begins(path, OF_TORCH) else bare).format(file)
+    return f"python -c {shlex.quote(TENSORS_ALONE.format(load=load, out=out))}"
+
+
+def _begins(path: Path, heads: tuple[bytes, ...]) -> bool:
+    with path.open("rb") as file:
+        return file.read(16).startswith(heads)
+
+
+def _no_file_of_torch(path: Path) -> WeightsError:
+    with path.open("rb") as file:
+        head = file.read(24)
+    found = f"it begins with {head!r}" if head else "it is empty"
+    return WeightsError(f"{path} cannot be read as a file of torch.save: {found}")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wsizoo.card import NOT_STATED
 from wsizoo.checkpoints import PICKLED, check_kind, read_content, tensors_of
-from wsizoo.errors import DataError
+from wsizoo.errors import DataError, WeightsError
 from wsizoo.files import replacing, replacing_folder, sha256_of
 from wsizoo.model import SlideModel
 from wsizoo.publish import Verified, check_free, save, verify
@@ -27,15 +29,16 @@ def read_weights(
     """A model of ours, in eval mode, with weights that other people's code published.
 
     Args:
-        path: .safetensors; or a pickle (.pt, .pth, .bin) of tensors alone, by their names, or
-            beside plain data under `state_dict`, `model_state_dict` or `model`.
+        path: .safetensors; or a pickle (.pt, .pth, .bin, .ckpt) of tensors alone, by their names,
+            or beside plain data under `state_dict`, `model_state_dict` or `model`.
         format: of a plugin's weight formats, e.g. `"span-official"`.
         name, overrides: as `build`; they describe the model whose weights these are. A file of
             tensors states no licence, and that of an entry without weights is not theirs: it is
             "unknown" unless you say `"licence=GPL-3.0"`.
 
     Raises:
-        WeightsError: a damaged file, or a pickle that could run code (it does not).
+        WeightsError: a damaged file, a pickle that could run code (it does not), or tensors with
+            NaN or infinite values.
         StrictnessError: tensors that do not fit, all of them, and what they tell of the model.
         NotFoundError: no such file, format or model. SpecError: the format is of other models.
     """
@@ -43,8 +46,10 @@ def read_weights(
     check_kind(path)
     model = build(name, *overrides, registry=registry)
     layout = find_layout(format, model, registry.plugins)
-    tensors = {str(key): value for key, value in read_content(path, INSIDE).items()}
-    fill(model, tensors_of(path, tensors), layout, f"'{path.name}'")
+    content = {str(key): value for key, value in read_content(path, INSIDE).items()}
+    tensors = tensors_of(path, content)
+    _check_finite(path, tensors)
+    fill(model, tensors, layout, f"'{path.name}'")
     model.trained = True
     if model.spec.weights is None and not any(one.startswith("licence=") for one in overrides):
         model.spec = dataclasses.replace(model.spec, licence=NOT_STATED)
@@ -63,7 +68,8 @@ def write_weights(
     """Write a model's tensors as other people's code names them: the inverse of `read_weights`.
 
     Args:
-        path: ends in .safetensors, or in .pt, .pth, .bin for a pickle of tensors.
+        path: ends in .pt, .pth, .bin or .ckpt for a pickle, which holds them as that code does
+            (`model` of a checkpoint, say); or in .safetensors, for the tensors alone.
         overwrite: replace a file that is there.
 
     Raises:
@@ -71,14 +77,16 @@ def write_weights(
         NotFoundError: no such format. SpecError: it is of other models.
     """
     path = Path(path)
-    tensors = published(model, find_layout(format, model, (registry or default()).plugins))
+    layout = find_layout(format, model, (registry or default()).plugins)
+    tensors = published(model, layout)
     if path.suffix != ".safetensors" and path.suffix not in PICKLED:
         raise DataError(f"'{path}' must end in .safetensors, {', '.join(sorted(PICKLED))}")
     if path.exists() and not overwrite:
         raise DataError(f"'{path}' exists: overwrite=True, --overwrite replaces it")
     with replacing(path) as temporary:
         if path.suffix in PICKLED:
-            torch.save({name: t.detach().cpu().clone() for name, t in tensors.items()}, temporary)
+            own = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+            torch.save(layout.container(own), temporary)
         else:
             write_tensors(temporary, tensors, {})
     return path
@@ -106,3 +114,14 @@ def convert_weights(
     with replacing_folder(out) as temporary:
         save(model, temporary)
         return verify(temporary, registry)
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise WeightsError where a number is none, also in a tensor that only training reads."""
+    odd = sorted(name for name, tensor in tensors.items() if not bool(tensor.isfinite().all()))
+    if odd:
+        more = f" and {len(odd) - 1} more" if odd[1:] else ""
+        raise WeightsError(
+            f"'{path}' holds NaN or infinite values in {odd[0]}{more}: its training failed, or it "
+            "was damaged. Ask its author for another"
+        )

@@ -23,12 +23,12 @@ def near_names(name: str, known: Iterable[str], cutoff: float = 0.6) -> list[str
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str) -> str:
-    """`Did you mean ...?`, or everything that is known."""
+    """`Did you mean ...?`, of names that are near or begin so, or everything that is known."""
     names = sorted(known)
-    near = near_names(name, names)
+    near = near_names(name, names) or [n for n in names if n.startswith(f"{name.lower()}-")][:3]
     if near:
         return "Did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-    return otherwise + (", ".join(names[:12]) or "none") + (" ..." if len(names) > 12 else "") + "."
+    return otherwise + (", ".join(names[:12]) or "none") + (", ..." if len(names) > 12 else ".")
 
 
 def describe(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,6 +37,8 @@ from wsizoo.stored import (
 )
 from wsizoo.weights import read_tensors, write_tensors
 from wsizoo.zoo import load_stored
+
+log = logging.getLogger(__name__)
 
 GOLDEN_PATCHES = 32
 TOLERANCES = {  # rtol, atol on another machine and thread count, by the recorded dtype
@@ -93,6 +96,7 @@ def save(
             "golden": {"file": GOLDEN, "sha256": sha256_of(temporary / GOLDEN)},
             "trained": model.trained,
             "training": facts,
+            **_disclosed(model),
         }
         (temporary / CARD).write_text(model_card(config), encoding="utf-8")
         write_json(temporary / CONFIG, config)
@@ -186,6 +190,8 @@ def as_published(
                 "training loop of your own: model.trained = True, then save. To publish random "
                 "weights: wsizoo.push(..., untrained=True), wsizoo push --untrained"
             )
+        for held in config.get("discloses", ()):
+            log.warning("the weights of '%s' hold %s: they are published with them", stored, held)
         prepared = Path(scratch) / "published"
         prepared.mkdir()
         for file in stored_files(config):
@@ -216,8 +222,9 @@ def push(
 ) -> str:
     """Publish a model (or a folder of `save`, or a run of `wsizoo train`) on the Hub.
 
-    The folder is verified first, and only the files that `save` wrote are published. Returns the
-    pinned address.
+    The folder is verified first, and only the files that `save` wrote are published. What the
+    weights hold of the training slides, as kNN's do, is logged as a warning. Returns the pinned
+    address.
 
     Args:
         name, licence: of the model and its weights in config.json and on the card, in place of
@@ -262,6 +269,13 @@ def _record(model: SlideModel) -> dict[str, Any]:
     record.pop("aliases", None)
     settled = getattr(model.whole, "published_params", None)
     return record if settled is None else {**record, "model": {**record["model"], **settled()}}
+
+
+def _disclosed(model: SlideModel) -> dict[str, list[str]]:
+    """What its parts say that trained weights hold of the training slides, if they do."""
+    parts = (model.selector, model.aggregator, model.head, model.whole)
+    told = [str(held) for part in parts if (held := getattr(part, "discloses", None))]
+    return {"discloses": told} if told and model.trained else {}
 
 
 def _as_json(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,8 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from wsizoo.errors import PluginError, SpecError
 from wsizoo.names import describe, suggest
 
+GIVEN = ("in_dim", "n_outputs", "task", "instance_dim")  # by wsizoo, to the constructor of a part
+REQUIRED = "(required)"  # instead of a default
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
@@ -53,6 +55,29 @@ def call(maker: Any, whose: str, params: dict[str, Any], **given: Any) -> Any:
         return maker(**given, **params)
     except (TypeError, ValueError, RuntimeError) as error:
         raise SpecError(f"{whose} cannot be made with {params}: {error}") from error
+
+
+def options_of(maker: Any) -> dict[str, Any]:
+    """The options of a part and their defaults, in order; `REQUIRED` for one that has none.
+
+    Those that it takes as `**options` are looked up in the class that it names as `options_type`,
+    or in its bases. What wsizoo gives, such as `in_dim`, is left out.
+    """
+    found: dict[str, inspect.Parameter] = {}
+    named = [maker, maker.options_type] if hasattr(maker, "options_type") else inspect.getmro(maker)
+    for each in named:
+        told = inspect.signature(each).parameters.values()
+        own = [
+            p for p in told if p.name not in found and (each is maker or p.default is not p.empty)
+        ]
+        found |= {p.name: p for p in own}
+        if all(p.kind is not p.VAR_KEYWORD for p in told):
+            break
+    return {
+        name: REQUIRED if p.default is p.empty else p.default
+        for name, p in found.items()
+        if name not in GIVEN and "VAR" not in p.kind.name
+    }
 
 
 def named(maker: Any, **facts: Any) -> dict[str, Any]:

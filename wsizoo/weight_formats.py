@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -58,6 +59,13 @@ class WeightLayout:
         """
         return ()
 
+    def container(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """What a pickle of the published code holds: these tensors, or around them what it loads.
+
+        E.g. `{"model": tensors}`, or one mapping for each part of several. Default: as they are.
+        """
+        return tensors
+
     def overrides(self, tensors: Mapping[str, Tensor]) -> Sequence[str]:
         """What published tensors, of any model or none, tell of the configuration.
 
@@ -71,14 +79,15 @@ def find_layout(name: str, model: SlideModel, plugins: Plugins) -> WeightLayout:
     """The layout of this name, if it is one of this model's.
 
     Raises:
-        NotFoundError: no such format, with near names. SpecError: it is of other models.
+        NotFoundError: no such format, with those of this model. SpecError: it is of other models.
     """
     formats = {weights.name: weights for weights in plugins.formats()}
+    part = (model.spec.aggregator or model.spec.model or {}).get("name")
     if name not in formats:
         see = plugins.see("wsizoo list --parts weight-format")
-        hint = f"{suggest(name, formats, 'Known weight formats: ')} {see}"
+        own = [each for each, weights in formats.items() if part in weights.components]
+        hint = f"{suggest(name, own, f'Weight formats of {part}: ')} {see}"
         raise NotFoundError(f"No weight format named '{name}' is installed. {hint}")
-    part = (model.spec.aggregator or model.spec.model or {}).get("name")
     if part not in formats[name].components:
         held = " or ".join(formats[name].components)
         raise SpecError(f"weights in format '{name}' are of {held}; '{model.name}' has {part}")
@@ -175,12 +184,35 @@ def _hint(
     told = " ".join(f"'{_typed(o)}'" for o in layout.overrides(found) if o not in known)
     if told:
         return f"The file tells: {told}; '{model.name}' was built otherwise"
+    if outputs := _other_outputs(expected, found, model):
+        return outputs
     if all(found[name].shape == expected[name].shape for name in set(expected) & set(found)):
         return (
             f"As far as it tells it is of the configuration of '{model.name}': tensors were left "
             "out of it or added to it, or an option that leaves no trace differs"
         )
     return f"It is of another configuration than '{model.name}' was built with: override that"
+
+
+def _other_outputs(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor], model: SlideModel
+) -> str | None:
+    """What to type where the tensors differ in the number of outputs alone."""
+    ours = model.head.n_outputs if model.head else None
+    shapes = [(expected[name].shape, found[name].shape) for name in set(expected) & set(found)]
+    sides = {pair for a, b in shapes for pair in zip(a, b, strict=False) if pair[0] != pair[1]}
+    theirs = {n for _, n in sides}
+    if (
+        {n for n, _ in sides} != {ours}
+        or len(theirs) > 1
+        or any(len(a) != len(b) for a, b in shapes)
+    ):
+        return None
+    (n,), classes = theirs, ", ".join(model.classes)
+    if classes:
+        own = f"'{model.name}' has {ours} ({classes})"
+        return f"The file is of {n} classes, {own}: give head.classes {n} names"
+    return f"The file is of {n} outputs, '{model.name}' has {ours}: override head"
 
 
 def _typed(override: str) -> str:

@@ -1,4 +1,4 @@
-"""list, show, plugins: what is in the zoo. None of them imports torch."""
+"""list, show, plugins: what is in the zoo. Only `show` of a part imports torch."""
 
 from __future__ import annotations
 
@@ -151,16 +151,22 @@ def _format_rows(registry: Registry) -> list[dict[str, Any]]:
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="For scripts.")
 def show_command(name: str, as_json: bool) -> None:
-    """Show everything that is known of NAME, a model or an encoder.
+    """Show everything that is known of NAME: a model, an encoder, or a part such as an aggregator.
+
+    Of a part: its options with their defaults, and what they mean.
 
     \b
     Examples:
       wsizoo show abmil-uni
       wsizoo show uni
+      wsizoo show abmil
     """
     facts = show(name)
     if as_json:
-        click.echo(json.dumps(facts, indent=2))
+        click.echo(json.dumps(facts, indent=2, default=str))
+        return
+    if "options" in facts:
+        _tell_of_part(facts)
         return
     width = max(map(len, facts))
     for key, value in facts.items():
@@ -178,6 +184,21 @@ def show_command(name: str, as_json: bool) -> None:
     elif facts["weights_state"] == "not pinned":
         click.echo(f"Pin it:    wsizoo pin {name}")
     click.echo(f"Build it:  {facts['build']} (random weights)")
+    part = facts.get("aggregator") or facts.get("model")
+    if part and facts["installed"]:
+        click.echo(f"Options:   wsizoo show {part['name']}")
+
+
+def _tell_of_part(facts: dict[str, Any]) -> None:
+    """The options of a part, one a line as they are typed, and its docstring."""
+    for key in ("kind", "from", "summary", "source", "models"):
+        if facts[key]:
+            print_field(f"{key:<8}  ", _flat(facts[key]))
+    click.echo("\nOptions, with their defaults:" if facts["options"] else "\nNo options.")
+    for name, value in facts["options"].items():
+        told = json.dumps(value, default=str) if not isinstance(value, str) else value
+        click.echo(f"  {facts['kind']}.{name}={told}")
+    click.echo(f"\n{facts['description']}")
 
 
 def _tell_how_to_load(facts: dict[str, Any]) -> None:

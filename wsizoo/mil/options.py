@@ -1,10 +1,23 @@
-"""What numbers an aggregator's options may be: sizes, shares, widths that heads share."""
+"""What an aggregator's options may be: names, sizes, shares, widths that heads share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from wsizoo.errors import SpecError
+
+
+def check_choice(whose: str, known: Iterable[str | None], /, **given: str | None) -> None:
+    """Raise SpecError unless each option is one of the names that are known; it alone is named.
+
+    Args:
+        whose: the aggregator. given: its options by name; None is told as null.
+    """
+    names = list(known)
+    for option, value in given.items():
+        if value not in names:
+            told = ", ".join("null" if name is None else name for name in names)
+            raise SpecError(f"{whose}'s {option} is {value!r}, expected one of {told}")
 
 
 def check_sizes(whose: str, least: int = 1, /, **given: int | Sequence[int] | None) -> None:

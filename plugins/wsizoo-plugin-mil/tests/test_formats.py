@@ -11,8 +11,9 @@ from wsizoo_plugin_mil.mil_lab_format import TABLES, MILLab
 
 import wsizoo
 from wsizoo.conversion import convert_weights
-from wsizoo.errors import NotPinnedError, SpecError, StrictnessError
-from wsizoo.weight_formats import fill
+from wsizoo.errors import NotFoundError, NotPinnedError, SpecError, StrictnessError
+from wsizoo.registry import default as registry
+from wsizoo.weight_formats import fill, find_layout
 
 DATA = Path(os.environ.get("WSIZOO_DATA", "-"))
 REAL = DATA / "mil_weights", DATA / "dsmil_weights"
@@ -77,6 +78,51 @@ def test_what_is_written_is_read_again_and_predicts_the_same(name, of, overrides
         torch.testing.assert_close(two.logits, one.logits)
     convert_weights(file, name, of, *overrides, out=tmp_path / "model")
     wsizoo.verify(tmp_path / "model")
+
+
+LOADED = {  # format: (model, how its authors' code takes what torch.load gives, a name in there)
+    "dtfd-official": ("dtfd-uni", lambda c: c["att_classifier"], "classifier.fc.weight"),
+    "acmil-official": ("acmil-ga-uni", lambda c: c["model"], "Slide_classifier.fc.weight"),
+    "mhim-official": ("mhim-abmil-uni", lambda c: c["model"], "predictor.weight"),
+    "rrt-official": ("rrt-uni", lambda c: c["model"], "predictor.weight"),
+    "transmil-official": ("transmil-uni", lambda c: c["state_dict"], "model._fc2.weight"),
+    "clam-official": ("clam-sb-uni", lambda c: c, "classifiers.weight"),
+    "dsmil-official": ("dsmil-uni", lambda c: c, "b_classifier.fcc.weight"),
+    "ilra-official": ("ilra-uni", lambda c: c, "pooling.S"),
+    "wikg-official": ("wikg-uni", lambda c: c, "fc.weight"),
+}
+
+
+@pytest.mark.parametrize("name", LOADED)
+def test_a_pickle_is_laid_out_as_the_authors_code_loads_it(name, tmp_path):
+    of, taken, known = LOADED[name]
+    overrides = ["encoder.dim=24", CLASSES, *(["aggregator.dim=16"] if of != "dsmil-uni" else [])]
+    model = wsizoo.build(of, *overrides, seed=3)
+    file = wsizoo.write_weights(model, tmp_path / "x.pth", name)
+    content = torch.load(file)
+    found = taken(content)
+    assert known in found
+    assert all(isinstance(tensor, torch.Tensor) for tensor in found.values())
+    if name == "dtfd-official":
+        assert set(content) == {"classifier", "dim_reduction", "attention", "att_classifier"}
+        assert set(content["classifier"]) == {"fc.weight", "fc.bias"}
+    flat = load_file(wsizoo.write_weights(model, tmp_path / "x.safetensors", name))
+    again = wsizoo.read_weights(tmp_path / "x.safetensors", name, of, *overrides)
+    assert flat.keys() == find_layout(name, again, registry().plugins).write(again).keys()
+
+
+def test_files_of_another_number_of_classes_say_so(tmp_path):
+    for of, name in (("clam-mb-uni", "clam-official"), ("clam-sb-uni", "clam-official")):
+        model = wsizoo.build(of, *CLAM[:-1], "aggregator.attention=8", "head.classes=[a,b]")
+        file = wsizoo.write_weights(model, tmp_path / f"{of}.pt", name)
+        with pytest.raises(
+            StrictnessError, match=r"The file is of 2 classes, '.*' has 3 \(a, b, c"
+        ):
+            wsizoo.read_weights(file, name, of, *CLAM)
+    with pytest.raises(NotFoundError, match=r"named 'clam' .* Did you mean 'clam-official'\?"):
+        wsizoo.read_weights(file, "clam", of, *CLAM)
+    with pytest.raises(NotFoundError, match=r"Weight formats of clam-sb: clam-official, mil-lab\."):
+        wsizoo.read_weights(file, "theirs", of, *CLAM)
 
 
 def test_every_table_of_mil_lab_has_such_a_test():

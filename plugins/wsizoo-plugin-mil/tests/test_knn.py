@@ -156,3 +156,16 @@ def test_it_is_saved_with_its_slides(tmp_path):
     again = wsizoo.load(tmp_path / "x")
     torch.testing.assert_close(again(bags[1]).logits, model(bags[1]).logits)
     assert again(bags[1]).logits.any()
+
+
+def test_names_of_slides_are_not_published_and_what_is_is_said(tmp_path):
+    model = wsizoo.build("knn-uni", "encoder.dim=4", "aggregator.capacity=3", "head.classes=[a,b]")
+    slides = [slide(0, "a", label=0), slide(1, "b", label=1)]
+    model.start_training(1, slides)
+    model.trained = True
+    assert "aggregator.names" in model.state_dict()
+    assert "aggregator.names" not in model.inference_state()
+    folder = wsizoo.save(model.eval(), tmp_path / "model")
+    assert "mean patch vector and the label, time or value" in (folder / "README.md").read_text()
+    again = wsizoo.load(folder)
+    torch.testing.assert_close(again(slides[0]).logits, model(slides[0]).logits)

@@ -15,9 +15,15 @@ from wsizoo.weight_formats import fill
 NARROW = ["encoder.dim=24", "aggregator.dim=16", "head.classes=[a,b,c]"]
 
 
-@pytest.mark.parametrize("options", [{"variant": "nystrom"}, {"embed_activation": "tanh"}], ids=str)
-def test_unknown_words_are_refused(options):
-    with pytest.raises(SpecError, match="expected one of rrt, mil-lab and one of relu, gelu"):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"variant": "nystrom"}, "^RRT's variant is 'nystrom', expected one of rrt, mil-lab$"),
+        ({"embed_activation": "tanh"}, "^RRT's embed_activation is 'tanh', expected .* relu, gelu"),
+    ],
+)
+def test_unknown_words_are_refused_alone(options, message):
+    with pytest.raises(SpecError, match=message):
         RRT(20, dim=16, **options)
 
 

@@ -101,6 +101,7 @@ class LongMIL(_Packed):
     """
 
     whose = "longmil"
+    options_type: ClassVar[type] = Settings
     conformance_params: ClassVar[dict[str, Any]] = {"dim": 16, "radius": 2.5}
 
     def __init__(self, in_dim: int, preset: str = "paper", **options: Any) -> None:

@@ -28,7 +28,7 @@ class ACMILOfficial(Renaming):
     Of one attention, its files hold a classifier of that branch, which is never used.
     """
 
-    whose = "ACMIL"
+    whose, inside = "ACMIL", "model"
 
     def names(self, model: SlideModel) -> dict[str, str]:
         part = _of(model)

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
-from wsizoo.errors import SpecError
 from wsizoo.losses import cross_entropy
-from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest, of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
@@ -84,11 +83,8 @@ class ClamSB(Packed):
         task: str | None = None,
     ) -> None:
         check_task("CLAM", task)
-        if instance_loss not in LOSSES or variant not in VARIANTS:
-            raise SpecError(
-                f"CLAM's instance_loss is {instance_loss!r} and its variant {variant!r}, expected "
-                f"one of {', '.join(LOSSES)} and one of {', '.join(VARIANTS)}"
-            )
+        check_choice("CLAM", LOSSES, instance_loss=instance_loss)
+        check_choice("CLAM", VARIANTS, variant=variant)
         check_sizes("CLAM", dim=dim, attention=attention, k=k)
         check_shares("CLAM", dropout=dropout, score_dropout=score_dropout)
         check_shares("CLAM", whole=True, bag_weight=bag_weight)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
@@ -250,11 +250,9 @@ def _check(
         raise SpecError(
             f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
         )
-    if variant not in VARIANTS or distill not in DISTILL or compat not in (None, "published"):
-        raise SpecError(
-            f"DTFD's variant is {variant!r}, its distill {distill!r}, its compat {compat!r}; "
-            f"expected one of {', '.join(VARIANTS)}; of {', '.join(DISTILL)}; of null, published"
-        )
+    check_choice("DTFD", VARIANTS, variant=variant)
+    check_choice("DTFD", DISTILL, distill=distill)
+    check_choice("DTFD", (None, "published"), compat=compat)
     handed = distill == "afs" or total >= groups or (compat and distill == "maxmins")
     if not handed:
         raise SpecError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,13 @@ class DTFDOfficial(Renaming):
 
     def up_to_date(self, tensors: Mapping[str, Tensor], model: SlideModel) -> dict[str, Tensor]:
         return {PARALLEL.sub(r"\1.", name): tensor for name, tensor in tensors.items()}
+
+    def container(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, own = name.partition(".")
+            parts.setdefault(part, {})[own] = tensor
+        return parts
 
     def overrides(self, tensors: Mapping[str, Tensor]) -> list[str]:
         return told(

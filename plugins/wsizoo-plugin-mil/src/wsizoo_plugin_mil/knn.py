@@ -29,7 +29,7 @@ class KNN(Packed):
     Nothing is learned but one factor of all logits, so that probabilities are calibrated (each
     training slide is asked what it would be by the others); it changes no call and no order.
     The training slides are read once, in `start_training`, and are part of the weights; before
-    that all logits are 0.
+    that all logits are 0. Whoever has the weights has the mean patch and the target of each.
 
     Args:
         in_dim: width D of the features. n_outputs: C, of the head; None: no logits.
@@ -58,6 +58,7 @@ class KNN(Packed):
     owns_classifier = True
     classifier_tensors: ClassVar[tuple[str, ...]] = ("answers", "exposures")
     conformance_params: ClassVar[dict[str, Any]] = {"capacity": 8}
+    discloses = "the mean patch vector and the label, time or value of each training slide"
     vectors: Tensor
     answers: Tensor
     exposures: Tensor
@@ -123,6 +124,10 @@ class KNN(Packed):
             if self.standardise is not None:
                 self.standardise.measure([Bag(stored)])
             stored.copy_(self.directions(stored))
+
+    def inference_state(self) -> dict[str, Tensor]:
+        """Without what stands for the slides' names, which only training asks for."""
+        return {name: tensor for name, tensor in self.state_dict().items() if name != "names"}
 
     def directions(self, slide: Tensor) -> Tensor:
         """(B, D) mean patches -> of length 1, whose products are how alike they are."""

@@ -72,6 +72,7 @@ class MhimABMIL(Packed):
     )
     conformance_params: ClassVar[dict[str, Any]] = {"dim": 16}
     encoder: ClassVar[type[nn.Module]] = AttentionEncoder
+    options_type: ClassVar[type] = Options
     steps: Tensor
 
     def __init__(

@@ -29,7 +29,7 @@ AGAIN = "merge.global_q_mm"
 class MHIMOfficial(Renaming):
     """As https://github.com/DearCaat/MHIM-MIL at 5377eb6 (v1) and 9d0c91a (v2) saves `model`."""
 
-    whose = "MHIM-MIL"
+    whose, inside = "MHIM-MIL", "model"
 
     def names(self, model: SlideModel) -> dict[str, str]:
         part = _of(model)

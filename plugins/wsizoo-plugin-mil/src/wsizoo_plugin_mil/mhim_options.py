@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.targets import check_kinds
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS
 from wsizoo_plugin_mil.mhim_masking import AT_RANDOM, Share
@@ -83,22 +83,19 @@ class Options:
         return options
 
     def check(self) -> None:
-        if self.student not in TAKES or self.activation not in EMBEDDING_ACTIVATIONS:
-            raise SpecError(
-                f"MHIM's student is {self.student!r} and its activation {self.activation!r}; "
-                f"expected one of {', '.join(TAKES)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
-            )
+        check_choice("MHIM", TAKES, student=self.student)
+        check_choice("MHIM", EMBEDDING_ACTIVATIONS, activation=self.activation)
         check_sizes("MHIM", dim=self.dim)
         check_sizes("MHIM", 0, queries=self.queries)
         for name in ("dropout", "high", "at_random", "low", "keep", "warm_up"):
             check_shares("MHIM", **{name: getattr(self, name)})
         for name in ("high_among", "momentum", "merge_momentum"):
             check_shares("MHIM", whole=True, **{name: getattr(self, name)})
-        if not self.high_among > 0 or not self.alpha >= 0 or not self.temperature > 0:
-            raise SpecError(
-                f"MHIM's high_among is {self.high_among}, its alpha {self.alpha}, its temperature "
-                f"{self.temperature}; expected more than 0, 0 or more, and more than 0"
-            )
+        for name in ("high_among", "temperature"):
+            if not getattr(self, name) > 0:
+                raise SpecError(f"MHIM's {name} is {getattr(self, name)}, expected more than 0")
+        if not self.alpha >= 0:
+            raise SpecError(f"MHIM's alpha is {self.alpha}, expected 0 or more")
 
     def shares(self, high: float) -> list[Share]:
         """What is masked, in the published order, where `high` has come to this."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class Renaming(WeightLayout):
     """
 
     whose: str  # the published code, in errors
+    inside: ClassVar[str | None] = None  # where in its checkpoints the tensors are
 
     def names(self, model: SlideModel) -> Mapping[str, str]:
         """Our names of layers and bare parameters, and theirs."""
@@ -50,6 +52,9 @@ class Renaming(WeightLayout):
             for ours in model.inference_state()
             if (theirs := self._published(ours, model))
         }
+
+    def container(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return {self.inside: tensors} if self.inside else tensors
 
     def unused(self, model: SlideModel) -> list[str]:
         return list(self.made_up(model))

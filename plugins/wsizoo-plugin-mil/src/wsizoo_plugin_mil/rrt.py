@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_heads, check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import EMBEDDING_ACTIVATIONS, AttentionScores, pooled
 from wsizoo_plugin_mil.initialisation import begin
@@ -159,11 +159,8 @@ def _check(
 ) -> None:
     dim, heads, layer_dropout, epeg, regions = within
     _, cross_heads, _, slots, slot_mlp = across
-    if variant not in VARIANTS or embed_activation not in EMBEDDING_ACTIVATIONS:
-        raise SpecError(
-            f"RRT's variant is {variant!r} and its embed_activation {embed_activation!r}, expected "
-            f"one of {', '.join(VARIANTS)} and one of {', '.join(EMBEDDING_ACTIVATIONS)}"
-        )
+    check_choice("RRT", VARIANTS, variant=variant)
+    check_choice("RRT", EMBEDDING_ACTIVATIONS, embed_activation=embed_activation)
     check_sizes("RRT", 4 if slot_mlp else 1, dim=dim)  # its MLP is a quarter as wide
     check_sizes("RRT", heads=heads, cross_heads=cross_heads, layers=layers)
     check_sizes("RRT", regions=regions, slots=slots, dim_head=dim_head)

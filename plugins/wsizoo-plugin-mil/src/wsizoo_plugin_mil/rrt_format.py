@@ -23,7 +23,7 @@ class RRTOfficial(Renaming):
     EPEG's biases change nothing and are no part of our model.
     """
 
-    whose = "RRT-MIL"
+    whose, inside = "RRT-MIL", "model"
 
     def names(self, model: SlideModel) -> dict[str, str]:
         aggregator = _of(model)

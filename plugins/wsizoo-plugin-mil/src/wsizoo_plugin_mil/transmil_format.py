@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -13,7 +14,10 @@ from wsizoo_plugin_mil.renaming import Renaming, told, width
 class TransMILOfficial(Renaming):
     """As https://github.com/szc19990412/TransMIL at 9d6aee5 saves it (`state_dict`, `model.`)."""
 
-    whose = "TransMIL"
+    whose, inside = "TransMIL", "state_dict"
+
+    def container(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        return super().container({f"model.{name}": tensor for name, tensor in tensors.items()})
 
     def names(self, model: SlideModel) -> dict[str, str]:
         return {

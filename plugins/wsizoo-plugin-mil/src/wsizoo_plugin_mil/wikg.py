@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsizoo import Aggregated, Bag
-from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes
 from wsizoo.mil.pooling import projection
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
@@ -67,11 +66,9 @@ class WiKG(Packed):
         dropout: float | None = None,
         mix: str = "bi-interaction",
     ) -> None:
-        if variant not in VARIANTS or mix not in MIXES or pool not in (None, *POOLS):
-            raise SpecError(
-                f"WiKG's variant is {variant!r}, its mix {mix!r} and its pool {pool!r}, expected "
-                f"one of {', '.join(VARIANTS)}, of {', '.join(MIXES)} and of {', '.join(POOLS)}"
-            )
+        check_choice("WiKG", VARIANTS, variant=variant)
+        check_choice("WiKG", MIXES, mix=mix)
+        check_choice("WiKG", (None, *POOLS), pool=pool)
         asked = {"k": k, "pool": pool, "dropout": dropout}
         told = {**VARIANTS[variant], **{key: v for key, v in asked.items() if v is not None}}
         check_sizes("WiKG", 2 if told["pool"] == "attention" else 1, dim=dim)  # half as wide

@@ -51,6 +51,7 @@ class PixelMamba(Aggregator):
 
     reads = "pixels"
     uses_coords = True
+    options_type: ClassVar[type] = Settings
     conformance_params: ClassVar[dict[str, Any]] = {
         "layers": ["h-cat", "v-avg"],
         "pixels": 2,

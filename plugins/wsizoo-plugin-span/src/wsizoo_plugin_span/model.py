@@ -91,6 +91,8 @@ class Span(_OnGrid):
         tokens that cannot be read, and a slide vector that no slide can change, are refused.
     """
 
+    options_type: ClassVar[type] = SlideSettings
+
     def __init__(self, in_dim: int, **options: Any) -> None:
         settings = SlideSettings.of(in_dim, options)
         super().__init__(settings, settings.pooled_width)
@@ -127,6 +129,7 @@ class SpanUNet(_OnGrid):
     """
 
     gives_instances, gives_slide = True, False
+    options_type: ClassVar[type] = UNetSettings
 
     def __init__(self, in_dim: int, **options: Any) -> None:
         settings = UNetSettings.of(in_dim, options)
