@@ -11,14 +11,13 @@ from wsizoo.interfaces import SlideOutput
 from wsizoo.train.predictions import by_patient, one_target_each, prediction
 
 
-def model(classes: tuple[str, ...] = (), threshold: float | None = None) -> Any:
-    return SimpleNamespace(
-        name="toy", classes=list(classes), head=SimpleNamespace(threshold=threshold)
-    )
+def model(task: str, classes: tuple[str, ...] = (), threshold: float | None = None) -> Any:
+    head = SimpleNamespace(task=task, threshold=threshold)
+    return SimpleNamespace(name="toy", classes=list(classes), head=head)
 
 
 def row(task: str, output: SlideOutput, target: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return prediction(task, model(**more), output, target)
+    return prediction(task, model(task, **more), output, target)
 
 
 def test_a_class_has_its_probabilities() -> None:
