@@ -41,7 +41,8 @@ def structured(schema: type[Schema], whose: str, content: Mapping[str, Any]) -> 
         hint = suggest(str(error.key), known, "Fields: ")
         raise SpecError(f"{whose}: unknown field '{error.full_key}'. {hint}") from error
     except MissingMandatoryValue as error:
-        raise SpecError(f"{whose} states no {error.full_key}") from error
+        key = error.full_key
+        raise SpecError(f"{whose} states no {key}: write it there, or type {key}=...") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         where = getattr(error, "full_key", None) or "a field"
         expected = _expected(error) or f": {str(error).splitlines()[0]}"
