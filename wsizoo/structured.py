@@ -23,12 +23,14 @@ KINDS: dict[Any, str] = {
 }
 
 
-def structured(schema: type[Schema], whose: str, content: Mapping[str, Any]) -> Schema:
+def structured(
+    schema: type[Schema], whose: str, content: Mapping[str, Any], *, typed: bool = False
+) -> Schema:
     """A dataclass of this content, its keys and types checked, in nested dataclasses too.
 
     Args:
         schema: fields without a value are MISSING, and must be stated.
-        whose: what the content is of, for the message.
+        whose: what the content is of, for the message. typed: KEY=VALUE may state a field too.
 
     Raises:
         SpecError: an unknown key (the near one named), a wrong type, a missing field.
@@ -42,7 +44,8 @@ def structured(schema: type[Schema], whose: str, content: Mapping[str, Any]) -> 
         raise SpecError(f"{whose}: unknown field '{error.full_key}'. {hint}") from error
     except MissingMandatoryValue as error:
         key = error.full_key
-        raise SpecError(f"{whose} states no {key}: write it there, or type {key}=...") from error
+        hint = f": write it there, or type {key}=..." if typed else ""
+        raise SpecError(f"{whose} states no {key}{hint}") from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         where = getattr(error, "full_key", None) or "a field"
         expected = _expected(error) or f": {str(error).splitlines()[0]}"

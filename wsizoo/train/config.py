@@ -258,7 +258,7 @@ def load_config(source: Source, overrides: Sequence[str] = ()) -> RunConfig:
         if not isinstance(value, dict) and (value is not None or group != "augment"):
             raise SpecError(f"{whose}: {group} is {value!r}, expected keys, such as {such}")
     _check_keys(whose, content)
-    config = structured(RunConfig, whose, content)
+    config = structured(RunConfig, whose, content, typed=True)
     _check(whose, config)
     if len(set(config.seeds)) < len(config.seeds):
         raise SpecError(f"{whose}: seeds is {config.seeds}, expected each once: a seed is a run")

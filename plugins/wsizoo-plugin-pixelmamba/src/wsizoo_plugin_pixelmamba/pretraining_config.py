@@ -110,7 +110,7 @@ def read_config(overrides: Sequence[str] = (), file: Path = CONFIG) -> Pretraini
     content = read_yaml(file.read_text(encoding="utf-8"))
     for text in overrides:
         lay_over("pre-training", content, text)
-    return structured(Pretraining, "pre-training", content)
+    return structured(Pretraining, "pre-training", content, typed=True)
 
 
 def _refuse(name: str, value: Any, need: str) -> NoReturn:

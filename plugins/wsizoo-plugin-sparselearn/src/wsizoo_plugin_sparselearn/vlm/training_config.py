@@ -101,7 +101,7 @@ def read_config(texts: Sequence[str] = ()) -> tuple[Training, list[str]]:
     if stage not in STAGES:
         _refuse("stage", stage, " or ".join(STAGES))
     base = read_yaml((FOLDER / f"{stage}.yaml").read_text(encoding="utf-8"))
-    return structured(Training, WHOSE, {**base, **content}), of_model
+    return structured(Training, WHOSE, {**base, **content}, typed=True), of_model
 
 
 def _refuse(name: str, value: Any, need: str) -> NoReturn:
