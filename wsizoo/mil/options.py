@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from wsizoo.errors import SpecError
 
@@ -18,6 +19,18 @@ def check_choice(whose: str, known: Iterable[str | None], /, **given: str | None
         if value not in names:
             told = ", ".join("null" if name is None else name for name in names)
             raise SpecError(f"{whose}'s {option} is {value!r}, expected one of {told}")
+
+
+def preset(
+    whose: str, variants: Mapping[str, Mapping[str, Any]], variant: str, /, **given: Any
+) -> dict[str, Any]:
+    """The settings of a variant, and over them the options that are given, not None.
+
+    Raises:
+        SpecError: no such variant.
+    """
+    check_choice(whose, variants, variant=variant)
+    return {**variants[variant], **{name: v for name, v in given.items() if v is not None}}
 
 
 def check_sizes(whose: str, least: int = 1, /, **given: int | Sequence[int] | None) -> None:

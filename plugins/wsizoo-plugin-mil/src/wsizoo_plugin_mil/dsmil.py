@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
-from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_shares, check_sizes
+from wsizoo.mil.options import check_shares, check_sizes, preset
 from wsizoo.ops import RowLinear, RowSequential
-from wsizoo_plugin_mil.attention_pooling import of_best_class
+from wsizoo_plugin_mil.attention_pooling import of_best_class, pooled
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.packed import PER_PATCH, Packed, split
 from wsizoo_plugin_mil.survival import SURVIVAL
@@ -67,15 +66,11 @@ class DSMIL(Packed):
         dropout_v: float = 0.0,
         task: str | None = None,
     ) -> None:
-        if variant not in VARIANTS:
-            raise SpecError(
-                f"DSMIL's variant is {variant!r}, expected one of {', '.join(VARIANTS)}"
-            )
         check_sizes("DSMIL", 0, dim=dim)
         check_sizes("DSMIL", query=query)
         check_shares("DSMIL", dropout_v=dropout_v)
         asked = {"dim": dim, "query": query, "nonlinear": nonlinear, "passing_v": passing_v}
-        set_to = {**VARIANTS[variant], **{k: v for k, v in asked.items() if v is not None}}
+        set_to = preset("DSMIL", VARIANTS, variant, **asked)
         width, rows = set_to["dim"] or in_dim, n_outputs or 1
         super().__init__(in_dim, rows * width)
         lab, q = variant == "mil-lab", set_to["query"]
@@ -104,12 +99,9 @@ class DSMIL(Packed):
         if self.value is not None:
             values = self.value_act(self.value(self.drop(instances)))
         asked = query[critical] * query.shape[1] ** -0.5  # (B, C, Q)
-        weights = [
-            torch.softmax(part @ of.t(), 0)
-            for part, of in zip(split(query, bags), asked, strict=True)
-        ]
-        sums = [w.t() @ v for w, v in zip(weights, split(values, bags), strict=True)]
-        rows = self.norm(torch.stack(sums))  # (B, C, E)
+        scores = [part @ of.t() for part, of in zip(split(query, bags), asked, strict=True)]
+        weights, sums = pooled(scores, values)
+        rows = self.norm(sums)  # (B, C, E)
         if self.classify is None:
             return Aggregated(rows.flatten(1), lambda: torch.cat(of_best_class(weights, None)))
         logits = self.classify(rows)[..., 0]  # (B, C)

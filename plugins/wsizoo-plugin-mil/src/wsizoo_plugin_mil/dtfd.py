@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag, Prediction
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_choice, check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes, preset
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.attention_pooling import AttentionScores, highest
 from wsizoo_plugin_mil.initialisation import begin
@@ -89,10 +89,8 @@ class DTFD(Packed):
         check_sizes("DTFD", 0, residuals=residuals, total=total)
         check_shares("DTFD", dropout=dropout)
         check_shares("DTFD", whole=True, bag_weight=bag_weight)
-        _check(variant, distill, (groups, total), compat, shuffles if n_outputs == 1 else 1)
-        set_to = dict(VARIANTS[variant])
-        asked = {"residuals": residuals, "dropout": dropout}
-        set_to |= {name: value for name, value in asked.items() if value is not None}
+        _check(distill, (groups, total), compat, shuffles if n_outputs == 1 else 1)
+        set_to = preset("DTFD", VARIANTS, variant, residuals=residuals, dropout=dropout)
         super().__init__(in_dim, dim)
         self.groups, self.per_group, self.distill = groups, total // groups, distill
         self.published, self.survival = compat == "published", task == SURVIVAL
@@ -241,16 +239,13 @@ def averaged(logits: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(logits)).log_softmax(1).logsumexp(0) - math.log(len(logits))
 
 
-def _check(
-    variant: str, distill: str, sizes: tuple[int, int], compat: str | None, shuffles: int
-) -> None:
+def _check(distill: str, sizes: tuple[int, int], compat: str | None, shuffles: int) -> None:
     """sizes: groups and total. shuffles: where there is one output."""
     groups, total = sizes
     if shuffles > 1:
         raise SpecError(
             f"DTFD's shuffles is {shuffles}, expected 1, or more with a head of several outputs"
         )
-    check_choice("DTFD", VARIANTS, variant=variant)
     check_choice("DTFD", DISTILL, distill=distill)
     check_choice("DTFD", (None, "published"), compat=compat)
     handed = distill == "afs" or total >= groups or (compat and distill == "maxmins")

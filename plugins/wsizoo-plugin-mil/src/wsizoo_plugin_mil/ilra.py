@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Bag
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_heads, check_sizes
+from wsizoo.mil.options import check_choice, check_heads, check_sizes
 from wsizoo.ops import RowLinear, row_linear
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.multihead import Multihead, attend, weights
@@ -111,8 +111,7 @@ class ILRA(Packed):
         heads: int = 8,
         norm: bool = True,
     ) -> None:
-        if variant not in RANKS:
-            raise SpecError(f"ILRA's variant is {variant!r}, expected one of {', '.join(RANKS)}")
+        check_choice("ILRA", RANKS, variant=variant)
         rank = RANKS[variant] if rank is None else rank
         lab = variant == "mil-lab"
         check_sizes("ILRA", dim=dim, rank=rank, layers=layers, heads=heads)

@@ -75,8 +75,7 @@ class Options:
         odd = [name for name in given if name not in known]
         if odd:
             raise SpecError(f"MHIM has no option '{odd[0]}'. It takes: {', '.join(known)}")
-        if version not in VERSIONS:
-            raise SpecError(f"MHIM's version is {version!r}, expected one of {', '.join(VERSIONS)}")
+        check_choice("MHIM", VERSIONS, version=version)
         check_kinds(cls, "MHIM", dict(given))
         options = cls(**{**VERSIONS[version], **given})
         options.check()

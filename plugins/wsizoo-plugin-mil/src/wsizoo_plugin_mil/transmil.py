@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from wsizoo import Aggregated, Aggregator, Bag
 from wsizoo.errors import SpecError
-from wsizoo.mil.options import check_heads, check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_heads, check_shares, check_sizes
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
 from wsizoo_plugin_mil.nystrom import Factors, NystromAttention
@@ -76,10 +76,7 @@ class TransMIL(Aggregator):
         layers: int = 2,
         dropout: float = 0.1,
     ) -> None:
-        if variant not in HEADS:
-            raise SpecError(
-                f"TransMIL's variant is {variant!r}, expected one of {', '.join(HEADS)}"
-            )
+        check_choice("TransMIL", HEADS, variant=variant)
         heads = HEADS[variant] if heads is None else heads
         check_sizes("TransMIL", dim=dim, heads=heads, layers=layers)
         check_shares("TransMIL", dropout=dropout)

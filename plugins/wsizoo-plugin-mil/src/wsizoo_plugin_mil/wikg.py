@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from wsizoo import Aggregated, Bag
-from wsizoo.mil.options import check_choice, check_shares, check_sizes
+from wsizoo.mil.options import check_choice, check_shares, check_sizes, preset
 from wsizoo.mil.pooling import projection
 from wsizoo.ops import RowLinear, RowSequential
 from wsizoo_plugin_mil.initialisation import begin
@@ -66,11 +66,9 @@ class WiKG(Packed):
         dropout: float | None = None,
         mix: str = "bi-interaction",
     ) -> None:
-        check_choice("WiKG", VARIANTS, variant=variant)
         check_choice("WiKG", MIXES, mix=mix)
         check_choice("WiKG", (None, *POOLS), pool=pool)
-        asked = {"k": k, "pool": pool, "dropout": dropout}
-        told = {**VARIANTS[variant], **{key: v for key, v in asked.items() if v is not None}}
+        told = preset("WiKG", VARIANTS, variant, k=k, pool=pool, dropout=dropout)
         check_sizes("WiKG", 2 if told["pool"] == "attention" else 1, dim=dim)  # half as wide
         check_sizes("WiKG", k=k)
         check_shares("WiKG", dropout=dropout)
